@@ -1,0 +1,45 @@
+# Every target does its own set-up: a virtual environment in .venv with the versions of constraints.txt.
+# PYTHON picks the interpreter (3.11 or newer); RUN is the run folder of the demo and of the notebooks.
+PYTHON ?= python3
+RUN ?= runs/demo
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE := 1
+export MPLBACKEND := agg
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check notebooks clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name one with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks]'
+	touch $@
+
+demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a router trajectory in minutes
+	$(BIN)/python -m train --preset demo --out $(RUN) --resume
+	$(BIN)/python -m train.evaluate --ckpt $(RUN)
+	$(BIN)/python -m train.sample --ckpt $(RUN) --cfg 2.5
+	$(BIN)/python -m gsnr.probe --ckpt $(RUN)
+	$(BIN)/python -m figures --run $(RUN)
+
+test: $(STAMP) ## runs the tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+notebooks: demo ## executes the notebooks on RUN, in place
+	GSNR_RUN=$(abspath $(RUN)) $(BIN)/jupyter nbconvert --to notebook --execute --inplace analysis_notebooks/*.ipynb
+
+clean: ## removes the environment and caches; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

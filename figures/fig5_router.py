@@ -1,0 +1,57 @@
+"""Fig. 5: what the router chose: beta, alpha mid and alpha deep over t at the checkpoint, and beta over training."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures.style import COLOURS, GREY, LINES, PAGE, T_LABEL, paper
+
+TABLE = "router"
+
+
+def _lines(axes: Axes, rows: pd.DataFrame, title: str, uniform: float) -> None:
+    for i, (name, curve) in enumerate(rows.groupby("group", sort=False)):
+        curve = curve.sort_values("t_low")
+        axes.plot(curve["t_low"], curve["value"], color=COLOURS[i % len(COLOURS)], ls=LINES[i % len(LINES)], label=_short(str(name)))
+    axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=T_LABEL)
+    axes.set_title(title, loc="left")
+    axes.legend()
+
+
+def _short(name: str) -> str:
+    """ "8:down_blocks.2.resnets.0" -> "8 down 2 res 0"."""
+    number, _, rest = name.partition(":")
+    for long, short in (("down_blocks", "down"), ("resnets", "res"), ("downsamplers.0", "downsample"), ("mid_block", "mid"), ("attentions", "attn")):
+        rest = rest.replace(long, short)
+    return f"{number} {rest.replace('.', ' ')}".strip()
+
+
+def draw(metrics: pd.DataFrame) -> Figure:
+    """metrics: a `router` table. Dotted grey: the uniform mixture that training starts from."""
+    now, log = metrics[metrics["target"] == "router"], metrics[metrics["target"] == "router_log"]
+    with paper():
+        figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
+        axes = figure.subplots(2, 2)
+        _lines(axes[0, 0], now[now["metric"] == "beta"], r"(a) $\beta$ over t", 0.5)
+        axes[0, 0].set_ylabel("weight")
+        for panel, part, letter in ((axes[0, 1], "mid", "b"), (axes[1, 0], "deep", "c")):
+            rows = now[now["metric"] == f"alpha_{part}"]
+            _lines(panel, rows, rf"({letter}) $\alpha$ {part} over t", 1 / max(1, rows["group"].nunique()))
+        axes[1, 0].set_ylabel("weight")
+        _history(axes[1, 1], log[(log["metric"] == "beta") & (log["group"] == "deep")])
+    return figure
+
+
+def _history(axes: Axes, rows: pd.DataFrame) -> None:
+    """beta deep as a map over training steps and t."""
+    axes.set_title(r"(d) $\beta$ deep over training", loc="left")
+    axes.set(xlabel="training step", ylabel=T_LABEL)
+    if rows.empty:
+        axes.text(0.5, 0.5, "the run kept no router log", ha="center", va="center", transform=axes.transAxes)
+        return
+    grid = rows.pivot_table(index="t_low", columns="step", values="value")
+    mesh = axes.pcolormesh(grid.columns, grid.index, grid.to_numpy(), cmap="RdBu_r", vmin=0, vmax=1, shading="nearest", rasterized=True)
+    axes.figure.colorbar(mesh, ax=axes, label=r"$\beta$ deep (blue: mid, red: deep)")

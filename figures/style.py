@@ -1,0 +1,53 @@
+"""The one style: column width, embedded fonts, colours that survive colour blindness (Okabe and Ito) and greyscale (markers differ)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.4, 7.0  # inches: one column, the full page
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+CONTROL, GREY = "#666666", "#999999"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")
+T_LABEL = "t  (0 = data, 1 = noise)"
+
+_RC: Any = {
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.02,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def paper() -> Iterator[None]:
+    """Figures drawn inside have the style; whatever was set before comes back after."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes PNG or PDF by the path's ending, with the style's resolution and embedded fonts; a PDF carries no date."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with paper():
+        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)

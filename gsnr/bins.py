@@ -1,0 +1,19 @@
+"""Bins over an interval, and where within its bin each sample lies. No torch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def uniform_edges(count: int, low: float = 0.0, high: float = 1.0) -> NDArray[np.float64]:
+    """`count` bins of equal width: (count + 1,) edges from `low` to `high`. Raises ValueError for count < 1."""
+    if count < 1:
+        raise ValueError(f"--bins {count}: at least one bin is needed")
+    return np.linspace(low, high, count + 1)
+
+
+def within(edges: NDArray[np.float64], bin_index: int, u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positions in a bin from u in [0, 1): the same u puts a sample at the same relative place of every bin."""
+    low, high = edges[bin_index], edges[bin_index + 1]
+    return low + (high - low) * u

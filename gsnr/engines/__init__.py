@@ -1,0 +1,59 @@
+"""Engines: ways to get exact per-sample gradients. One file each, each with one function
+
+    per_sample_gradients(model, loss, batch, selected, chunk) -> iterator of (losses_C, gradients)
+
+losses_C: (C,) detached losses of the next C <= chunk samples; gradients: name -> (C, *parameter shape), one entry for every name in
+`selected` (zeros where the loss does not touch the parameter). Nothing is left behind: no .grad, no hook, no RNG state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+Gradients = dict[str, Tensor]
+PerSample = Callable[[nn.Module, Loss, Batch, dict[str, nn.Parameter], int], Iterator[tuple[Tensor, Gradients]]]
+
+ENGINES = ("loop", "vmap")
+AUTO = "vmap"
+MEMORY_BYTES = 1 << 30  # what per-sample gradients may take by default, all together
+
+
+def find(name: str) -> PerSample:
+    """The engine of that name ("auto" chooses). Raises ValueError listing the valid names."""
+    chosen = AUTO if name == "auto" else name
+    if chosen not in ENGINES:
+        raise ValueError(f"engine {name!r} does not exist; choose from auto, {', '.join(ENGINES)}")
+    return import_module(f"gsnr.engines.{chosen}").per_sample_gradients
+
+
+def chunk_within(memory_bytes: int, selected: dict[str, nn.Parameter], limit: int = 32) -> int:
+    """How many samples' gradients to hold at once: a quarter of the budget, at most `limit` (beyond which speed no longer gains)."""
+    per_sample = sum(p.numel() * p.element_size() for p in selected.values())
+    return max(1, min(limit, memory_bytes // (4 * per_sample)))
+
+
+def batch_size(batch: Batch) -> int:
+    """The common leading dimension B. Raises ValueError naming the key that differs."""
+    sizes = {key: value.shape[0] for key, value in batch.items() if value.ndim}
+    scalars = [key for key, value in batch.items() if not value.ndim]
+    if scalars or not sizes:
+        raise ValueError(f"batch key {scalars[0]!r} has no leading sample dimension" if scalars else "a batch without tensors")
+    first = next(iter(sizes.values()))
+    for key, size in sizes.items():
+        if size != first:
+            raise ValueError(f"batch key {key!r} holds {size} samples, others {first}: every tensor needs the same leading dimension")
+    return first
+
+
+def check_losses(losses: Tensor, b: int) -> Tensor:
+    """Passes on a (B,) floating tensor. Raises ValueError for anything else."""
+    if not isinstance(losses, torch.Tensor) or losses.shape != (b,):
+        got = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise ValueError(f"the loss must return one value per sample, shape ({b},), not {got}; do not average over the batch")
+    return losses

@@ -1,0 +1,48 @@
+"""`vmap`: torch.func.vmap(grad(functional_call)), in chunks. Works for any module whose loss draws no random numbers itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gsnr.engines import Batch, Gradients, Loss, batch_size, check_losses
+
+
+class _LossOf(nn.Module):
+    """A module whose forward is the loss, so that `functional_call` can swap the model's parameters beneath any loss function."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def per_sample_gradients(
+    model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], chunk: int
+) -> Iterator[tuple[Tensor, Gradients]]:
+    """See `gsnr.engines`. Attention takes the "math" path: fused kernels have no batching rule for their backward."""
+    wrapped = _LossOf(model, loss)
+    parameters = {f"model.{name}": p.detach() for name, p in selected.items()}
+
+    def one(parameters: Gradients, sample: Batch) -> Tensor:
+        row = {key: x.unsqueeze(0) for key, x in sample.items()}
+        return check_losses(functional_call(wrapped, parameters, (row,)), 1).sum()
+
+    every = vmap(grad_and_value(one), in_dims=(None, 0))
+    for start in range(0, batch_size(batch), chunk):
+        piece = {key: x[start : start + chunk] for key, x in batch.items()}
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            try:
+                gradients, losses = every(parameters, piece)
+            except RuntimeError as error:
+                if "randomness" in str(error):
+                    raise ValueError("the loss draws random numbers inside (dropout, noise): use eval mode, or pass them in the batch") from error
+                raise
+        yield losses, {name: gradients[f"model.{name}"] for name in selected}

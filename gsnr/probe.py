@@ -1,0 +1,159 @@
+"""`python -m gsnr.probe`, `gsnr-probe`: measures a checkpoint and writes tables that figures and notebooks read.
+
+    python -m gsnr.probe --ckpt runs/demo                          every probe that applies; tables in runs/demo/probes
+    python -m gsnr.probe --ckpt runs/demo/checkpoints/0000400 --probe alignment --bins 5 --out tables
+    python -m gsnr.probe --list
+    python -m gsnr.probe --ckpt runs/demo --dry-run
+
+A measurement that is there already, with the same settings, is not repeated. G-SNR is the ratio ||E g||^2 / tr Cov(g) of the per-sample
+gradient of one loss; README.md says how to read it.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gsnr import table
+from gsnr.commandline import Parser, run
+
+
+def names() -> list[str]:
+    """Probes, by the files in the folder `probes`."""
+    package = import_module("probes")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def find(name: str) -> ModuleType:
+    """The probe of that name. Raises ValueError listing the valid ones."""
+    if name not in names():
+        raise ValueError(f"probe {name!r} does not exist; choose from {', '.join(names())}")
+    return import_module(f"probes.{name}")
+
+
+def _parser() -> Parser:
+    assert __doc__ is not None
+    parser = Parser("python -m gsnr.probe", __doc__)
+    parser.add_argument("--ckpt", type=Path, metavar="PATH", help="run folder (its last checkpoint) or one checkpoint folder")
+    parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
+    parser.add_argument("--bins", type=int, default=10, metavar="K", help="bins of t, equal in width (default: 10)")
+    parser.add_argument("--n-images", type=int, default=256, metavar="N", help="held-out images, each used once in every bin (default: 256)")
+    parser.add_argument("--engine", default="auto", help="how per-sample gradients are computed: auto, loop, vmap (default: auto)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of times, noise and projector fits (default: 0)")
+    parser.add_argument("--batch-ref", type=int, default=256, metavar="B", help="batch size B of the column gsnr_batch = B * gsnr (default: 256)")
+    parser.add_argument("--fit-steps", type=int, default=300, metavar="N", help="steps each target's projector is fitted for (default: 300)")
+    parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
+    parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
+    parser.add_argument("--vae", metavar="ID", help="check that the checkpoint was trained with this VAE")
+    parser.add_argument("--model", metavar="NAME", help="architecture of a raw .pt file, which does not say it itself")
+    parser.add_argument("--overwrite", action="store_true", help="replace tables that were measured with other settings")
+    parser.add_argument("--list", action="store_true", help="list the probes and stop")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured and stop")
+    return parser
+
+
+def _positive(args: Any) -> None:
+    for flag, value, least in (
+        ("--bins", args.bins, 1),
+        ("--n-images", args.n_images, 3),
+        ("--fit-steps", args.fit_steps, 1),
+        ("--batch-ref", args.batch_ref, 1),
+        ("--seed", args.seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{flag} {value}: must be at least {least}")
+
+
+def _choose(asked: str | None, subject: Any) -> list[str]:
+    """The probes to run; without --probe, those that apply. Raises ValueError for one that is asked for and cannot run."""
+    chosen = []
+    for name in asked.split(",") if asked else names():
+        reason = find(name).cannot(subject)
+        if reason is None:
+            chosen.append(name)
+        elif asked:
+            raise ValueError(f"--probe {name}: {reason}")
+        else:
+            print(f"skipping {name}: {reason}")
+    return chosen
+
+
+def _is_there(path: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """True where the table has these settings already. Raises ValueError where it has others and may not be replaced."""
+    if not path.exists() or overwrite:
+        return False
+    was = table.provenance(path)["settings"]
+    changed = [key for key, value in settings.items() if was.get(key) != value]
+    if changed:
+        raise ValueError(
+            f"{path}: measured with other settings ({changed[0]} was {was.get(changed[0])!r}, now {settings[changed[0]]!r}); "
+            "add --overwrite, or name another folder with --out"
+        )
+    return True
+
+
+def main(argv: list[str]) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.list:
+        for name in names():
+            print(f"{name:12} {find(name).SUMMARY}")
+        return 0
+    if args.ckpt is None:
+        parser.error("--ckpt is needed (or --list)")
+    _positive(args)
+    for name in args.probe.split(",") if args.probe else []:
+        find(name)
+    from gsnr import engines
+
+    engines.find(args.engine)
+    subjects = import_module("probes._subject")
+    options = subjects.Options(**{name: getattr(args, name) for name in subjects.Options.__dataclass_fields__})
+    subject = subjects.load(args.ckpt, data=args.data, vae_name=args.vae, model=args.model, weights=args.weights)
+    held = subject.splits["heldout"].size
+    if args.n_images > held:
+        raise ValueError(f"--n-images {args.n_images}: the held-out split of {subject.header.data!r} has {held}")
+    chosen = _choose(args.probe, subject)
+    out = args.out or subject.checkpoint.folder.parent.parent / "probes"
+    print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")
+    if args.dry_run:
+        for name in chosen:
+            print(f"{name}: would write {out / f'{name}.parquet'}")
+            print("\n".join(f"  {line}" for line in find(name).plan(subject, options)))
+        return 0
+    settings = asdict(options) | {"checkpoint_sha": subject.checkpoint.sha, "step": subject.checkpoint.step, "data": subject.header.data}
+    settings |= {"weights": args.weights, "vae_sha": subject.header.vae_sha}
+    todo = [name for name in chosen if not _is_there(out / f"{name}.parquet", settings, args.overwrite)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be created ({error.strerror})") from error
+    for name in chosen:
+        path = out / f"{name}.parquet"
+        if name not in todo:
+            print(f"{path}: there already, with these settings")
+            continue
+        rows, notes = find(name).run(subject, options)
+        provenance = {"settings": settings, "config": asdict(subject.checkpoint.config), "notes": notes, "created": subject.created}
+        for kind, values in rows.items():
+            if kind == "samples":
+                table.write(out / f"{name}.samples.parquet", kind, values, provenance)
+        table.write(path, find(name).KIND, rows[find(name).KIND], provenance)
+        print(f"{path}: {len(rows[find(name).KIND])} rows")
+    if "alignment" in chosen:
+        print(table.summary(table.read(out / "alignment.parquet")))
+    return 0
+
+
+def cli() -> None:
+    """Entry point of `gsnr-probe`."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

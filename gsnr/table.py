@@ -1,0 +1,175 @@
+"""Tables on disk: one row per measured cell, parquet, schema version 1, with their provenance. Importable without torch.
+
+`alignment.parquet` and its like hold CELL_COLUMNS; probes that measure something other than a G-SNR hold METRIC_COLUMNS (the same keys
+with metric, value, low, high). Per-sample sums that let one run be re-analysed without a GPU lie beside the cells
+(`alignment.samples.parquet`, SAMPLE_COLUMNS).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gsnr.estimates import Estimate
+
+SCHEMA_VERSION = 1
+RUN_COLUMNS = {
+    "run": "string",
+    "checkpoint": "string",
+    "checkpoint_sha": "string",
+    "step": "int64",
+    "weights": "string",
+    "model": "string",
+    "vae": "string",
+    "data": "string",
+    "probe": "string",
+    "target": "string",
+    "control": "string",
+    "projector": "string",
+    "group": "string",
+    "bin": "int64",
+    "t_low": "float64",
+    "t_high": "float64",
+    "logsnr_low": "float64",
+    "logsnr_high": "float64",
+}
+END_COLUMNS = {
+    "seed": "int64",
+    "gsnr_version": "string",
+    "torch_version": "string",
+    "created": "string",
+}
+ESTIMATE_COLUMNS = {
+    "n": "int64",
+    "batch_ref": "int64",
+    "loss": "float64",
+    "signal": "float64",
+    "noise": "float64",
+    "gsnr": "float64",
+    "gsnr_low": "float64",
+    "gsnr_high": "float64",
+    "gsnr_plugin": "float64",
+    "gsnr_batch": "float64",
+    "gsnr_batch_db": "float64",
+    "noise_scale": "float64",
+    "detection_limit": "float64",
+    "below_detection": "bool",
+    "cos_denoise": "float64",
+    "cos_low": "float64",
+    "cos_high": "float64",
+    "gsnr_constructive": "float64",
+    "engine": "string",
+    "draws": "int64",
+}
+CELL_COLUMNS = RUN_COLUMNS | ESTIMATE_COLUMNS | END_COLUMNS
+METRIC_COLUMNS = RUN_COLUMNS | {"metric": "string", "value": "float64", "low": "float64", "high": "float64"} | END_COLUMNS
+SAMPLE_COLUMNS = {key: RUN_COLUMNS[key] for key in ("target", "control", "projector", "group", "bin")} | {
+    "image_id": "int64",
+    "t": "float64",
+    "loss": "float64",
+    "q": "float64",
+    "r": "float64",
+}
+KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COLUMNS}
+NAN = float("nan")
+
+
+def estimate_columns(estimate: Estimate, batch_ref: int) -> dict[str, Any]:
+    """The columns from `n` to `below_detection` (but `loss`) of one cell. dB is NaN where gsnr <= 0."""
+    scaled = batch_ref * estimate.gsnr
+    low, high = estimate.ci()
+    return {
+        "n": estimate.n,
+        "batch_ref": batch_ref,
+        "signal": estimate.signal,
+        "noise": estimate.noise,
+        "gsnr": estimate.gsnr,
+        "gsnr_low": low,
+        "gsnr_high": high,
+        "gsnr_plugin": estimate.gsnr_plugin,
+        "gsnr_batch": scaled,
+        "gsnr_batch_db": float(10 * np.log10(scaled)) if scaled > 0 else NAN,
+        "noise_scale": estimate.noise_scale,
+        "detection_limit": estimate.detection_limit,
+        "below_detection": estimate.below_detection,
+    }
+
+
+def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[str, Any]) -> None:
+    """Writes rows as one parquet file, aside and renamed. Raises ValueError for a row whose columns are not the kind's."""
+    columns = KINDS[kind]
+    for row in rows:
+        if row.keys() != columns.keys():
+            missing, extra = sorted(columns.keys() - row.keys()), sorted(row.keys() - columns.keys())
+            raise ValueError(f"{path.name}: a row of kind {kind!r} lacks {missing} and has unknown {extra}")
+    frame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"gsnr": json.dumps(header).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, aside, compression="zstd")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such table")
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+    if b"gsnr" not in metadata:
+        raise ValueError(f"{path}: not a gsnr table (its parquet metadata has no 'gsnr' entry)")
+    header = json.loads(metadata[b"gsnr"])
+    if header["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema version {header['schema_version']}, this gsnr reads {SCHEMA_VERSION}; measure again")
+    return header
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The rows of a table. Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, or one of no rows."""
+    _header(path)
+    frame = pd.read_parquet(path)
+    if frame.empty:
+        raise ValueError(f"{path}: the table has no rows")
+    return frame
+
+
+def provenance(path: Path) -> dict[str, Any]:
+    """What was measured, with which settings: the `provenance` the table was written with. Raises as `read` does."""
+    return _header(path)["provenance"]
+
+
+def summary(cells: pd.DataFrame, group: str = "all") -> str:
+    """G-SNR per bin (rows) and target (columns) as text: B * gsnr with its 95 % interval; a dot marks cells below detection."""
+    here = cells[cells["group"] == group]
+    batch_ref = int(here["batch_ref"].iloc[0])
+    names = {key: target_name(*key) for key in dict.fromkeys(zip(here["target"], here["control"], here["projector"], strict=True))}
+    width = max(22, *(len(name) + 2 for name in names.values()))
+    lines = [f"{batch_ref} x G-SNR of group {group!r}, n = {int(here['n'].iloc[0])}, 95 % interval; '.' = below detection"]
+    lines.append(f"{'t':>11}" + "".join(f"{name:>{width}}" for name in names.values()))
+    for (low, high), rows in here.groupby(["t_low", "t_high"]):
+        text = f"{low:5.2f}-{high:4.2f} "
+        for key in names:
+            row = rows[(rows["target"] == key[0]) & (rows["control"] == key[1]) & (rows["projector"] == key[2])].iloc[0]
+            value, a, b = (batch_ref * row[column] for column in ("gsnr", "gsnr_low", "gsnr_high"))
+            text += f"{f'{value:.2f} [{a:.2f}, {b:.2f}]' + ('.' if row['below_detection'] else ' '):>{width}}"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def target_name(target: str, control: str, projector: str) -> str:
+    """How a target is called in tables and legends: "uniform mid", "AHPA, shuffled", "AHPA, own projector"."""
+    base = "AHPA" if target == "ahpa" else target.replace("_", " ")
+    return base + (f", {control}" if control != "none" else "") + (", own projector" if projector == "ckpt" else "")

@@ -1,0 +1,139 @@
+"""Alignment G-SNR over t, per target and parameter group, on identical held-out images, times and noise (AHPA Sec. 3, Fig. 2, Table 7).
+
+The loss is the alignment loss alone. Its gradient is zero above the tap, so the forward stops there. Group "all" is the backbone up to
+the tap: patch and time embedders and blocks 1..k; each block, the embedders, the label embedding and the projector are groups too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import gsnr
+from gsnr.bins import uniform_edges
+from gsnr.table import NAN, estimate_columns
+from probes._fit import FIT_BATCH, FIT_LR, Candidate, candidates, fit, to_device, with_shuffled
+from probes._subject import Options, Subject, bin_columns
+from train import losses
+from train.data.batches import Batch
+from train.data.heldout import heldout_batches
+from train.interpolant import interpolate
+from train.models.sit import SiT
+
+SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, with intervals and the shuffled control"
+KIND = "cells"
+BACKBONE = "backbone"  # the label that becomes the table's group "all"
+
+
+class Aligned(nn.Module):
+    """The backbone and one projector: the parameters that an alignment gradient can reach."""
+
+    def __init__(self, sit: SiT, projector: nn.Module, tap: int) -> None:
+        super().__init__()
+        self.sit, self.projector, self.tap = sit, projector, tap
+
+    def forward(self, batch: Batch) -> Tensor:
+        _, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=(self.tap,), stop=True)
+        return losses.cosine(self.projector(hidden[self.tap]), batch["target"])
+
+
+def group_of(name: str, tap: int) -> tuple[str, ...]:
+    """The groups of a parameter of `Aligned`; () for one above the tap."""
+    part, _, rest = name.partition(".")
+    if part == "projector":
+        return ("projector",)
+    if rest.startswith("y_embedder."):
+        return ("label",)
+    if rest.startswith(("x_embedder.", "t_embedder.")):
+        return (BACKBONE, "embedders")
+    block = int(rest.split(".")[1]) + 1 if rest.startswith("blocks.") else tap + 1
+    return (BACKBONE, f"block {block}") if block <= tap else ()
+
+
+def cannot(subject: Subject) -> str | None:
+    return None
+
+
+def plan(subject: Subject, options: Options) -> list[str]:
+    made = candidates(subject)
+    gradients = len(made) * options.bins * options.n_images
+    model = Aligned(subject.checkpoint.model, made[0].alignment.projector, subject.tap)
+    size = sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
+    return [
+        f"targets: {', '.join(c.name for c in made)}",
+        f"projectors fitted for {options.fit_steps} steps of {FIT_BATCH}, AdamW {FIT_LR}, on the train split",
+        f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets = {gradients} per-sample gradients "
+        f"of {size:,} parameters (tap: block {subject.tap})",
+    ]
+
+
+def _heldout(subject: Subject, options: Options, low: float, high: float) -> list[tuple[Batch, Batch]]:
+    """(batch, the same with other images' features) of one bin."""
+    pairs, first = [], 0
+    for batch in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, ("G3", "G4")):
+        index = np.arange(first, first + len(batch["t"]), dtype=np.int64)
+        first += len(index)
+        pairs.append((to_device(batch, subject.device), to_device(with_shuffled(subject, "heldout", index, batch, ("G3", "G4")), subject.device)))
+    return pairs
+
+
+def _batches(candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator[Batch]:
+    for batch, shuffled in pairs:
+        yield {
+            "x": interpolate(batch["latent"], batch["noise"], batch["t"]),
+            "t": batch["t"],
+            "label": batch["label"],
+            "target": candidate.target_BTC(batch, shuffled),
+        }
+
+
+def run(subject: Subject, options: Options) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Rows of kind "cells" and "samples"; notes: how the projectors were fitted and the loss they ended at."""
+    made = candidates(subject)
+    fitted = fit(subject, options, made)
+    edges = uniform_edges(options.bins)
+    shared = subject.columns("alignment", options)
+    cells: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    bar = tqdm(total=options.bins * len(made), desc="alignment", unit="cell", mininterval=0.5, leave=False)
+    for index in range(options.bins):
+        pairs = _heldout(subject, options, edges[index], edges[index + 1])
+        t_N = torch.cat([batch["t"] for batch, _ in pairs]).tolist()
+        for candidate in made:
+            model = Aligned(subject.checkpoint.model, candidate.alignment.projector, subject.tap).to(subject.device).eval()
+            result = gsnr.measure(
+                model,
+                lambda m, batch: m(batch),
+                list(_batches(candidate, pairs)),
+                engine=options.engine,
+                parameters=lambda name: bool(group_of(name, subject.tap)),
+                groups=lambda name: group_of(name, subject.tap),
+            )
+            which = {"target": candidate.target, "control": candidate.control, "projector": candidate.projector}
+            for label in result.groups:
+                if label == "all":  # embraces projector and labels; the table's "all" is the backbone
+                    continue
+                group = "all" if label == BACKBONE else label
+                cells.append(
+                    shared
+                    | which
+                    | {"group": group}
+                    | bin_columns(index, float(edges[index]), float(edges[index + 1]))
+                    | estimate_columns(result[label], options.batch_ref)
+                    | {"loss": result.loss, "engine": result.engine, "draws": 1}
+                    | {"cos_denoise": NAN, "cos_low": NAN, "cos_high": NAN, "gsnr_constructive": NAN}
+                )
+                estimate = result[label]
+                assert estimate.r_n is not None
+                columns = zip(t_N, result.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
+                key = which | {"group": group, "bin": index}
+                samples += [key | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
+            bar.update()
+    bar.close()
+    notes = {"projector_fit": {"steps": options.fit_steps, "batch": FIT_BATCH, "lr": FIT_LR, "final_loss": fitted}, "tap": subject.tap}
+    return {"cells": cells, "samples": samples}, notes

@@ -1,0 +1,62 @@
+"""The router's mixture weights over t at the checkpoint, and over training steps from the run's log (AHPA Fig. 5)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from probes._subject import Options, Subject, bin_columns
+from train.trainer import ROUTER_GRID
+
+SUMMARY = "the router's beta and alpha over t, at the checkpoint and over training steps"
+KIND = "metrics"
+
+
+def cannot(subject: Subject) -> str | None:
+    options = subject.checkpoint.config.alignment
+    if subject.checkpoint.alignment.router_weights(torch.zeros(1)):
+        return None
+    return f"{subject.checkpoint.folder}: alignment {options['name']!r} has no router; probe a run of alignment 'ahpa'"
+
+
+def plan(subject: Subject, options: Options) -> list[str]:
+    return [f"{ROUTER_GRID} times in [0, 1], at the checkpoint and at every logged step"]
+
+
+def _layer_names(subject: Subject) -> dict[str, list[str]]:
+    """group -> "number:name" of its layers, as the alignment's split divides them."""
+    layers = [*subject.header.layers["G3"], *subject.header.layers["G4"]]
+    mid = int(subject.checkpoint.config.alignment.get("split", "4/4").split("/")[0])
+    return {"mid": layers[:mid], "deep": layers[mid:]}
+
+
+def _rows(base: dict[str, Any], times: list[float], weights: dict[str, list[list[float]]], names: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """One row a time and weight: metric "beta" with group mid or deep, metric "alpha_mid" or "alpha_deep" with group = the layer."""
+    rows = []
+    for i, t in enumerate(times):
+        place = bin_columns(i, t, t)
+        for part, table in weights.items():
+            labels = [group for group in weights if group != "beta"] if part == "beta" else names[part]
+            metric = "beta" if part == "beta" else f"alpha_{part}"
+            rows += [base | place | {"group": g, "metric": metric, "value": v} for g, v in zip(labels, table[i], strict=True)]
+    return rows
+
+
+def run(subject: Subject, options: Options) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Rows of kind "metrics"; target "router" is the checkpoint, "router_log" the run's log (raw weights) up to that step."""
+    empty = {"control": "none", "projector": "ckpt", "low": float("nan"), "high": float("nan")}
+    shared = subject.columns("router", options) | empty
+    names = _layer_names(subject)
+    t_K = torch.linspace(0, 1, ROUTER_GRID)
+    with torch.no_grad():
+        now = {name: w.tolist() for name, w in subject.checkpoint.alignment.router_weights(t_K).items()}
+    rows = _rows(shared | {"target": "router"}, t_K.tolist(), now, names)
+    log = subject.checkpoint.folder.parent.parent / "router.jsonl"
+    lines = [json.loads(text) for text in log.read_text().splitlines()] if log.is_file() else []
+    for line in lines:
+        if line["step"] <= subject.checkpoint.step:
+            weights = {part: line[part] for part in now}
+            rows += _rows(shared | {"target": "router_log", "step": line["step"], "weights": "raw"}, line["t"], weights, names)
+    return {"metrics": rows}, {"log": str(log) if lines else None}

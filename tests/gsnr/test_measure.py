@@ -1,0 +1,111 @@
+"""The public call: selection, groups, invariances, merging, errors that name what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import gsnr
+from tests.gsnr.problems import PROBLEMS, double, split
+
+
+def in_double(name: str = "mlp"):
+    model, loss, data = PROBLEMS[name]()
+    return model.double(), loss, double(data)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_invariant_to_loss_scale(scale: float) -> None:
+    model, loss, data = in_double()
+    one = gsnr.measure(model, loss, [data])["all"]
+    other = gsnr.measure(model, lambda m, b: scale * loss(m, b), [data])["all"]
+    assert other.gsnr == pytest.approx(one.gsnr, rel=1e-9)
+    assert other.ci() == pytest.approx(one.ci(), rel=1e-9)
+    assert other.detection_limit == pytest.approx(one.detection_limit, rel=1e-9)
+
+
+def test_invariant_to_order_and_micro_batches() -> None:
+    model, loss, data = in_double()
+    one = gsnr.measure(model, loss, [data])["all"]
+    shuffled = {k: v[torch.randperm(13, generator=torch.Generator().manual_seed(1))] for k, v in data.items()}
+    for batches in ([shuffled], split(data, 1, 4, 7), iter(split(data, 6))):
+        other = gsnr.measure(model, loss, batches)["all"]
+        assert other.gsnr == pytest.approx(one.gsnr, rel=1e-9)
+        assert other.ci() == pytest.approx(one.ci(), rel=1e-9)
+
+
+def test_merge_equals_measuring_together() -> None:
+    model, loss, data = in_double("conv")
+    a, b = split(data, 4)
+    merged = gsnr.measure(model, loss, [a]).merge(gsnr.measure(model, loss, [b]))
+    together = gsnr.measure(model, loss, [data])
+    assert merged["all"].n == 9
+    assert merged["all"].signal == pytest.approx(together["all"].signal, rel=1e-9)
+    assert merged["all"].noise == pytest.approx(together["all"].noise, rel=1e-9)
+    np.testing.assert_allclose(merged.losses, together.losses)
+    with pytest.raises(ValueError, match="no interval"):
+        merged["all"].ci()
+    with pytest.raises(ValueError, match="do not merge"):
+        merged.merge(gsnr.measure(model, loss, [a], groups=lambda n: n))
+
+
+def test_groups_and_selection() -> None:
+    model, loss, data = in_double()
+    result = gsnr.measure(model, loss, [data], groups=lambda n: (n.split(".")[0], n.split(".")[1]))
+    assert result.groups == ("all", "0", "weight", "bias", "2")
+    assert result["0"].signal + result["2"].signal == pytest.approx(result["all"].signal, rel=1e-9)
+    alone = gsnr.measure(model, loss, [data], parameters=lambda n: n.startswith("2."))
+    assert alone["all"].gsnr == pytest.approx(result["2"].gsnr, rel=1e-9)
+    model[0].requires_grad_(False)
+    assert gsnr.measure(model, loss, [data])["all"].gsnr == pytest.approx(result["2"].gsnr, rel=1e-9)
+
+
+def test_a_group_the_loss_does_not_touch_is_undefined() -> None:
+    model, loss, data = in_double()
+    model.register_parameter("unused", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    for engine in ("loop", "vmap"):
+        result = gsnr.measure(model, loss, [data], engine=engine, groups=lambda n: n)
+        assert np.isnan(result["unused"].gsnr)
+        assert result["unused"].n_zero == 13
+
+
+def test_errors_name_what_is_wrong() -> None:
+    model, loss, data = in_double()
+    with pytest.raises(ValueError, match="choose from auto, loop, vmap"):
+        gsnr.measure(model, loss, [data], engine="magic")
+    with pytest.raises(ValueError, match="no parameter selected"):
+        gsnr.measure(model, loss, [data], parameters=lambda n: False)
+    with pytest.raises(ValueError, match="at least 2"):
+        gsnr.measure(model, loss, split(data, 1)[:1])
+    with pytest.raises(ValueError, match="at least 2"):
+        gsnr.measure(model, loss, [])
+    for engine in ("loop", "vmap"):
+        with pytest.raises(ValueError, match="one value per sample"):
+            gsnr.measure(model, lambda m, b: loss(m, b).mean(), [data], engine=engine)
+    with pytest.raises(ValueError, match="'y' holds 5 samples"):
+        gsnr.measure(model, loss, [{"x": data["x"], "y": data["y"][:5]}])
+    broken = {"x": data["x"].clone(), "y": data["y"]}
+    broken["x"][3] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite \(samples 3\)"):
+        gsnr.measure(model, loss, [broken])
+    with pytest.raises(KeyError, match="no group 'nope'"):
+        gsnr.measure(model, loss, [data])["nope"]
+
+
+def test_docstring_example_runs() -> None:
+    """The ten lines in `help(gsnr)` are a program that works."""
+    assert gsnr.__doc__ is not None
+    lines = [line[4:] for line in gsnr.__doc__.splitlines() if line.startswith("    ")]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "('all', '0', '2')" in done.stdout
+
+
+def test_tables_and_figures_import_without_torch() -> None:
+    code = "import sys, gsnr.table, gsnr.bins, figures.fig2_gsnr, figures.fig5_router, figures.__main__; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,116 @@
+"""The table: exactly the columns of schema version 1, provenance, errors that name the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gsnr import table
+from gsnr.estimates import Estimate
+
+SECTION_7 = [
+    "run",
+    "checkpoint",
+    "checkpoint_sha",
+    "step",
+    "weights",
+    "model",
+    "vae",
+    "data",
+    "probe",
+    "target",
+    "control",
+    "projector",
+    "group",
+    "bin",
+    "t_low",
+    "t_high",
+    "logsnr_low",
+    "logsnr_high",
+    "n",
+    "batch_ref",
+    "loss",
+    "signal",
+    "noise",
+    "gsnr",
+    "gsnr_low",
+    "gsnr_high",
+    "gsnr_plugin",
+    "gsnr_batch",
+    "gsnr_batch_db",
+    "noise_scale",
+    "detection_limit",
+    "below_detection",
+    "cos_denoise",
+    "cos_low",
+    "cos_high",
+    "gsnr_constructive",
+    "engine",
+    "draws",
+    "seed",
+    "gsnr_version",
+    "torch_version",
+    "created",
+]
+
+
+def row(**changes) -> dict:
+    text = {name: "x" for name, kind in table.CELL_COLUMNS.items() if kind == "string"}
+    rest = {name: 1 for name, kind in table.CELL_COLUMNS.items() if kind != "string"}
+    return {name: (text | rest)[name] for name in table.CELL_COLUMNS} | changes
+
+
+def test_columns_are_those_of_the_design() -> None:
+    assert list(table.CELL_COLUMNS) == SECTION_7
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "alignment.parquet"
+    table.write(path, "cells", [row(gsnr=float("nan"), logsnr_high=float("inf"))], {"settings": {"bins": 3}})
+    back = table.read(path)
+    assert list(back.columns) == SECTION_7
+    assert np.isnan(back["gsnr"][0])
+    assert np.isinf(back["logsnr_high"][0])
+    assert table.provenance(path) == {"settings": {"bins": 3}}
+    assert [p.name for p in path.parent.iterdir()] == ["alignment.parquet"]
+
+
+def test_estimate_columns() -> None:
+    g = np.random.default_rng(0).standard_normal((20, 3)) + 1
+    s = g.sum(0)
+    e = Estimate(group="all", q_n=(g**2).sum(1), r_n=g @ s, sum_sq=float(s @ s), cov_sq=3.0)
+    columns = table.estimate_columns(e, 256)
+    assert columns["gsnr_batch"] == pytest.approx(256 * e.gsnr)
+    assert columns["gsnr_batch_db"] == pytest.approx(10 * np.log10(256 * e.gsnr))
+    assert columns["noise_scale"] == pytest.approx(e.noise / e.signal)
+    zero = Estimate(group="all", q_n=np.ones(3), r_n=np.zeros(3), sum_sq=0.0, cov_sq=1.0)
+    assert np.isnan(table.estimate_columns(zero, 256)["gsnr_batch_db"])
+
+
+def test_bad_tables_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.parquet: no such table"):
+        table.read(tmp_path / "none.parquet")
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"PAR1 nonsense")
+    with pytest.raises(ValueError, match=r"damaged\.parquet: not a readable parquet"):
+        table.read(damaged)
+    foreign = tmp_path / "foreign.parquet"
+    pq.write_table(pa.table({"a": [1]}), foreign)
+    with pytest.raises(ValueError, match=r"foreign\.parquet: not a gsnr table"):
+        table.read(foreign)
+    other = tmp_path / "other.parquet"
+    header = {b"gsnr": json.dumps({"schema_version": 99, "provenance": {}}).encode()}
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(header), other)
+    with pytest.raises(ValueError, match="schema version 99, this gsnr reads 1"):
+        table.read(other)
+    empty = tmp_path / "empty.parquet"
+    table.write(empty, "cells", [], {})
+    with pytest.raises(ValueError, match="no rows"):
+        table.read(empty)
+    with pytest.raises(ValueError, match=r"lacks \['gsnr'\]"):
+        table.write(tmp_path / "x.parquet", "cells", [{k: v for k, v in row().items() if k != "gsnr"}], {})

@@ -1,0 +1,204 @@
+"""`gsnr.probe`: the tables it writes, what it compares, and how it meets bad input."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gsnr import table
+from gsnr.estimates import Estimate
+from gsnr.probe import main
+from tests.conftest import call
+from train import checkpoint
+from train.data import cache, encode
+from train.data.draws import draw
+
+
+def test_the_table(probed_run: Path) -> None:
+    cells = table.read(probed_run / "probes" / "alignment.parquet")
+    keys = set(zip(cells["target"], cells["control"], cells["projector"], strict=True))
+    assert keys == {
+        ("ahpa", "none", "fit"),
+        ("uniform_mid", "none", "fit"),
+        ("uniform_deep", "none", "fit"),
+        ("ahpa", "shuffled", "fit"),
+        ("ahpa", "none", "ckpt"),
+    }
+    assert set(cells["group"]) == {"all", "embedders", "block 1", "block 2", "label", "projector"}
+    assert len(cells) == 5 * 6 * 3
+    assert set(cells["n"]) == {24} and set(cells["step"]) == {30} and set(cells["weights"]) == {"ema"}
+    first = cells[cells["bin"] == 0].iloc[0]
+    assert (first["t_low"], first["t_high"]) == (0.0, pytest.approx(1 / 3))
+    assert first["logsnr_high"] == np.inf and first["logsnr_low"] == pytest.approx(2 * np.log(2))
+    np.testing.assert_allclose(cells["gsnr_plugin"] - cells["gsnr"], 1 / 24, rtol=1e-6)
+    both = cells[cells["group"].isin(["embedders", "block 1", "block 2"])].groupby(["target", "control", "projector", "bin"])["signal"].sum()
+    whole = cells[cells["group"] == "all"].groupby(["target", "control", "projector", "bin"])["signal"].sum()
+    np.testing.assert_allclose(both, whole, rtol=1e-6, atol=1e-12)
+
+
+def test_intervals_can_be_recomputed_from_the_samples(probed_run: Path) -> None:
+    """One run is re-analysed without a GPU: q and r per image give U, V and the interval again."""
+    cells = table.read(probed_run / "probes" / "alignment.parquet")
+    samples = table.read(probed_run / "probes" / "alignment.samples.parquet")
+    keys = ["target", "control", "projector", "group", "bin"]
+    for key, rows in samples.groupby(keys):
+        cell = cells[(cells[keys] == list(key)).all(axis=1)].iloc[0]
+        again = Estimate(group="", q_n=rows["q"].to_numpy(), r_n=rows["r"].to_numpy(), sum_sq=rows["r"].sum(), cov_sq=float("nan"))
+        assert again.signal == pytest.approx(cell["signal"], rel=1e-3, abs=1e-6 * cell["noise"])
+        assert again.ci() == pytest.approx((cell["gsnr_low"], cell["gsnr_high"]), rel=1e-3, abs=1e-6)
+        assert rows["loss"].mean() == pytest.approx(cell["loss"], rel=1e-6)
+        assert list(rows["image_id"]) == list(range(24))
+
+
+def test_targets_share_images_times_and_noise(probed_run: Path) -> None:
+    samples = table.read(probed_run / "probes" / "alignment.samples.parquet")
+    for _, rows in samples.groupby(["bin", "image_id"]):
+        assert rows["t"].nunique() == 1
+    u = samples[samples["group"] == "all"].assign(u=lambda s: s["t"] * 3 - s["bin"])
+    assert u.groupby("image_id")["u"].agg(np.ptp).max() < 1e-5
+
+
+def test_own_projector_row_against_a_naive_computation(probed_run: Path) -> None:
+    """U and V of (ahpa, ckpt, all) in bin 1 from the checkpoint's files alone: one .backward() a sample, numpy for the rest."""
+    loaded = checkpoint.load(probed_run)
+    header, splits = cache.open_cache(encode.demo_cache(256, 256, "adaptive"), ("G3", "G4"))
+    rows = splits["heldout"].take(np.arange(24), ("mean", "std", "label", "G3", "G4"))
+    drawn = draw(0, "heldout", np.arange(24), header.latent_shape)
+    t = torch.from_numpy((1 / 3 + drawn.u / 3).astype(np.float32))
+    x0 = torch.from_numpy((rows["mean"] + rows["std"] * drawn.posterior) * np.float32(header.scale))
+    x_t = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * torch.from_numpy(drawn.noise)
+    model, alignment = loaded.model, loaded.alignment
+    names = [n for n, _ in model.named_parameters() if n.startswith(("x_embedder", "t_embedder", "blocks.0.", "blocks.1."))]
+    gradients, losses = [], []
+    for i in range(24):
+        model.zero_grad()
+        with torch.no_grad():
+            w = alignment.router(t[i : i + 1])
+            parts = [
+                w["beta"][0, j] * sum(w[p][0, k] * torch.from_numpy(rows[g][i, k]).float() for k in range(4))
+                for j, (p, g) in enumerate((("mid", "G3"), ("deep", "G4")))
+            ]
+            y = torch.cat(parts).flatten(1).T
+        hidden = {}
+        handle = model.blocks[1].register_forward_hook(lambda _m, _i, out, hidden=hidden: hidden.update(h=out))
+        model(x_t[i : i + 1], t[i : i + 1], torch.from_numpy(rows["label"][i : i + 1]))
+        handle.remove()
+        grid = hidden["h"][0].T.reshape(1, -1, 8, 8)
+        z = F.conv2d(grid, alignment.projector.conv.weight, alignment.projector.conv.bias, padding=1)[0].flatten(1).T
+        loss = 1 - ((z * y).sum(1) / z.norm(dim=1) / y.norm(dim=1)).mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        by_name = dict(model.named_parameters())
+        gradients.append(np.concatenate([by_name[n].grad.double().numpy().ravel() for n in names]))
+    g = np.stack(gradients)
+    gram = g @ g.T
+    cells = table.read(probed_run / "probes" / "alignment.parquet")
+    cell = cells[(cells["projector"] == "ckpt") & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
+    assert cell["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert cell["signal"] == pytest.approx((gram.sum() - np.trace(gram)) / (24 * 23), rel=1e-3)
+    assert cell["noise"] == pytest.approx(g.var(axis=0, ddof=1).sum(), rel=1e-3)
+
+
+def test_router_table(probed_run: Path) -> None:
+    metrics = table.read(probed_run / "probes" / "router.parquet")
+    now = metrics[metrics["target"] == "router"]
+    np.testing.assert_allclose(now[now["metric"] == "beta"].groupby("t_low")["value"].sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(now[now["metric"] == "alpha_mid"].groupby("t_low")["value"].sum(), 1, rtol=1e-5)
+    assert now[now["metric"] == "alpha_deep"]["group"].iloc[0] == "12:down_blocks.3.resnets.1"
+    router = checkpoint.load(probed_run).alignment.router
+    with torch.no_grad():
+        expected = router(torch.tensor([0.5]))["beta"][0, 1].item()
+    at_half = now[(now["metric"] == "beta") & (now["group"] == "deep") & (now["t_low"] == 0.5)]["value"].item()
+    assert at_half == pytest.approx(expected, abs=1e-6)
+    log = metrics[metrics["target"] == "router_log"]
+    assert sorted(log["step"].unique()) == [0, 5, 10, 15, 20, 25, 30]
+
+
+def test_measured_twice_is_measured_once(probed_run: Path, capsys: pytest.CaptureFixture) -> None:
+    paths = sorted((probed_run / "probes").iterdir())
+    before = [p.stat().st_mtime_ns for p in paths]
+    assert call(main, "--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-steps", "10") == 0
+    assert "there already" in capsys.readouterr().out
+    assert before == [p.stat().st_mtime_ns for p in paths]
+    with pytest.raises(ValueError, match=r"bins was 3, now 2.*--overwrite"):
+        call(main, "--ckpt", probed_run, "--bins", "2", "--n-images", "24", "--fit-steps", "10")
+    assert before == [p.stat().st_mtime_ns for p in paths]
+
+
+def test_engines_give_the_same_table(probed_run: Path, tmp_path: Path) -> None:
+    words = ("--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-steps", "10", "--probe", "alignment", "--out", tmp_path)
+    assert call(main, *words, "--engine", "loop") == 0
+    a, b = (table.read(p / "alignment.parquet") for p in (probed_run / "probes", tmp_path))
+    assert set(a["engine"]) == {"vmap"} and set(b["engine"]) == {"loop"}
+    np.testing.assert_allclose(a["noise"], b["noise"], rtol=1e-3)
+    np.testing.assert_allclose(a["signal"], b["signal"], rtol=1e-3, atol=1e-4 * a["noise"].max())
+
+
+def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("--ckpt", plain_run, "--bins", "1", "--n-images", "8", "--fit-steps", "2", "--out", tmp_path)
+    assert call(main, *words) == 0
+    assert "skipping router" in capsys.readouterr().out
+    cells = table.read(tmp_path / "alignment.parquet")
+    assert set(cells["target"]) == {"uniform_mid", "uniform_deep"}
+    assert set(cells["control"]) == {"none", "shuffled"}
+    with pytest.raises(ValueError, match="has no router"):
+        call(main, *words, "--probe", "router")
+
+
+def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "none"
+    assert call(main, "--ckpt", smoke_run, "--dry-run", "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "10 bins x 256 held-out images x 5 targets" in said and "alignment.parquet" in said
+    assert not out.exists()
+    assert call(main, "--list") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"alignment", "router"}
+
+
+@pytest.fixture
+def copied_run(smoke_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(smoke_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_bad_input_is_named(smoke_run: Path, copied_run: Path, tmp_path: Path) -> None:
+    def fails(match: str, *words: str | Path) -> None:
+        with pytest.raises(ValueError, match=match):
+            call(main, *words, "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    fails("no such run or checkpoint", "--ckpt", tmp_path / "nope")
+    fails("neither a run folder", "--ckpt", tmp_path)
+    fails("choose from alignment, router", "--ckpt", smoke_run, "--probe", "alignment,nope")
+    fails("choose from auto, loop, vmap", "--ckpt", smoke_run, "--engine", "nope")
+    fails("--bins 0: must be at least 1", "--ckpt", smoke_run, "--bins", "0")
+    fails("--n-images 257: the held-out split of 'demo' has 256", "--ckpt", smoke_run, "--n-images", "257")
+    fails("--n-images 2: must be at least 3", "--ckpt", smoke_run, "--n-images", "2")
+    fails("choose from ema, raw", "--ckpt", smoke_run, "--weights", "nope")
+    fails("not a gsnr cache", "--ckpt", smoke_run, "--data", tmp_path)
+    fails("only a raw .pt file needs it", "--ckpt", smoke_run, "--model", "SiT-B/2")
+    fails("cannot be loaded", "--ckpt", smoke_run, "--vae", tmp_path / "novae")
+    (tmp_path / "x.pt").write_bytes(b"PK")
+    fails("raw .pt files are not read yet", "--ckpt", tmp_path / "x.pt")
+
+    folder = copied_run / "checkpoints" / "0000030"
+    weights = folder / "ema" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    fails(r"ema.diffusion_pytorch_model.safetensors: damaged or truncated", "--ckpt", copied_run)
+    weights.unlink()
+    fails("safetensors: missing", "--ckpt", copied_run)
+    weights.write_bytes(whole)
+    state = (folder / "state.json").read_text()
+    sha = checkpoint.load(copied_run).header.vae_sha
+    (folder / "state.json").write_text(state.replace(sha, "0" * 64))
+    fails("trained with VAE 'demo'", "--ckpt", copied_run)
+    (folder / "state.json").write_text(state[:100])
+    fails("state.json: damaged", "--ckpt", copied_run)
+    (copied_run / "LAST").write_text("0000099\n")
+    fails("LAST: points at '0000099'", "--ckpt", copied_run)

@@ -1,0 +1,144 @@
+"""Commands in processes of their own: exit codes, one clear line, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import REPO, call, run_module
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("gsnr.probe", "--ckpt", "nowhere"), "nowhere: no such run or checkpoint folder"),
+        (("gsnr.probe", "--ckpt", "runs", "--bins", "zero"), "argument --bins: invalid int value: 'zero'"),
+        (("gsnr.probe", "--nope"), "unrecognized arguments: --nope"),
+        (("gsnr.probe",), "--ckpt is needed"),
+        (("train", "--preset", "nope", "--out", "x"), "preset 'nope' does not exist; choose from demo, smoke"),
+        (("train", "--preset", "smoke", "--out", "x", "--optim.nope", "1"), "unknown option 'optim.nope'"),
+        (("train", "--preset", "smoke", "--out", "x", "--batch"), "--batch needs a value"),
+        (("train", "--preset", "smoke"), "--out and one of --preset and --config are needed"),
+        (("train", "--preset", "sit-b2", "--out", "x"), "--data.path is missing"),
+        (("train", "--preset", "sit-b2", "--data.path", "nowhere", "--out", "x"), "nowhere: not a gsnr cache"),
+        (("train", "--config", "nowhere.json", "--out", "x"), "--config nowhere.json: cannot be read"),
+        (("train", "--preset", "smoke", "--out", "/proc/x"), "--out /proc/x: cannot be created"),
+        (("figures", "--run", "nowhere"), "no tables; measure first with `python -m gsnr.probe --ckpt nowhere`"),
+        (("figures", "--run", "nowhere", "--figure", "fig9"), "figure 'fig9' does not exist; choose from fig2_gsnr, fig5_router"),
+        (("train.sample", "--ckpt", "nowhere"), "nowhere: no such run"),
+        (("train.evaluate", "--ckpt", "nowhere"), "nowhere: no such run"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["train", "gsnr.probe", "figures", "train.sample", "train.evaluate", "train.prepare", "train.fit_demo_vae"])
+def test_help_teaches(module: str) -> None:
+    done = run_module(module, "--help")
+    assert done.returncode == 0
+    assert f"python -m {module}" in done.stdout and len(done.stdout.splitlines()) > 8
+
+
+def test_train_help_lists_every_option() -> None:
+    from dataclasses import fields, is_dataclass
+
+    from train.config import TrainConfig
+
+    text = run_module("train", "--help").stdout
+    for f in fields(TrainConfig):
+        for name in [f"{f.name}.{s.name}" for s in fields(f.default)] if is_dataclass(f.default) else [f.name]:
+            assert f"--{name.replace('_', '-')}" in text, name
+
+
+def test_presets_are_listed() -> None:
+    done = run_module("train", "--list-presets")
+    assert done.returncode == 0
+    assert {"demo", "smoke", "ahpa-b2", "ahpa-l2", "ahpa-xl2", "sit-b2", "sit-l2", "sit-xl2"} <= {x.split()[0] for x in done.stdout.splitlines()}
+
+
+def test_figures_are_written(probed_run: Path, tmp_path: Path) -> None:
+    from figures.__main__ import main
+
+    assert call(main, "--run", probed_run, "--out", tmp_path) == 0
+    for name in ("fig2_gsnr", "fig5_router"):
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert min(image.size) > 600
+            assert np.asarray(image.convert("L")).std() > 10, "something is drawn"
+    assert b"/FontFile2" in (tmp_path / "fig2_gsnr.pdf").read_bytes(), "fonts are embedded as TrueType"
+
+
+def test_a_figure_whose_table_is_missing_names_the_command(smoke_run: Path, plain_run: Path) -> None:
+    from figures.__main__ import main
+
+    with pytest.raises(ValueError, match=r"--probe router"):
+        call(main, "--run", plain_run, "--figure", "fig5_router")
+
+
+def test_evaluate_and_sample(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from train import evaluate, sample
+
+    assert call(evaluate.main, "--ckpt", smoke_run, "--n-images", "32") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["velocity_loss"] > 0 and result["ratio"] == pytest.approx(result["velocity_loss"] / result["input_blind_loss"], rel=1e-3)
+    assert result["input_blind_loss"] == pytest.approx(2, abs=0.4), "1 from the noise and the variance of a final latent, about 1"
+    with pytest.raises(ValueError, match="has 256"):
+        call(evaluate.main, "--ckpt", smoke_run, "--n-images", "300")
+    out = tmp_path / "grid.png"
+    words = ("--ckpt", smoke_run, "--per-class", "2", "--classes", "3", "--sampling-steps", "2", "--cfg", "2", "--out", out)
+    assert call(sample.main, *words) == 0
+    with Image.open(out) as image:
+        assert image.size == (24 + 2 * 128, 3 * 128)
+
+
+def test_shipped_vae_reaches_25_db() -> None:
+    """The whole held-out split takes `python -m train.fit_demo_vae --check` 20 s; here 128 of its images, and what made.json says."""
+    from train import fit_demo_vae as fit
+    from train.data import demo
+    from train.data.encode import to_pixels
+    from train.vae import DEMO_FOLDER
+
+    made = json.loads((DEMO_FOLDER / "made.json").read_text())
+    assert made["heldout_psnr_db_mean"] >= 25 and made["demo_data_version"] == demo.VERSION
+    assert sum(f.stat().st_size for f in DEMO_FOLDER.iterdir()) < 4e6
+    x = to_pixels(demo.images("heldout", 128)[0])
+    db = fit.psnr_db(fit.reconstruct(fit.load(DEMO_FOLDER), x), x)
+    assert float(db.mean()) >= 25
+    numpy = ((x.numpy() + 1) * 127.5).round() / 255
+    assert float(fit.psnr_db(x[:4] * 0.9, x[:4])[1]) == pytest.approx(
+        -10 * np.log10(np.mean((((x[1].numpy() * 0.9 + 1) * 127.5).round() / 255 - numpy[1]) ** 2)), rel=1e-3
+    )
+
+
+def test_heun_is_exact_on_a_straight_path_and_second_order() -> None:
+    """v constant in t: one step is exact. dx/dt = x: error falls fourfold when steps double."""
+    import torch
+
+    from train.sample import heun
+
+    class Constant(torch.nn.Linear):
+        def forward(self, x, t, y):
+            return torch.full_like(x, 3.0)
+
+    class Growth(torch.nn.Linear):
+        def forward(self, x, t, y):
+            return x
+
+    noise, y = torch.ones(1, 1, 2, 2), torch.zeros(1, dtype=torch.long)
+    assert torch.allclose(heun(Constant(1, 1), noise, y, 1, 1.0, 10), noise.double() - 3)
+    exact = np.exp(-1)
+    errors = [abs(float(heun(Growth(1, 1).double(), noise, y, n, 1.0, 10)[0, 0, 0, 0]) - exact) for n in (8, 16)]
+    assert 3.5 < errors[0] / errors[1] < 4.5

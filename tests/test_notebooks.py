@@ -1,0 +1,34 @@
+"""Every notebook runs top to bottom on the smoke run, and the committed ones hold outputs and no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import REPO
+
+NOTEBOOKS = sorted((REPO / "analysis_notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs_top_to_bottom(path: Path, probed_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSNR_RUN", str(probed_run))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert any("image/png" in o.get("data", {}) for o in outputs), "it shows its figure"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_holds_no_logic_and_shows_its_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(word in cell.source for cell in code for word in ("def ", "class ", "import torch", "from train", "from probes"))
+    assert any("image/png" in o.get("data", {}) for cell in code for o in cell.outputs), "run `make notebooks` and commit the outputs"
+
+
+def test_there_is_one_for_each_figure() -> None:
+    assert {p.stem for p in NOTEBOOKS} >= {"fig2_gsnr", "fig5_router"}

@@ -1,0 +1,77 @@
+"""The house rules that a test can hold: packages in step, nothing that crashes beside the CPU torch, files found by name."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+
+import yaml
+
+from tests.conftest import REPO
+
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+
+
+def test_environment_yml_is_in_step_with_pyproject() -> None:
+    wanted = set(PROJECT["dependencies"])
+    for extra in PROJECT["optional-dependencies"].values():
+        wanted |= set(extra)
+    listed = yaml.safe_load((REPO / "environment.yml").read_text())["dependencies"]
+    pip = next(item["pip"] for item in listed if isinstance(item, dict))
+    assert set(pip) - {"-e ."} == wanted
+    assert f"python{PROJECT['requires-python']}" in listed
+
+
+def test_constraints_pin_every_package_within_its_range() -> None:
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (REPO / "constraints.txt").read_text().splitlines() if "==" in line]
+    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.split("==") for line in lines)}
+    assert pins["torch"] == "2.13.0"
+    for text in PROJECT["dependencies"] + [x for extra in PROJECT["optional-dependencies"].values() for x in extra]:
+        requirement = Requirement(text)
+        pin = pins[re.sub(r"[-_.]+", "-", requirement.name).lower()]
+        assert requirement.specifier.contains(pin), text
+
+
+def test_nothing_imports_what_crashes_beside_the_cpu_torch() -> None:
+    forbidden = {"torchvision", "timm", "torch_fidelity", "cleanfid"}
+    for path in [p for folder in ("gsnr", "probes", "train", "figures", "tests") for p in (REPO / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {n.split(".")[0] for n in names} & forbidden, path
+
+
+def test_mandated_folders_and_files() -> None:
+    for name in ("gsnr", "probes", "analysis_notebooks", "figures", "train", "tests", "environment.yml"):
+        assert (REPO / name).exists()
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", ".ci/run"):
+        assert (REPO / name).is_file()
+    assert set(PROJECT["scripts"]) == {"gsnr-train", "gsnr-probe"}
+
+
+def test_commands_in_the_readme_exist() -> None:
+    """Every `make target` and `python -m module` that the README names is there."""
+    text = (REPO / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):.*##", (REPO / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets | {"sure"}
+    for module in set(re.findall(r"(?:python|-m|torchrun[^`\n]*) -?m? ?(train(?:\.\w+)?|gsnr\.\w+|figures)\b", text)):
+        path = REPO / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+
+
+def test_probes_are_independent_of_one_another_whatever_their_names() -> None:
+    """The import-linter contract names probes one by one; this finds them by file."""
+    files = [p for p in (REPO / "probes").glob("*.py") if not p.name.startswith("_")]
+    for path in files:
+        source = path.read_text()
+        for other in files:
+            assert other == path or not re.search(rf"\bprobes\.{other.stem}\b|from probes import .*\b{other.stem}\b", source)
+
+
+def test_every_tracked_file_is_small() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, tracked):
+        assert (REPO / name).stat().st_size < 4e6, name

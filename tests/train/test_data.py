@@ -1,0 +1,185 @@
+"""Demo data, sample order, per-sample draws, the cache, the batch of a step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from train.data import cache, demo, draws, encode, order
+from train.data.batches import StepBatches, loader
+from train.data.heldout import another_image, heldout_batches
+
+
+def test_demo_is_deterministic_and_prefix_stable() -> None:
+    for split in demo.SPLITS:
+        a, la = demo.images(split, 6)
+        b, lb = demo.images(split, 12)
+        assert a.dtype == np.uint8 and a.shape == (6, 64, 64, 3)
+        np.testing.assert_array_equal(a, b[:6])
+        np.testing.assert_array_equal(la, lb[:6])
+    assert not np.array_equal(demo.images("train", 6)[0], demo.images("train", 6, seed=1)[0])
+
+
+def test_demo_splits_share_no_digit_and_no_photo_region() -> None:
+    scans = demo._scans()
+    rows = {split: {s.tobytes() for s in scans[split][0]} for split in demo.SPLITS}
+    assert not rows["train"] & rows["heldout"]
+    assert sum(len(scans[s][0]) for s in demo.SPLITS) == 1797
+    columns = {split: {c for a, b in demo.BANDS[split] for c in range(a, b)} for split in demo.SPLITS}
+    assert not columns["train"] & columns["heldout"]
+    assert max(max(c) for c in columns.values()) < 640
+
+
+def test_demo_errors() -> None:
+    with pytest.raises(ValueError, match="choose from train, heldout"):
+        demo.images("test", 1)
+    with pytest.raises(ValueError, match="512 exist"):
+        demo.images("heldout", 513)
+    with pytest.raises(ValueError, match="at least 1"):
+        demo.images("train", 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64, 100, 1000, 4097])
+def test_every_epoch_is_a_permutation(size: int) -> None:
+    first = order.image_of(np.arange(3 * size), size, seed=5)
+    for epoch in range(3):
+        assert sorted(first[epoch * size : (epoch + 1) * size]) == list(range(size))
+    if size > 60:
+        assert not np.array_equal(first[:size], first[size : 2 * size]), "epochs differ"
+        assert not np.array_equal(first[:size], order.image_of(np.arange(size), size, seed=6)), "seeds differ"
+        assert abs(np.corrcoef(np.arange(size), first[:size])[0, 1]) < 4 / np.sqrt(size), "and look shuffled"
+
+
+def test_draws_belong_to_the_sample_and_look_as_they_should() -> None:
+    shape = (4, 8, 8)
+    all_ = draws.draw(3, "train", np.arange(200), shape)
+    some = draws.draw(3, "train", np.array([7, 150]), shape)
+    np.testing.assert_array_equal(all_.noise[[7, 150]], some.noise)
+    np.testing.assert_array_equal(all_.u[[7, 150]], some.u)
+    assert abs(all_.noise.mean()) < 4 / np.sqrt(all_.noise.size)
+    assert abs(all_.noise.std() - 1) < 0.02
+    assert abs(np.corrcoef(all_.noise.ravel(), all_.posterior.ravel())[0, 1]) < 0.02
+    assert 0.4 < all_.u.mean() < 0.6
+    assert not np.array_equal(all_.noise, draws.draw(3, "fit", np.arange(200), shape).noise)
+    assert not np.array_equal(all_.noise, draws.draw(4, "train", np.arange(200), shape).noise)
+
+
+@pytest.fixture(scope="module")
+def opened() -> tuple[Path, cache.Header, dict[str, cache.Split]]:
+    folder = encode.demo_cache(256, 256, "adaptive")  # the smoke run's
+    return folder, *cache.open_cache(folder, ("G3", "G4"))
+
+
+def test_cache_holds_what_the_encoder_says(opened) -> None:
+    folder, header, splits = opened
+    from train import vae
+    from train.priors.features import encode as encode_features
+    from train.priors.layers import layers
+
+    frozen = vae.load("demo")
+    assert header.vae_sha == frozen.sha
+    images, labels = demo.images("heldout", 256)
+    pick = np.array([200, 3, 77])
+    rows = splits["heldout"].take(pick, ("mean", "std", "label", "image_id", "G3", "G4"))
+    chosen = [layer for layer in layers(frozen.model.encoder) if layer.group in ("G3", "G4")]
+    mean, std, groups = encode_features(frozen.model, encode.to_pixels(images[pick]), chosen, 8)
+    np.testing.assert_allclose(rows["mean"], mean.numpy(), atol=1e-4)
+    np.testing.assert_allclose(rows["std"], std.numpy(), atol=1e-4)
+    for g in groups:
+        assert rows[g].dtype == np.float16
+        np.testing.assert_allclose(rows[g], groups[g].numpy(), atol=2e-2, rtol=2e-3)
+    np.testing.assert_array_equal(rows["label"], labels[pick])
+    np.testing.assert_array_equal(rows["image_id"], pick)
+    assert encode.demo_cache(256, 256, "adaptive") == folder
+    assert header.layers["G3"][0] == "8:down_blocks.2.resnets.0"
+
+
+def test_cache_is_a_datasets_folder(opened) -> None:
+    import datasets
+
+    folder, _, splits = opened
+    back = datasets.load_from_disk(str(folder))
+    assert set(back) == {"train", "heldout"}
+    row = back["train"][5]
+    np.testing.assert_allclose(np.array(row["G4"], dtype=np.float16), splits["train"].take(np.array([5]), ("G4",))["G4"].ravel())
+
+
+def test_damaged_caches_are_named(opened, tmp_path: Path) -> None:
+    folder, _, _ = opened
+    with pytest.raises(ValueError, match="not a gsnr cache"):
+        cache.open_cache(tmp_path, ())
+    with pytest.raises(ValueError, match=r"no features of G1 \(it has G3, G4\)"):
+        cache.open_cache(folder, ("G1",))
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shard = next((copy / "train").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        cache.open_cache(copy, ("G3",))
+    header = json.loads((copy / cache.HEADER).read_text())
+    (copy / cache.HEADER).write_text(json.dumps(header | {"schema_version": 9}))
+    with pytest.raises(ValueError, match="schema version 9"):
+        cache.open_cache(copy, ())
+    (copy / cache.HEADER).write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        cache.open_cache(copy, ())
+
+
+def step_batches(splits, **changes) -> StepBatches:
+    return StepBatches(**({"split": splits["train"], "groups": ("G3",), "batch": 8, "seed": 1, "label_dropout": 0.5} | changes))
+
+
+def test_step_does_not_depend_on_world_size_or_workers(opened) -> None:
+    _, _, splits = opened
+    whole = step_batches(splits)[40]
+    halves = [step_batches(splits, rank=r, world=2)[40] for r in range(2)]
+    for key in whole:
+        assert torch.equal(whole[key], torch.cat([h[key] for h in halves])), key
+    for workers in (0, 2):
+        got = list(loader(step_batches(splits), 39, 42, workers))
+        assert len(got) == 3
+        for key in whole:
+            assert torch.equal(whole[key], got[1][key]), key
+    assert 0 < whole["label_drop"].float().mean() < 1
+    with pytest.raises(ValueError, match="not a multiple of the 3 processes"):
+        step_batches(splits, world=3)
+
+
+def test_latents_are_scaled_posterior_samples(opened) -> None:
+    _, header, splits = opened
+    batch = step_batches(splits)[0]
+    samples = np.arange(8)
+    rows = splits["train"].take(order.image_of(samples, 256, 1), ("mean", "std"))
+    drawn = draws.draw(1, "train", samples, header.latent_shape)
+    expected = header.scale * (rows["mean"].astype(np.float64) + rows["std"].astype(np.float64) * drawn.posterior)
+    np.testing.assert_allclose(batch["latent"].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_heldout_samples_are_the_same_in_every_bin(opened) -> None:
+    _, _, splits = opened
+    low = next(heldout_batches(splits["heldout"], 16, 0, "heldout", 0.0, 0.5, ()))
+    high = next(heldout_batches(splits["heldout"], 16, 0, "heldout", 0.5, 1.0, ()))
+    assert torch.equal(low["noise"], high["noise"]) and torch.equal(low["latent"], high["latent"])
+    torch.testing.assert_close(low["t"] + 0.5, high["t"])
+    assert (low["t"] < 0.5).all() and (high["t"] >= 0.5).all()
+    with pytest.raises(ValueError, match="has 256"):
+        next(heldout_batches(splits["heldout"], 257, 0, "heldout", 0.0, 1.0, ()))
+
+
+def test_shuffling_never_keeps_an_image() -> None:
+    for size in (2, 3, 10, 257):
+        index = np.arange(size)
+        assert (another_image(index, size) != index).all()
+        assert sorted(another_image(index, size)) == list(range(size))
+
+
+def test_latents_have_unit_scale(opened) -> None:
+    """scaling_factor in the shipped VAE's config makes final latents have a standard deviation near 1."""
+    _, _, splits = opened
+    latent = torch.cat([step_batches(splits, batch=64)[s]["latent"] for s in range(4)])
+    assert 0.85 < latent.std() < 1.15

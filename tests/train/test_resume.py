@@ -1,0 +1,162 @@
+"""Checkpoints survive kills; a resumed run is, bit for bit, the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from tests.conftest import call
+from train import checkpoint
+from train.__main__ import main
+
+
+def lines(path: Path) -> list[dict]:
+    """A JSON-lines log without its wall-clock fields."""
+    return [{k: v for k, v in json.loads(x).items() if k not in ("it_per_s", "wall_s")} for x in path.read_text().splitlines()]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {f"{f.relative_to(folder)}:{k}": v for f in sorted(folder.rglob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    one, two = (tensors(r / "checkpoints" / f"{step:07d}") for r in (a, b))
+    assert one.keys() == two.keys() and len(one) > 100
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+    for log in ("metrics.jsonl", "router.jsonl"):
+        assert lines(a / log) == lines(b / log)
+    states = [json.loads((r / "checkpoints" / f"{step:07d}" / "state.json").read_text()) for r in (a, b)]
+    assert states[0] == states[1]
+
+
+def test_stopped_at_15_of_30_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path: Path) -> None:
+    """15 is neither a multiple of log_every's window nor of save_every's 10: the window of metrics is carried over too."""
+    out = tmp_path / "resumed"
+    assert call(main, "--preset", "smoke", "--out", out, "--steps", "15") == 0
+    assert (out / "LAST").read_text().strip() == "0000015"
+    assert call(main, "--preset", "smoke", "--out", out, "--steps", "30", "--resume") == 0
+    assert_same_run(smoke_run, out, 30)
+
+
+def test_a_kill_between_saves_loses_only_the_steps_since(smoke_run: Path, tmp_path: Path) -> None:
+    """As after a kill at step 27: logs are ahead of the last checkpoint, one line is cut short, a half-written save lies about."""
+    out = tmp_path / "killed"
+    assert call(main, "--preset", "smoke", "--out", out, "--steps", "20") == 0
+    for log in ("metrics.jsonl", "router.jsonl"):
+        with (out / log).open("a") as handle:
+            handle.write(json.dumps({"step": 25, "loss": 1}) + '\n{"step": 2')
+    leftover = out / "checkpoints" / ".0000030.123"
+    leftover.mkdir()
+    (leftover / "state.json").write_text("{")
+    orphan = out / "checkpoints" / "0000030"  # renamed, but killed before LAST was moved
+    orphan.mkdir()
+    assert call(main, "--preset", "smoke", "--out", out, "--resume") == 0
+    assert_same_run(smoke_run, out, 30)
+    assert not leftover.exists()
+
+
+def test_finished_run_resumed_is_a_no_op(smoke_run: Path, capsys: pytest.CaptureFixture) -> None:
+    before = {p: p.stat().st_mtime_ns for p in smoke_run.rglob("*")}
+    assert call(main, "--preset", "smoke", "--out", smoke_run, "--resume") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in smoke_run.rglob("*")}
+
+
+def test_refusals(smoke_run: Path, tmp_path: Path) -> None:
+    before = (smoke_run / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="--resume, or name a new folder"):
+        call(main, "--preset", "smoke", "--out", smoke_run)
+    with pytest.raises(ValueError, match=r"optim\.lr was 0\.002"):
+        call(main, "--preset", "smoke", "--out", smoke_run, "--resume", "--optim.lr", "0.5")
+    with pytest.raises(ValueError, match="seed was 0"):
+        call(main, "--preset", "smoke", "--out", smoke_run, "--resume", "--seed", "1")
+    with pytest.raises(ValueError, match="can only grow"):
+        call(main, "--preset", "smoke", "--out", smoke_run, "--resume", "--steps", "29")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="is not a run"):
+        call(main, "--preset", "smoke", "--out", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+    assert before == (smoke_run / "config.json").read_bytes()
+
+
+def _save_forever(run: Path) -> None:
+    """What the killed child does: one checkpoint after another."""
+    os.setpgrp()
+    torch.set_num_threads(1)
+    loaded = checkpoint.load(run)
+    from train.objective import Objective
+
+    objective = Objective(loaded.model, loaded.alignment).requires_grad_(True)
+    optimizer = torch.optim.AdamW(objective.parameters())
+    step = loaded.step
+    while True:
+        step += 1
+        with torch.no_grad():
+            for p in objective.parameters():
+                p.fill_(step)
+        checkpoint.save(run, step=step, objective=objective, ema=objective, optimizer=optimizer, config=loaded.config, header=loaded.header, extra={})
+
+
+def test_kill_minus_9_while_saving_leaves_a_good_checkpoint(plain_run: Path, tmp_path: Path) -> None:
+    """20 kills at random moments of a process that does nothing but save: what LAST names loads, whole and of one step."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(plain_run, run)
+    rng = random.Random(0)
+    reached = []
+    for _ in range(20):
+        child = multiprocessing.get_context("fork").Process(target=_save_forever, args=(run,))
+        child.start()
+        time.sleep(rng.uniform(0.05, 0.4))
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, "the child died of something else"
+        for weights in ("ema", "raw"):
+            loaded = checkpoint.load(run, weights)
+            if loaded.step > 5:
+                assert {float(p.detach().mean()) for p in loaded.model.parameters()} == {float(loaded.step)}
+        reached.append(loaded.step)
+    assert reached == sorted(reached) and reached[-1] > 25, "checkpoints were made, and none was lost"
+
+
+def test_load_model(smoke_run: Path) -> None:
+    model = train.load_model(smoke_run)
+    assert not model.training
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([0.2, 0.9]), torch.tensor([3, 10])
+    with torch.no_grad():
+        assert model(x, t, y).shape == x.shape
+    raw = train.load_model(smoke_run / "checkpoints" / "0000020", weights="raw")
+    assert not torch.equal(raw.final_layer.linear.weight, model.final_layer.linear.weight)
+    with pytest.raises(ValueError, match="choose from ema, raw"):
+        train.load_model(smoke_run, weights="mean")  # type: ignore[arg-type]
+
+
+def test_checkpoint_says_what_it_is(smoke_run: Path) -> None:
+    state = json.loads((checkpoint.locate(smoke_run) / "state.json").read_text())
+    assert state["time_convention"] == "t=1 is noise"
+    assert state["tap"] == 2 and state["step"] == 30
+    assert state["cache"]["vae_sha"] and state["latent_scale"] == state["cache"]["scale"]
+    assert set(state["versions"]) >= {"gsnr", "torch", "diffusers"}
+
+
+def test_the_demo_objective_learns(smoke_run: Path) -> None:
+    logged = lines(smoke_run / "metrics.jsonl")
+    assert [x["step"] for x in logged] == [5, 10, 15, 20, 25, 30]
+    assert logged[-1]["align"] < logged[0]["align"] and logged[-1]["velocity"] < logged[0]["velocity"]
+    router = lines(smoke_run / "router.jsonl")
+    assert [x["step"] for x in router] == [0, 5, 10, 15, 20, 25, 30]
+    assert router[0]["beta"][0] == [0.5, 0.5]

@@ -1,0 +1,153 @@
+"""SiT: official names and sizes, an independent forward, taps, label dropout."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from train.models.sit import SiT, sincos_2d
+
+
+def tiny(**changes) -> SiT:
+    torch.manual_seed(0)
+    model = SiT(**({"input_size": 4, "patch_size": 2, "hidden_size": 16, "depth": 3, "num_heads": 2, "num_classes": 5} | changes))
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.2)
+    return model.double().eval()
+
+
+def reference_forward(s: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor, heads: int, patch: int) -> Tensor:
+    """DiT's forward written out from the paper with matrix products on the state dict: no nn.Module, no SDPA."""
+
+    def linear(h: Tensor, name: str) -> Tensor:
+        return h @ s[f"{name}.weight"].T + s[f"{name}.bias"]
+
+    def silu(h: Tensor) -> Tensor:
+        return h / (1 + torch.exp(-h))
+
+    def norm(h: Tensor) -> Tensor:
+        return (h - h.mean(-1, keepdim=True)) / torch.sqrt(h.var(-1, unbiased=False, keepdim=True) + 1e-6)
+
+    b, c, side, _ = x.shape
+    g = side // patch
+    patches = x.view(b, c, g, patch, g, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, g * g, -1)
+    h = patches @ s["x_embedder.proj.weight"].flatten(1).T + s["x_embedder.proj.bias"] + s["pos_embed"]
+    frequencies = torch.tensor([math.exp(-math.log(10000) * i / 128) for i in range(128)], dtype=torch.float32)
+    angles = (t[:, None].float() * frequencies).to(x.dtype)
+    e = torch.cat([torch.cos(angles), torch.sin(angles)], 1)
+    cond = linear(silu(linear(e, "t_embedder.mlp.0")), "t_embedder.mlp.2") + s["y_embedder.embedding_table.weight"][y]
+    depth = 1 + max(int(k.split(".")[1]) for k in s if k.startswith("blocks."))
+    for i in range(depth):
+        p = f"blocks.{i}"
+        sa, ca, ga, sm, cm, gm = linear(silu(cond), f"{p}.adaLN_modulation.1")[:, None].chunk(6, -1)
+        q, k, v = linear(norm(h) * (1 + ca) + sa, f"{p}.attn.qkv").chunk(3, -1)
+        outputs = []
+        for n in range(heads):
+            w = q.shape[-1] // heads
+            qn, kn, vn = (z[..., n * w : (n + 1) * w] for z in (q, k, v))
+            outputs.append(torch.softmax(qn @ kn.transpose(1, 2) / math.sqrt(w), -1) @ vn)
+        h = h + ga * linear(torch.cat(outputs, -1), f"{p}.attn.proj")
+        m = linear(norm(h) * (1 + cm) + sm, f"{p}.mlp.fc1")
+        m = 0.5 * m * (1 + torch.tanh(math.sqrt(2 / math.pi) * (m + 0.044715 * m**3)))
+        h = h + gm * linear(m, f"{p}.mlp.fc2")
+    shift, scale = linear(silu(cond), "final_layer.adaLN_modulation.1")[:, None].chunk(2, -1)
+    out = linear(norm(h) * (1 + scale) + shift, "final_layer.linear")
+    return out.view(b, g, g, patch, patch, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, side, side)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_forward_matches_an_independent_one(patch: int) -> None:
+    model = tiny(patch_size=patch)
+    x, t, y = torch.randn(3, 4, 4, 4).double(), torch.rand(3).double(), torch.tensor([0, 4, 5])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t, y), reference_forward(model.state_dict(), x, t, y, 2, patch), rtol=1e-5, atol=1e-6)
+
+
+def test_official_state_dict_names() -> None:
+    expected = {"pos_embed", "y_embedder.embedding_table.weight"}
+    for name in ("x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2", "final_layer.linear", "final_layer.adaLN_modulation.1"):
+        expected |= {f"{name}.weight", f"{name}.bias"}
+    for i in range(3):
+        for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"):
+            expected |= {f"blocks.{i}.{name}.weight", f"blocks.{i}.{name}.bias"}
+    assert set(tiny().state_dict()) == expected
+
+
+@pytest.mark.parametrize(("size", "millions"), [("s2", 33), ("b2", 130), ("l2", 458), ("xl2", 675)])
+def test_published_parameter_counts(size: str, millions: int) -> None:
+    """33 / 130 / 458 / 675 M (DiT and SiT papers, Table 1)."""
+    from dataclasses import asdict
+
+    from train import presets
+    from train.config import resolve
+
+    with torch.device("meta"):
+        model = SiT.__new__(SiT)
+        original = SiT._initialise
+        try:
+            SiT._initialise = lambda self: None  # type: ignore[method-assign]
+            SiT.__init__(model, **asdict(resolve(presets.find(f"sit-{size}")).model))
+        finally:
+            SiT._initialise = original  # type: ignore[method-assign]
+    count = sum(p.numel() for p in model.parameters()) + 0
+    assert round(count / 1e6) in (millions, millions + 1, millions - 1)
+
+
+def test_position_table_against_its_formula() -> None:
+    table = sincos_2d(4, 16).numpy()[0]
+    for row in range(4):
+        for column in range(4):
+            omega = 1 / 10000 ** (np.arange(4) / 4)
+            expected = np.concatenate([np.sin(column * omega), np.cos(column * omega), np.sin(row * omega), np.cos(row * omega)])
+            np.testing.assert_allclose(table[row * 4 + column], expected, atol=1e-6)
+
+
+def test_taps_are_what_hooks_see_and_stopping_changes_nothing() -> None:
+    model = tiny()
+    x, t, y = torch.randn(2, 4, 4, 4).double(), torch.rand(2).double(), torch.tensor([1, 2])
+    seen: dict[int, Tensor] = {}
+    for k, block in enumerate(model.blocks, start=1):
+        block.register_forward_hook(lambda _m, _i, out, k=k: seen.update({k: out}))
+    velocity, hidden = model.forward_with_taps(x, t, y, taps=(1, 3))
+    assert set(hidden) == {1, 3}
+    for k in hidden:
+        assert torch.equal(hidden[k], seen[k])
+    assert torch.equal(velocity, model(x, t, y))
+    seen.clear()
+    nothing, early = model.forward_with_taps(x, t, y, taps=(2,), stop=True)
+    assert nothing is None
+    assert set(seen) == {1, 2}
+    assert torch.equal(early[2], seen[2])
+    with pytest.raises(ValueError, match="blocks 1 to 3"):
+        model.forward_with_taps(x, t, y, taps=(4,))
+
+
+def test_label_dropout_is_a_mask() -> None:
+    model = tiny()
+    x, t, y = torch.randn(3, 4, 4, 4).double(), torch.rand(3).double(), torch.tensor([0, 1, 2])
+    dropped = model(x, t, y, torch.tensor([False, True, False]))
+    torch.testing.assert_close(dropped, model(x, t, torch.tensor([0, 5, 2])))
+
+
+def test_starts_at_zero_velocity() -> None:
+    model = SiT(input_size=4, hidden_size=16, depth=2, num_heads=2, num_classes=3)
+    assert torch.count_nonzero(model(torch.randn(2, 4, 4, 4), torch.rand(2), torch.tensor([0, 1]))) == 0
+
+
+def test_is_a_diffusers_model(tmp_path) -> None:
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    again = SiT.from_pretrained(tmp_path).double().eval()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+
+
+def test_impossible_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match="patch_size 3"):
+        SiT(input_size=4, patch_size=3)
+    with pytest.raises(ValueError, match="num_heads 5"):
+        SiT(hidden_size=16, num_heads=5)

@@ -1,0 +1,107 @@
+"""`python -m train`, `gsnr-train`: trains a SiT with or without an alignment target.
+
+python -m train --preset demo --out runs/demo                      minutes on two CPU cores
+python -m train --preset demo --out runs/demo --steps 1600 --resume
+torchrun --nproc-per-node 8 -m train --preset ahpa-xl2 --data.path CACHE --out runs/ahpa-xl2
+python -m train --preset ahpa-b2 --data.path CACHE --alignment uniform --alignment.source mid --out runs/uniform-mid
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from gsnr.commandline import Parser, run
+
+
+def _option_lines() -> list[str]:
+    """One line an option of the configuration, for --help."""
+    from train import plugins
+    from train.config import TrainConfig
+
+    def line(flag: str, f: Field, text: str = "") -> str:
+        default = f.default if f.default is not MISSING else ""
+        return f"  --{flag.replace('_', '-'):28} {text or f.metadata.get('help', '')} [{default}]"
+
+    lines = ["", "options of the configuration [default before the preset]:"]
+    for f in fields(TrainConfig):
+        if is_dataclass(f.default):
+            lines += [line(f"{f.name}.{sub.name}", sub) for sub in fields(f.default)]
+        elif f.name != "alignment" and f.name not in ("steps", "seed"):
+            lines.append(line(f.name, f))
+    lines += ["", f"  --alignment NAME             one of {', '.join(plugins.names('alignments'))}; its options:"]
+    for name in plugins.names("alignments"):
+        config = plugins.find("alignments", name).Config
+        lines += [line(f"alignment.{f.name}", f, f"({name})") for f in fields(config)]
+    return lines
+
+
+def _overrides(rest: list[str], parser: Parser) -> dict[str, Any]:
+    """["--optim.lr", "1e-4", "--batch=8"] -> {"optim.lr": "1e-4", "batch": "8"}."""
+    flat: dict[str, Any] = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            parser.error(f"unexpected argument {word!r}")
+        key, equals, inline = word[2:].partition("=")
+        value = inline if equals else next(words, None)
+        if value is None:
+            parser.error(f"{word} needs a value")
+        flat[key.replace("-", "_")] = value
+    return flat
+
+
+def main(argv: list[str]) -> int:
+    from train import presets
+
+    wants_help = "-h" in argv or "--help" in argv
+    assert __doc__ is not None
+    parser = Parser("python -m train", __doc__, "\n".join(_option_lines()) if wants_help else None)
+    parser.add_argument("--preset", metavar="NAME", help=f"what to start from: {', '.join(presets.PRESETS)}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON laid over the preset (a run's config.json will do)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder to create or, with --resume, to continue")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps in all")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out (start it if there is none); --steps may grow")
+    parser.add_argument("--list-presets", action="store_true", help="list the presets and stop")
+    args, rest = parser.parse_known_args(argv)
+    if args.list_presets:
+        from train.config import resolve
+
+        for name in presets.PRESETS:
+            c = resolve(presets.find(name))
+            print(f"{name:10} {c.alignment['name']:8} depth {c.model.depth:2}, width {c.model.hidden_size:4}, {c.steps} steps of {c.batch}")
+        return 0
+    if args.out is None or (args.preset is None and args.config is None):
+        parser.error("--out and one of --preset and --config are needed")
+    from train.config import nest, resolve
+
+    flat = _overrides(rest, parser) | {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    preset = presets.find(args.preset) if args.preset else {}
+    config = resolve(preset, _read(args.config), nest(flat))
+    from train.trainer import train
+
+    train(config, args.out, args.resume)
+    return 0
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    """A configuration file; the wrapper that a run's config.json has around it is taken off."""
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"--config {path}: cannot be read as JSON ({error})") from error
+    return values.get("config", values)
+
+
+def cli() -> None:
+    """Entry point of `gsnr-train`."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,69 @@
+"""What `ahpa` and `uniform` share: a router over groups of VAE layers, a projector, a loss. The two differ in the router alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from train import losses, plugins
+from train.alignments import AlignmentModule
+from train.data.batches import Batch
+from train.priors.mixture import mid_deep, mix
+
+
+def default_tap(depth: int) -> int:
+    """A quarter of the depth: block 3 of B, 6 of L, 7 of XL (AHPA Table A.9, Sec. 5.2.1)."""
+    return max(1, round(depth / 4))
+
+
+class RoutedAlignment(AlignmentModule):
+    """Pulls projected hidden states towards a router's mixture of VAE features.
+
+    sources: the groups of the target, of "mid" and "deep". Raises ValueError for a split that the cached groups cannot make.
+    """
+
+    needs = ("G3", "G4")
+
+    def __init__(
+        self,
+        *,
+        tap: int | None,
+        weight: float,
+        split: str,
+        sources: tuple[str, ...],
+        router: str,
+        projector: str,
+        hidden_size: int,
+        grid: int,
+        groups: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        super().__init__()
+        (mid_layers, mid_channels, *_), (deep_layers, deep_channels, *_) = groups["G3"], groups["G4"]
+        counts = tuple(int(part) for part in split.split("/")) if split.count("/") == 1 and split.replace("/", "").isdigit() else ()
+        if counts != (mid_layers, deep_layers) and (
+            len(counts) != 2 or min(counts) < 1 or sum(counts) != mid_layers + deep_layers or mid_channels != deep_channels
+        ):
+            raise ValueError(
+                f"alignment.split {split!r} does not divide this VAE's {mid_layers} + {deep_layers} mid and deep layers; "
+                f"it has {mid_layers}/{deep_layers}, and any a/b of {mid_layers + deep_layers} layers where their widths agree"
+            )
+        self.tap, self.weight, self.split, self.sources = tap, weight, split, sources
+        sizes = dict(zip(("mid", "deep"), counts, strict=True))
+        channels = {"mid": mid_channels, "deep": deep_channels}
+        self.router = plugins.find("routers", router).Router({source: sizes[source] for source in sources})
+        out = sum(channels[source] for source in sources)
+        self.projector = plugins.find("projectors", projector).Projector(hidden_size, out, grid)
+
+    def target(self, batch: Batch, t_B: Tensor) -> Tensor:
+        features = mid_deep(batch, self.split)
+        return mix({source: features[source] for source in self.sources}, self.router(t_B))
+
+    def project(self, h_BTD: Tensor) -> Tensor:
+        return self.projector(h_BTD)
+
+    def loss(self, h_BTD: Tensor, batch: Batch) -> Tensor:
+        return losses.cosine(self.project(h_BTD), self.target(batch, batch["t"]))
+
+    def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
+        return self.router(t_B)

@@ -1,0 +1,226 @@
+"""Checkpoints: safetensors and JSON, written aside and renamed, so that a kill at any moment leaves the last good one.
+
+    RUN/LAST                             name of the last good checkpoint
+    RUN/checkpoints/0000800/state.json   step, resolved config, cache header, versions, time convention, tap, latent scale
+                           /model, ema   the backbone, raw and averaged: diffusers folders (SiT.from_pretrained reads them)
+                           /alignment.safetensors, alignment_ema.safetensors   router and projector
+                           /optimizer.safetensors
+
+Loading never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import gsnr
+from train.alignments import AlignmentModule
+from train.config import TrainConfig, build
+from train.data.cache import Header, header_from
+from train.interpolant import TIME_CONVENTION
+from train.models.sit import SiT
+from train.objective import Objective, make_alignment
+
+SCHEMA_VERSION = 1
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint read back. model: SiT and alignment: its router and projector, both in eval mode, float32, on the CPU."""
+
+    folder: Path
+    run: str
+    step: int
+    weights: Weights
+    sha: str
+    config: TrainConfig
+    header: Header
+    model: SiT
+    alignment: AlignmentModule
+
+
+def _atomic_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """AdamW's state as "<parameter>|exp_avg" and so on; parameters in the order of `names`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{name}|{key}": value.contiguous() for i, name in enumerate(names) if i in state for key, value in state[i].items()}
+
+
+def save(
+    run: Path,
+    *,
+    step: int,
+    objective: Objective,
+    ema: Objective,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    header: Header,
+    extra: dict[str, Any],
+) -> Path:
+    """Writes checkpoint `step` of a run and points LAST at it. Raises ValueError where it cannot be written (the last good one stays)."""
+    folder = run / "checkpoints" / f"{step:07d}"
+    aside = run / "checkpoints" / f".{step:07d}.{os.getpid()}"
+    state = {
+        "schema_version": SCHEMA_VERSION,
+        "step": step,
+        "time_convention": TIME_CONVENTION,
+        "latent_scale": header.scale,
+        "tap": objective.alignment.tap,
+        "config": asdict(config),
+        "cache": asdict(header),
+        "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+        **extra,
+    }
+    try:
+        _clear_asides(run)
+        aside.mkdir(parents=True)
+        for name, module in (("model", objective), ("ema", ema)):
+            module.model.save_pretrained(aside / name)
+            suffix = "" if name == "model" else "_ema"
+            save_file({k: v.contiguous() for k, v in module.alignment.state_dict().items()}, aside / f"alignment{suffix}.safetensors")
+        names = [name for name, _ in objective.named_parameters()]
+        save_file(_flatten_optimizer(optimizer, names), aside / "optimizer.safetensors")
+        (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        for file in (f for f in aside.rglob("*") if f.is_file()):
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(folder, ignore_errors=True)  # a leftover that LAST never pointed at
+        os.rename(aside, folder)
+        _atomic_text(run / "LAST", folder.name + "\n")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise ValueError(f"{folder}: the checkpoint cannot be written ({error}); the last good one is untouched") from error
+    return folder
+
+
+def _clear_asides(run: Path) -> None:
+    """Removes what a killed save left behind."""
+    for leftover in (run / "checkpoints").glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def locate(path: Path) -> Path:
+    """The checkpoint folder that a path means: itself, or a run's last one. Raises ValueError where it is neither."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such run or checkpoint folder")
+    if path.is_file():
+        raise ValueError(f"{path}: a file; name a run folder or one of its checkpoints/STEP folders (raw .pt files are not read yet)")
+    if (path / "state.json").is_file():
+        return path
+    if not (path / "LAST").is_file():
+        raise ValueError(f"{path}: neither a run folder (it has no LAST) nor a checkpoint (it has no state.json)")
+    folder = path / "checkpoints" / (path / "LAST").read_text().strip()
+    if not (folder / "state.json").is_file():
+        raise ValueError(f"{path / 'LAST'}: points at {folder.name!r}, which is no checkpoint in {folder.parent}")
+    return folder
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file. Raises ValueError naming it where it is missing, truncated or otherwise damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or truncated ({str(error).splitlines()[0]})") from error
+
+
+def load_into(module: nn.Module, path: Path) -> None:
+    """Loads weights strictly. Raises ValueError naming the file and the first tensor that does not fit."""
+    tensors, own = read_tensors(path), module.state_dict()
+    for name in own.keys() | tensors.keys():
+        if name not in tensors or name not in own:
+            raise ValueError(f"{path}: {'lacks' if name not in tensors else 'has an unexpected'} tensor {name!r}")
+        if own[name].shape != tensors[name].shape:
+            raise ValueError(f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, the model {tuple(own[name].shape)}")
+    module.load_state_dict(tensors)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json. Raises ValueError where it is damaged or of another schema version."""
+    path = folder / "state.json"
+    try:
+        state = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    if state.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema version {state.get('schema_version')}, this version reads {SCHEMA_VERSION}")
+    return state
+
+
+def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
+    """Reads a run's last checkpoint, or one checkpoint folder. Raises ValueError for anything missing, damaged or mismatched."""
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"--weights {weights!r} does not exist; choose from ema, raw")
+    folder = locate(Path(path))
+    state = read_state(folder)
+    config: TrainConfig = build(TrainConfig, state["config"])
+    header = header_from(state["cache"])
+    model = SiT(**asdict(config.model))
+    alignment = make_alignment(config.alignment, config.model, header.groups)
+    file = folder / ("ema" if weights == "ema" else "model") / WEIGHTS_FILE
+    load_into(model, file)
+    load_into(alignment, folder / ("alignment_ema.safetensors" if weights == "ema" else "alignment.safetensors"))
+    return Checkpoint(
+        folder=folder,
+        run=folder.parent.parent.resolve().name,
+        step=state["step"],
+        weights=weights,
+        sha=hashlib.sha256(file.read_bytes()).hexdigest(),
+        config=config,
+        header=header,
+        model=model.eval(),
+        alignment=alignment.eval(),
+    )
+
+
+def load_model(path: Path | str, weights: Weights = "ema") -> nn.Module:
+    """The backbone in eval mode: model(x, t, y) -> velocity; x (B,C,H,W), t (B,), y (B,); t = 1 is noise.
+
+    path: a run folder (its last checkpoint) or one checkpoint folder. Raises ValueError as `load` does.
+    """
+    return load(path, weights).model
+
+
+def restore(run: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Puts a run's last checkpoint back into a training state, exactly; returns state.json."""
+    folder = locate(run)
+    for name, module in (("model", objective), ("ema", ema)):
+        load_into(module.model, folder / name / WEIGHTS_FILE)
+        load_into(module.alignment, folder / f"alignment{'' if name == 'model' else '_ema'}.safetensors")
+    flat = read_tensors(folder / "optimizer.safetensors")
+    names = [name for name, _ in objective.named_parameters()]
+    per_parameter: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        name, _, slot = key.rpartition("|")
+        per_parameter.setdefault(names.index(name), {})[slot] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": per_parameter})
+    return read_state(folder)
+
+
+def require_same_vae(checkpoint: Checkpoint, header: Header) -> None:
+    """Raises ValueError where a cache was made by another VAE than the one the checkpoint was trained with."""
+    if header.vae_sha != checkpoint.header.vae_sha:
+        raise ValueError(
+            f"{checkpoint.folder}: trained with VAE {checkpoint.header.vae!r} ({checkpoint.header.vae_sha[:12]}), but the data were encoded "
+            f"by {header.vae!r} ({header.vae_sha[:12]}); name data of the same VAE with --data"
+        )

@@ -1,0 +1,169 @@
+"""The configuration of a run: frozen dataclasses, and how a preset, a file and the command line are laid over one another.
+
+Precedence: preset < file < command line. Unknown keys are errors. The resolved configuration is saved with every run.
+An alignment's own options live in its own file (`train/alignments/NAME.py`, class Config); here they are a mapping that it validates.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from train import plugins
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str = _option("", "`demo`, or a cache folder made by `python -m train.prepare`")
+    resampling: str = _option("adaptive", "how VAE features reach the token grid: adaptive (paper Sec. 4.2) or bilinear (App. A)")
+    demo_train: int = _option(4096, "demo only: number of training images")
+    demo_heldout: int = _option(512, "demo only: number of held-out images (at most 512)")
+    workers: int = _option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    input_size: int = _option(32, "latent side")
+    patch_size: int = _option(2, "latent cells a token, a side")
+    in_channels: int = _option(4, "latent channels")
+    hidden_size: int = _option(1152, "width")
+    depth: int = _option(28, "number of blocks")
+    num_heads: int = _option(16, "attention heads")
+    mlp_ratio: float = _option(4.0, "MLP width over hidden size")
+    num_classes: int = _option(1000, "classes, the null class not counted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    lr: float = _option(2e-4, "learning rate (AHPA 2e-4, REPA 1e-4)")
+    beta1: float = _option(0.9, "AdamW")
+    beta2: float = _option(0.999, "AdamW")
+    weight_decay: float = _option(0.0, "AdamW")
+    clip: float = _option(2.0, "largest global gradient norm (AHPA 2.0, REPA 1.0)")
+    warmup: int = _option(0, "steps of linear warm-up; constant afterwards")
+    ema: float = _option(0.9999, "decay of the exponential moving average of the weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    alignment: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    steps: int = _option(400_000, "training steps in all")
+    batch: int = _option(256, "global batch size, over all processes")
+    seed: int = _option(0, "seed of everything random")
+    label_dropout: float = _option(0.1, "share of labels replaced by the null class")
+    precision: str = _option("bf16", "no (fp32), bf16 or fp16: autocast, with losses and norms in fp32")
+    log_every: int = _option(100, "steps between lines of metrics.jsonl and router.jsonl")
+    save_every: int = _option(10_000, "steps between checkpoints")
+
+
+def _cast(annotation: Any, value: Any, where: str) -> Any:
+    """A value from JSON or the command line as the annotated type. Raises ValueError naming the key."""
+    if annotation is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    if annotation is tuple or typing.get_origin(annotation) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(_cast(typing.get_args(annotation)[0], item, where) for item in items)
+    if isinstance(annotation, types.UnionType):
+        inner = next(a for a in typing.get_args(annotation) if a is not type(None))
+        return None if value in (None, "none") else _cast(inner, value, where)
+    if annotation in (int, float, str) and not isinstance(value, bool | dict | list):
+        try:
+            number = float(value) if annotation is int and isinstance(value, str) and "e" in value.lower() else value
+            if annotation is int and isinstance(number, float) and not number.is_integer():
+                raise ValueError
+            return annotation(number)
+        except (TypeError, ValueError):
+            pass
+    raise ValueError(f"{where}: {value!r} is not of type {getattr(annotation, '__name__', annotation)}")
+
+
+def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
+    """A config dataclass from nested mappings. Raises ValueError naming an unknown key and the valid ones, or a value of the wrong type."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    made = {}
+    for key, value in values.items():
+        path = f"{where}{key}"
+        if key not in known:
+            raise ValueError(f"unknown option {path!r}; {where.rstrip('.') or 'the configuration'} has {', '.join(sorted(known))}")
+        if is_dataclass(hints[key]):
+            made[key] = build(typing.cast(type, hints[key]), value, f"{path}.")
+        elif key == "alignment":
+            made[key] = dict(value)
+        else:
+            made[key] = _cast(hints[key], value, path)
+    return cls(**made)
+
+
+def resolve_alignment(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Validates an alignment's options against its own Config and fills in its defaults, the tap by the model's depth.
+
+    Raises ValueError for unknown options.
+    """
+    options = dict(values)
+    name = options.pop("name", "none")
+    module = plugins.find("alignments", name)
+    resolved = asdict(build(module.Config, options, "alignment."))
+    if "tap" in resolved and resolved["tap"] is None:
+        resolved["tap"] = module.default_tap(model.depth)
+    return {"name": name} | resolved
+
+
+def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`change` laid over `base`, section by section. A change of the alignment's name drops the options of the one before."""
+    merged = dict(base)
+    for key, value in change.items():
+        if key == "alignment" and isinstance(value, dict) and value.get("name", base["alignment"]["name"]) != base["alignment"]["name"]:
+            merged[key] = value
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merged[key] | value
+        else:
+            merged[key] = value
+    return merged
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"optim.lr": 1} -> {"optim": {"lr": 1}}; a bare "alignment" means its name."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, name = ("alignment.name" if key == "alignment" else key).rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return nested
+
+
+def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
+    """The configuration from a preset and what is laid over it, in order. Raises ValueError for anything out of range."""
+    values = overlay(asdict(TrainConfig()), preset)
+    for layer in layers:
+        values = overlay(values, layer)
+    config = build(TrainConfig, values)
+    config = replace(config, alignment=resolve_alignment(config.alignment, config.model))
+    _check(config)
+    return config
+
+
+def _check(config: TrainConfig) -> None:
+    positive = {"steps": config.steps, "batch": config.batch, "log_every": config.log_every, "save_every": config.save_every}
+    for key, value in positive.items():
+        if value < 1:
+            raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least 1")
+    if config.seed < 0:
+        raise ValueError(f"--seed {config.seed}: must not be negative")
+    if config.precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"precision {config.precision!r} does not exist; choose from no, bf16, fp16")
+    if not 0 <= config.label_dropout <= 1:
+        raise ValueError(f"label_dropout {config.label_dropout}: must be between 0 and 1")
+    if not 0 <= config.optim.ema < 1:
+        raise ValueError(f"optim.ema {config.optim.ema}: must be at least 0 and below 1")
+    tap = config.alignment.get("tap")
+    if tap is not None and not 1 <= tap <= config.model.depth:
+        raise ValueError(f"alignment.tap {tap}: this model has blocks 1 to {config.model.depth}")

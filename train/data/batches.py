@@ -1,0 +1,57 @@
+"""The batch of training step s: a pure function of (seed, s), whatever the world size and the number of workers.
+
+Sample number j of the run is image `order.image_of(j)` with the draws of j; step s holds samples s*B .. (s+1)*B - 1, of which each rank
+takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t (B,) float32; label (B,) int64; label_drop (B,) bool;
+one entry a feature group, (B,L,C,g,g) float16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from train.data import draws, order
+from train.data.cache import Split
+
+Batch = dict[str, torch.Tensor]
+
+
+def assemble(split: Split, index_N: NDArray[np.int64], drawn: draws.Draws, t_N: NDArray[np.float64], groups: tuple[str, ...]) -> Batch:
+    """Rows of the cache and their draws -> one batch; no label dropped. final latent = scale * (mean + std * posterior draw)."""
+    rows = split.take(index_N, ("mean", "std", "label", *groups))
+    latent = (rows["mean"] + rows["std"] * drawn.posterior) * np.float32(split.header.scale)
+    arrays = {"latent": latent, "noise": drawn.noise, "t": t_N.astype(np.float32), "label": rows["label"]}
+    return {key: torch.from_numpy(value) for key, value in arrays.items()} | {g: torch.from_numpy(rows[g]) for g in groups}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatches(Dataset):
+    """`self[s]` is this rank's part of step s. Raises ValueError for a world size that does not divide the batch."""
+
+    split: Split
+    groups: tuple[str, ...]
+    batch: int
+    seed: int
+    label_dropout: float
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch % self.world:
+            raise ValueError(f"--batch {self.batch} is not a multiple of the {self.world} processes")
+
+    def __getitem__(self, step: int) -> Batch:
+        local = self.batch // self.world
+        samples = step * self.batch + self.rank * local + np.arange(local, dtype=np.int64)
+        drawn = draws.draw(self.seed, "train", samples, self.split.header.latent_shape)
+        batch = assemble(self.split, order.image_of(samples, self.split.size, self.seed), drawn, drawn.u, self.groups)
+        return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
+
+
+def loader(batches: StepBatches, first: int, last: int, workers: int) -> DataLoader:
+    """Batches of steps first .. last-1 in order, prefetched by `workers` processes (0: made in place)."""
+    return DataLoader(batches, batch_size=None, sampler=range(first, last), num_workers=workers, pin_memory=torch.cuda.is_available())

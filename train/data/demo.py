@@ -1,0 +1,90 @@
+"""The demo data set: handwritten digits over photographs, 64x64, ten classes, offline.
+
+Digits are scikit-learn's 1 797 bundled 8x8 scans, photographs its two bundled pictures (`china.jpg`, `flower.jpg`). What the
+label says (identity, size, place of the digit) is coarse; the photographic texture behind it is fine: the contrast that a
+hierarchy of alignment targets is about. The train and the held-out split share no scan and no pixel of the photographs: every
+held-out image has a scan of its own, and each photograph is cut into bands that belong to one split or the other.
+
+Shapes: N images, H = W = 64, C = 3 (RGB, uint8).
+"""
+
+from __future__ import annotations
+
+import colorsys
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_image
+
+RESOLUTION = 64
+NUM_CLASSES = 10
+SPLITS = ("train", "heldout")
+N_HELDOUT_SCANS = 512
+# Columns of each 640-pixel-wide photograph by split. Bands alternate so that both splits see sky, roofs, leaves and petals.
+BANDS = {"train": ((120, 320), (440, 640)), "heldout": ((0, 120), (320, 440))}
+VERSION = 1  # part of every cache's identity: raise it when an image of the same (split, seed, index) changes
+
+
+@lru_cache(maxsize=1)
+def _scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """split -> (scans (n,8,8) float in 0..1, labels (n,) int64); one fixed shuffle, whatever the seed of the images."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    scans, labels = digits.images[order] / 16.0, digits.target[order].astype(np.int64)
+    return {
+        "heldout": (scans[:N_HELDOUT_SCANS], labels[:N_HELDOUT_SCANS]),
+        "train": (scans[N_HELDOUT_SCANS:], labels[N_HELDOUT_SCANS:]),
+    }
+
+
+@lru_cache(maxsize=1)
+def _photo_regions() -> dict[str, list[Image.Image]]:
+    """split -> the bands of the two photographs it may crop from."""
+    photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    return {split: [Image.fromarray(photo[:, a:b]) for photo in photos for a, b in BANDS[split]] for split in SPLITS}
+
+
+def _background_HWC(split: str, rng: np.random.Generator) -> np.ndarray:
+    """A square crop of 48 to 96 pixels, perhaps mirrored, resized to 64x64 and dimmed so that the digit stands out. Float, 0..1."""
+    regions = _photo_regions()[split]
+    photo = regions[rng.integers(len(regions))]
+    side = int(rng.integers(48, 97))
+    left = int(rng.integers(photo.width - side + 1))
+    top = int(rng.integers(photo.height - side + 1))
+    crop = photo.resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    pixels = np.asarray(crop, dtype=np.float64) / 255.0
+    return (pixels[:, ::-1] if rng.random() < 0.5 else pixels) * 0.7
+
+
+def _compose_HWC(scan: np.ndarray, split: str, rng: np.random.Generator) -> np.ndarray:
+    """One image: a scan of 36 to 52 pixels, tinted, anywhere on a background. uint8."""
+    pixels = _background_HWC(split, rng)
+    size = int(rng.integers(36, 53))
+    stroke = Image.fromarray(scan.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC)
+    alpha = np.clip((np.asarray(stroke, dtype=np.float64) - 0.25) / 0.5, 0.0, 1.0)[..., None]
+    top, left = rng.integers(RESOLUTION - size + 1, size=2)
+    tint = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.5), rng.uniform(0.9, 1.0)))
+    window = pixels[top : top + size, left : left + size]
+    window[:] = (1 - alpha) * window + alpha * tint
+    return np.round(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def images(split: str, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The first `n` images of a split: (images (n,64,64,3) uint8, labels (n,) int64), a pure function of (split, n, seed).
+
+    The first n of a longer call are the same images. Train scans come round again over other backgrounds; held-out scans never do.
+
+    Raises ValueError for an unknown split, n < 1, or more held-out images than there are held-out scans.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"demo split {split!r} does not exist; choose from {', '.join(SPLITS)}")
+    if n < 1:
+        raise ValueError(f"demo data: n must be at least 1, not {n}")
+    scans, labels = _scans()[split]
+    if split == "heldout" and n > len(scans):
+        raise ValueError(f"demo data: {n} held-out images asked for, {len(scans)} exist (each has a digit of its own)")
+    which = np.arange(n) % len(scans)
+    stream = SPLITS.index(split)
+    composed = [_compose_HWC(scans[j], split, np.random.default_rng([seed, stream, i])) for i, j in enumerate(which)]
+    return np.stack(composed), labels[which]

@@ -1,0 +1,1 @@
+"""Backbones. One file each."""

@@ -1,0 +1,207 @@
+"""SiT (Ma et al. 2024): a class-conditional transformer that predicts the velocity, under the official state-dict names.
+
+It is a diffusers model (`save_pretrained`, `from_pretrained`). Time runs as in `train.interpolant`: t = 1 is noise.
+
+Shapes: B batch, C latent channels, H = W latent side, P patch, T = (H/P)^2 tokens, D hidden size. h_BTD hidden state, c_BD condition.
+Taps are 1-based: tap k is the output of block k.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+FREQUENCIES = 256  # of the timestep embedding
+
+
+def sincos_1d(positions_T: np.ndarray, width: int) -> np.ndarray:
+    """(T, width) float64: sines of width/2 geometric frequencies, then their cosines."""
+    omega = 1.0 / 10000 ** (np.arange(width // 2, dtype=np.float64) / (width / 2))
+    angles = np.outer(positions_T, omega)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def sincos_2d(side: int, width: int) -> Tensor:
+    """(1, side^2, width) float32: half the channels for the column, half for the row, as in MAE and DiT."""
+    row, column = np.divmod(np.arange(side * side), side)
+    table = np.concatenate([sincos_1d(column, width // 2), sincos_1d(row, width // 2)], axis=1)
+    return torch.from_numpy(table).float().unsqueeze(0)
+
+
+def modulate(h_BTD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+    return h_BTD * (1 + scale_BD.unsqueeze(1)) + shift_BD.unsqueeze(1)
+
+
+class PatchEmbed(nn.Module):
+    """Latent (B,C,H,W) -> tokens (B,T,D), row by row."""
+
+    def __init__(self, in_channels: int, patch_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.proj(x_BCHW).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    """t in [0, 1] itself (not x1000) -> 256 sinusoids, cosines first -> (B,D)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        half = FREQUENCIES // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
+        angles = t_B[:, None].float() * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.mlp.parameters()).dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """Class -> (B,D); class `num_classes` is the null label that dropped samples take."""
+
+    def __init__(self, num_classes: int, hidden_size: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+
+    def forward(self, y_B: Tensor, label_drop_B: Tensor | None) -> Tensor:
+        if label_drop_B is not None:
+            y_B = torch.where(label_drop_B, self.num_classes, y_B)
+        return self.embedding_table(y_B)
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        b, t, d = h_BTD.shape
+        q, k, v = self.qkv(h_BTD).view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d))
+
+
+class Mlp(nn.Module):
+    def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))
+        self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(h_BTD), approximate="tanh"))
+
+
+class SiTBlock(nn.Module):
+    """Attention and MLP, each between an adaptive LayerNorm and a zero-initialised gate (adaLN-Zero, Peebles and Xie 2023)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(hidden_size, mlp_ratio)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def forward(self, h_BTD: Tensor, c_BD: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c_BD).chunk(6, dim=1)
+        h_BTD = h_BTD + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a))
+        return h_BTD + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, hidden_size: int, out_features: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(hidden_size, out_features)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, h_BTD: Tensor, c_BD: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c_BD).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(h_BTD), shift, scale))
+
+
+class SiT(ModelMixin, ConfigMixin):
+    """model(x, t, y) -> velocity; x (B,C,H,W), t (B,) in [0, 1] with t = 1 noise, y (B,) int64, velocity (B,C,H,W)."""
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+    ) -> None:
+        super().__init__()
+        if input_size % patch_size:
+            raise ValueError(f"model: input_size {input_size} is not a multiple of patch_size {patch_size}")
+        if hidden_size % num_heads or hidden_size % 4:
+            raise ValueError(f"model: hidden_size {hidden_size} must be a multiple of num_heads {num_heads} and of 4")
+        self.patch_size = patch_size
+        self.grid = input_size // patch_size
+        self.x_embedder = PatchEmbed(in_channels, patch_size, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        self.register_buffer("pos_embed", sincos_2d(self.grid, hidden_size))
+        self.blocks = nn.ModuleList(SiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * in_channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """DiT's initialisation: Xavier for linear layers, 0.02 for embeddings, zero for every modulation and for the output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.x_embedder.proj.out_channels, -1))
+        for name, p in self.named_parameters():
+            if name.startswith(("y_embedder.", "t_embedder.mlp")) and name.endswith("weight"):
+                nn.init.normal_(p, std=0.02)
+            elif "adaLN_modulation" in name or name.startswith("final_layer.") or name == "x_embedder.proj.bias":
+                nn.init.zeros_(p)
+
+    def unpatchify(self, tokens_BTF: Tensor) -> Tensor:
+        """(B, T, P*P*C) -> (B,C,H,W)."""
+        p, g = self.patch_size, self.grid
+        x = tokens_BTF.view(len(tokens_BTF), g, g, p, p, -1)
+        return torch.einsum("bhwpqc->bchpwq", x).reshape(len(tokens_BTF), -1, g * p, g * p)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, label_drop: Tensor | None = None) -> Tensor:
+        """Velocity. label_drop: bool (B,), True where the label is replaced by the null class."""
+        velocity, _ = self.forward_with_taps(x, t, y, label_drop)
+        assert velocity is not None
+        return velocity
+
+    def forward_with_taps(
+        self, x: Tensor, t: Tensor, y: Tensor, label_drop: Tensor | None = None, *, taps: tuple[int, ...] = (), stop: bool = False
+    ) -> tuple[Tensor | None, dict[int, Tensor]]:
+        """(velocity, {k: h_BTD after block k}). With `stop`, nothing above the last tap is computed and the velocity is None.
+
+        Raises ValueError for a tap outside 1..depth.
+        """
+        bad = [k for k in taps if not 1 <= k <= len(self.blocks)]
+        if bad:
+            raise ValueError(f"tap {bad[0]} does not exist: this model has blocks 1 to {len(self.blocks)}")
+        h_BTD = self.x_embedder(x) + self.pos_embed
+        c_BD = self.t_embedder(t) + self.y_embedder(y, label_drop)
+        hidden: dict[int, Tensor] = {}
+        for k, block in enumerate(self.blocks, start=1):
+            if stop and k > max(taps):
+                return None, hidden
+            h_BTD = block(h_BTD, c_BD)
+            if k in taps:
+                hidden[k] = h_BTD
+        return self.unpatchify(self.final_layer(h_BTD, c_BD)), hidden

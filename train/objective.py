@@ -1,0 +1,65 @@
+"""The training objective: velocity regression plus the weighted alignment loss, one value of each per sample.
+
+    L = mean ||v_theta(x_t, t, y) - (eps - x_0)||^2 + lambda L_align                            (AHPA Sec. 4.4)
+
+The objective is the module that DDP wraps: it owns the backbone and the alignment (router and projector).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from train import plugins
+from train.alignments import AlignmentModule
+from train.config import ModelConfig, build
+from train.data.batches import Batch
+from train.data.cache import Header
+from train.interpolant import interpolate, velocity
+from train.models.sit import SiT
+
+
+class Objective(nn.Module):
+    """model: SiT; alignment: see `train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32."""
+
+    def __init__(self, model: SiT, alignment: AlignmentModule) -> None:
+        super().__init__()
+        self.model = model
+        self.alignment = alignment
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        taps = () if self.alignment.tap is None else (self.alignment.tap,)
+        x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
+        predicted, hidden = self.model.forward_with_taps(x_t, batch["t"], batch["label"], batch["label_drop"], taps=taps)
+        assert predicted is not None
+        error = predicted.float() - velocity(batch["latent"], batch["noise"])
+        losses = {"velocity": error.square().flatten(1).mean(1)}
+        if self.alignment.tap is not None:
+            losses["align"] = self.alignment.loss(hidden[self.alignment.tap], batch)
+        return losses
+
+
+def make_alignment(options: dict[str, Any], model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> AlignmentModule:
+    """The alignment that a resolved configuration names, for a cache with these feature groups.
+
+    Raises ValueError where the cache lacks a group that it reads or has another token grid.
+    """
+    module = plugins.find("alignments", options["name"])
+    config = build(module.Config, {k: v for k, v in options.items() if k != "name"}, "alignment.")
+    grid = model.input_size // model.patch_size
+    for group in module.Alignment.needs:
+        if group not in groups:
+            raise ValueError(f"alignment {options['name']!r} reads features of {group}; the cache has {', '.join(groups) or 'none'}")
+        if groups[group][-1] != grid:
+            raise ValueError(f"the cache's features of {group} lie on a {groups[group][-1]}-token grid, the model's tokens on {grid}")
+    return module.Alignment(config, hidden_size=model.hidden_size, grid=grid, groups=groups)
+
+
+def check_cache(model: ModelConfig, header: Header) -> None:
+    """Raises ValueError where the model's latents or classes are not the cache's."""
+    if header.latent_shape != (model.in_channels, model.input_size, model.input_size):
+        raise ValueError(f"the cache holds latents of shape {header.latent_shape}; the model wants {model.in_channels}x{model.input_size}^2")
+    if header.num_classes != model.num_classes:
+        raise ValueError(f"the cache has {header.num_classes} classes, the model {model.num_classes} (--model.num-classes)")

@@ -1,0 +1,47 @@
+"""Features of every layer of chosen groups, on the token grid, and the latent's moments: all from one encoder pass.
+
+Shapes: B images, (H, W) pixels, (h, w) latent grid, g tokens a side, L layers of a group, C their channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from train.priors.layers import Layer
+
+# How a feature map is brought to the token grid: AHPA Sec. 4.2 says adaptive pooling, its Appendix A bilinear; they differ for 64 -> 16.
+RESAMPLINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "adaptive": lambda f_BCHW, grid: F.adaptive_avg_pool2d(f_BCHW, grid),
+    "bilinear": lambda f_BCHW, grid: F.interpolate(f_BCHW, (grid, grid), mode="bilinear", align_corners=False),
+}
+
+
+@torch.no_grad()
+def encode(
+    vae: AutoencoderKL, images_BCHW: Tensor, chosen: list[Layer], grid: int, resampling: str = "adaptive"
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(mean (B,4,h,w), std (B,4,h,w), {group: (B,L,C,g,g)}) of images in [-1, 1]; layers of a group in encoder order.
+
+    Raises ValueError for an unknown resampling.
+    """
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"resampling {resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
+    resample = RESAMPLINGS[resampling]
+    collected: dict[str, list[Tensor]] = {layer.group: [] for layer in chosen}
+    hooks = [
+        vae.encoder.get_submodule(layer.name).register_forward_hook(
+            lambda _module, _inputs, output, group=layer.group: collected[group].append(resample(output, grid))
+        )
+        for layer in chosen
+    ]
+    try:
+        posterior = vae.encode(images_BCHW).latent_dist
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return posterior.mean, posterior.std, {group: torch.stack(maps, dim=1) for group, maps in collected.items()}

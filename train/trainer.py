@@ -1,0 +1,209 @@
+"""The training loop, on one CPU, one GPU or many: the same code and, on the CPU, the same bits after a resume.
+
+RUN/config.json      the resolved configuration and versions
+RUN/metrics.jsonl    means over the steps since the line before; `it_per_s` and `wall_s` are the only wall-clock fields
+RUN/router.jsonl     the router's weights on a grid of t (what Fig. 5 reads)
+RUN/checkpoints/     see `train.checkpoint`
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import gsnr
+from train import checkpoint, plugins, runlog
+from train.config import TrainConfig
+from train.data import encode
+from train.data.batches import StepBatches, loader
+from train.data.cache import Header, Split, open_cache
+from train.models.sit import SiT
+from train.objective import Objective, check_cache, make_alignment
+
+ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
+Window = dict[str, torch.Tensor]  # sums over the steps since the last line of metrics
+
+
+def make_objective(config: TrainConfig, header: Header) -> Objective:
+    """A freshly initialised objective; its weights are a function of config.seed."""
+    check_cache(config.model, header)
+    torch.manual_seed(config.seed)
+    model = SiT(**asdict(config.model))
+    return Objective(model, make_alignment(config.alignment, config.model, header.groups))
+
+
+def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
+    """The cache of a configuration; the demo's is built on first use. Raises ValueError where there is none or it does not fit."""
+    needs = plugins.find("alignments", config.alignment["name"]).Alignment.needs
+    if not config.data.path:
+        raise ValueError("--data.path is missing: name a cache folder made by `python -m train.prepare`, or `demo`")
+    folder = Path(config.data.path)
+    if config.data.path == "demo":
+        folder = encode.demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
+    header, splits = open_cache(folder, needs)
+    if needs and header.resampling != config.data.resampling:
+        raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
+    return header, splits
+
+
+def _log_router(out: Path, step: int, objective: Objective) -> None:
+    t_K = torch.linspace(0, 1, ROUTER_GRID, device=next(objective.parameters()).device)
+    with torch.no_grad():
+        weights = objective.alignment.router_weights(t_K)
+    if weights:
+        lists = {name: [[round(x, 6) for x in row] for row in w.tolist()] for name, w in weights.items()}
+        runlog.append(out / "router.jsonl", {"step": step, "t": [round(t, 6) for t in t_K.tolist()]} | lists)
+
+
+def _log_metrics(out: Path, step: int, window: Window, lr: float, since: float, started: float) -> dict[str, float]:
+    """Writes one line of metrics.jsonl and empties the window. Raises ValueError where the loss stopped being finite."""
+    sums = {name: float(value) for name, value in window.items()}
+    steps = sums.pop("steps")
+    means = {name: value / steps for name, value in sums.items()}
+    if not all(torch.isfinite(torch.tensor(list(means.values())))):
+        raise ValueError(f"the loss or gradient is not finite at or before step {step}: {means}; lower --optim.lr or use --precision no")
+    now = time.time()
+    line = {"step": step, **means, "lr": lr, "it_per_s": round(steps / (now - since), 3), "wall_s": round(now - started, 3)}
+    runlog.append(out / "metrics.jsonl", line)
+    for value in window.values():
+        value.zero_()
+    return line
+
+
+def _check_out(out: Path, config: TrainConfig, resume: bool) -> None:
+    """Raises ValueError for a run folder that must not be written to: something else, a run without --resume, or one that differs."""
+    stored = out / "config.json"
+    if not stored.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"--out {out}: exists and is not a run; name a new folder")
+        _check_writable(out)
+        return
+    if not resume:
+        raise ValueError(f"--out {out}: already holds a run; continue it with --resume, or name a new folder")
+    try:
+        before = _flat(json.loads(stored.read_text())["config"])
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{stored}: damaged ({error})") from error
+    for key, value in _flat(json.loads(json.dumps(asdict(config)))).items():
+        was = before.get(key)
+        if key == "steps" and value < was:
+            raise ValueError(f"--resume: --steps can only grow; this run was asked for {was}, now {value}")
+        if key != "steps" and value != was:
+            raise ValueError(f"--resume: {key} was {was!r} in {stored}, now {value!r}; only --steps may change")
+
+
+def _check_writable(out: Path) -> None:
+    """Raises ValueError where the folder cannot be created; found out before hours go into the data, and nothing is left there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        out.rmdir()
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be created ({error.strerror})") from error
+
+
+def _start_logs(out: Path, config: TrainConfig, step: int, objective: Objective) -> None:
+    """Creates the run folder, or cuts its logs back to the step that training continues from."""
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "router.jsonl"):
+        runlog.cut_back(out / name, step if step else -1)
+    resolved = {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}}
+    (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+    if not step:
+        _log_router(out, 0, objective)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
+    """Trains, or continues, one run. Raises ValueError for bad input before anything is written or overwritten."""
+    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    if accelerator.is_main_process:
+        _check_out(out, config, resume)
+    with accelerator.main_process_first():
+        header, splits = open_data(config)
+    resuming = (out / "LAST").is_file()
+    objective = make_objective(config, header)
+    ema = copy.deepcopy(objective).requires_grad_(False)
+    optim = config.optim
+    optimizer = torch.optim.AdamW(
+        objective.parameters(),
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+    state = checkpoint.restore(out, objective, ema, optimizer) if resuming else {}
+    first, sums_before = state.get("step", 0), state.get("window", {})
+    if first >= config.steps:
+        accelerator.print(f"{out}: already trained for {first} steps; nothing to do")
+        return
+    if accelerator.is_main_process:
+        _start_logs(out, config, first, objective)
+
+    device = accelerator.device
+    ema.to(device)
+    raw = objective
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    average = get_ema_multi_avg_fn(optim.ema)
+    batches = StepBatches(
+        split=splits["train"],
+        groups=raw.alignment.needs,
+        batch=config.batch,
+        seed=config.seed,
+        label_dropout=config.label_dropout,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    keys = ("loss", "velocity", "align", "grad_norm", "steps")
+    window: Window = {key: torch.tensor(sums_before.get(key, 0.0), device=device) for key in keys}
+    started = since = time.time()
+    bar = tqdm(initial=first, total=config.steps, desc=out.name, unit="it", disable=not accelerator.is_main_process, mininterval=1.0, smoothing=0.05)
+    for step, batch in enumerate(loader(batches, first, config.steps, config.data.workers), start=first + 1):
+        batch = {key: x.to(device, non_blocking=True) for key, x in batch.items()}
+        lr = optim.lr * min(1.0, step / optim.warmup) if optim.warmup else optim.lr
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        losses = {name: value.mean() for name, value in objective(batch).items()}
+        loss = losses["velocity"] + raw.alignment.weight * losses.get("align", 0.0)
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(raw.parameters(), optim.clip)
+        optimizer.step()
+        with torch.no_grad():
+            average(list(ema.parameters()), list(raw.parameters()), torch.tensor(step))
+            for name, value in {"loss": loss, **losses, "grad_norm": norm, "steps": torch.ones((), device=device)}.items():
+                window[name] += accelerator.reduce(value.detach().float(), "mean") if accelerator.num_processes > 1 else value.detach()
+        bar.update()
+
+        if step % config.log_every == 0 or step == config.steps:
+            if accelerator.is_main_process:
+                line = _log_metrics(out, step, window, lr, since, started)
+                bar.set_postfix({name: f"{line[name]:.3f}" for name in ("loss", "velocity", "align")})
+                _log_router(out, step, raw)
+            else:
+                for value in window.values():
+                    value.zero_()
+            since = time.time()
+        if step % config.save_every == 0 or step == config.steps:
+            if accelerator.is_main_process:
+                sums = {name: float(value) for name, value in window.items()}
+                checkpoint.save(out, step=step, objective=raw, ema=ema, optimizer=optimizer, config=config, header=header, extra={"window": sums})
+            accelerator.wait_for_everyone()
+    bar.close()
+    accelerator.print(f"{out}: {config.steps} steps done; last checkpoint {checkpoint.locate(out)}")
+    accelerator.end_training()
