@@ -6,9 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.style import COLOURS, GREY, LINES, PAGE, T_LABEL, paper
+from figures.style import COLOURS, GREY, LINES, MARKERS, PAGE, T_LABEL, paper
 
 TABLE = "router"
+HISTORY_TIMES = (0.1, 0.5, 0.9)
 
 
 def _lines(axes: Axes, rows: pd.DataFrame, title: str, uniform: float) -> None:
@@ -46,12 +47,19 @@ def draw(metrics: pd.DataFrame) -> Figure:
 
 
 def _history(axes: Axes, rows: pd.DataFrame) -> None:
-    """beta deep as a map over training steps and t."""
+    """beta deep over training steps, at three times; the step axis is logarithmic because a router may settle within tens of steps."""
     axes.set_title(r"(d) $\beta$ deep over training", loc="left")
-    axes.set(xlabel="training step", ylabel=T_LABEL)
+    axes.set(xlabel="training step", ylim=(0, 1))
     if rows.empty:
         axes.text(0.5, 0.5, "the run kept no router log", ha="center", va="center", transform=axes.transAxes)
         return
-    grid = rows.pivot_table(index="t_low", columns="step", values="value")
-    mesh = axes.pcolormesh(grid.columns, grid.index, grid.to_numpy(), cmap="RdBu_r", vmin=0, vmax=1, shading="nearest", rasterized=True)
-    axes.figure.colorbar(mesh, ax=axes, label=r"$\beta$ deep (blue: mid, red: deep)")
+    times = rows["t_low"].unique()
+    for i, wanted in enumerate(HISTORY_TIMES):
+        t = times[abs(times - wanted).argmin()]
+        curve = rows[rows["t_low"] == t].sort_values("step")
+        axes.plot(curve["step"], curve["value"], color=COLOURS[i], ls=LINES[i], marker=MARKERS[i], markevery=0.1, label=f"t = {t:.2f}")
+    axes.axhline(0.5, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
+    first = rows.loc[rows["step"] > 0, "step"].min()
+    axes.set_xscale("symlog", linthresh=first)
+    axes.set_xlim(0, rows["step"].max())
+    axes.legend()

@@ -46,7 +46,7 @@ def _parser() -> Parser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes)")
     parser.add_argument("--seed", type=int, default=0, help="seed of times, noise and projector fits (default: 0)")
     parser.add_argument("--batch-ref", type=int, default=256, metavar="B", help="batch size B of the column gsnr_batch = B * gsnr (default: 256)")
-    parser.add_argument("--fit-steps", type=int, default=300, metavar="N", help="steps each target's projector is fitted for (default: 300)")
+    parser.add_argument("--fit-steps", type=int, default=1000, metavar="N", help="steps each target's projector is fitted for (default: 1000)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
     parser.add_argument("--vae", metavar="ID", help="check that the checkpoint was trained with this VAE")

@@ -23,7 +23,7 @@ from train.data.heldout import another_image
 from train.interpolant import interpolate
 from train.objective import make_alignment
 
-FIT_BATCH, FIT_LR = 64, 1e-3
+FIT_BATCH, FIT_LR = 64, 1e-3  # peak rate; half a cosine to zero, so that the last steps do not jitter about the optimum
 NONE, SHUFFLED = "none", "shuffled"
 
 
@@ -113,6 +113,7 @@ def fit(subject: Subject, options: Options, made: list[Candidate]) -> dict[str, 
             x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
             _, hidden = model.forward_with_taps(x_t, batch["t"], batch["label"], taps=(subject.tap,), stop=True)
         each = {c.name: losses.cosine(c.alignment.project(hidden[subject.tap]), c.target_BTC(batch, shuffled)).mean() for c in to_fit}
+        optimizer.param_groups[0]["lr"] = FIT_LR * 0.5 * (1 + np.cos(np.pi * step / options.fit_steps))
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(each.values())).sum().backward()
         optimizer.step()

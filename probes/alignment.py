@@ -66,7 +66,7 @@ def plan(subject: Subject, options: Options) -> list[str]:
     size = sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
     return [
         f"targets: {', '.join(c.name for c in made)}",
-        f"projectors fitted for {options.fit_steps} steps of {FIT_BATCH}, AdamW {FIT_LR}, on the train split",
+        f"projectors fitted for {options.fit_steps} steps of {FIT_BATCH}, AdamW from {FIT_LR} to 0, on the train split",
         f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets = {gradients} per-sample gradients "
         f"of {size:,} parameters (tap: block {subject.tap})",
     ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import tomllib
+from pathlib import Path
 
+import pytest
 import yaml
 
-from tests.conftest import REPO
+from tests.conftest import REPO, call
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 
@@ -75,3 +78,20 @@ def test_every_tracked_file_is_small() -> None:
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True).stdout.split("\0")
     for name in filter(None, tracked):
         assert (REPO / name).stat().st_size < 4e6, name
+
+
+def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example is put beside the others as a stranger would, is found by its name, and trains for two steps."""
+    import train.alignments
+    from train.__main__ import main
+
+    code = re.search(r"```python\n(.*?)```", (REPO / "CONTRIBUTING.md").read_text(), re.S)
+    assert code is not None
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "deep_l1.py").write_text(code[1])
+    monkeypatch.setattr(train.alignments, "__path__", [*train.alignments.__path__, str(tmp_path / "plugins")])
+    words = ("--preset", "smoke", "--alignment", "deep_l1", "--steps", "2", "--log-every", "1", "--out", tmp_path / "run")
+    assert call(main, *words) == 0
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and lines[0]["align"] > 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["alignment"] == {"name": "deep_l1", "tap": 1, "weight": 0.5}

@@ -40,7 +40,7 @@ def demo() -> dict[str, Any]:
         "steps": 2800,
         "batch": 16,
         "precision": "no",
-        "log_every": 50,
+        "log_every": 10,
         "save_every": 700,
     }
 

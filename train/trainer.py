@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -25,13 +28,13 @@ import gsnr
 from train import checkpoint, plugins, runlog
 from train.config import TrainConfig
 from train.data import encode
-from train.data.batches import StepBatches, loader
+from train.data.batches import Batch, StepBatches, loader
 from train.data.cache import Header, Split, open_cache
 from train.models.sit import SiT
 from train.objective import Objective, check_cache, make_alignment
 
 ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
-Window = dict[str, torch.Tensor]  # sums over the steps since the last line of metrics
+Metrics = dict[str, torch.Tensor]
 
 
 def make_objective(config: TrainConfig, header: Header) -> Objective:
@@ -65,18 +68,34 @@ def _log_router(out: Path, step: int, objective: Objective) -> None:
         runlog.append(out / "router.jsonl", {"step": step, "t": [round(t, 6) for t in t_K.tolist()]} | lists)
 
 
-def _log_metrics(out: Path, step: int, window: Window, lr: float, since: float, started: float) -> dict[str, float]:
-    """Writes one line of metrics.jsonl and empties the window. Raises ValueError where the loss stopped being finite."""
-    sums = {name: float(value) for name, value in window.items()}
-    steps = sums.pop("steps")
-    means = {name: value / steps for name, value in sums.items()}
-    if not all(torch.isfinite(torch.tensor(list(means.values())))):
+class Window:
+    """Sums of a step's metrics since the last line of metrics.jsonl; kept on the device, so that adding to them never waits for it."""
+
+    KEYS = ("loss", "velocity", "align", "grad_norm", "steps")
+
+    def __init__(self, sums: dict[str, float], device: torch.device) -> None:
+        self.sums = {key: torch.tensor(sums.get(key, 0.0), device=device) for key in self.KEYS}
+
+    def add(self, metrics: dict[str, torch.Tensor]) -> None:
+        for key, value in metrics.items():
+            self.sums[key] += value.detach()
+        self.sums["steps"] += 1
+
+    def totals(self, accelerator: Accelerator) -> dict[str, float]:
+        """The sums, averaged over the processes; every process has to call it."""
+        stacked = accelerator.reduce(torch.stack(list(self.sums.values())), "mean")
+        return dict(zip(self.sums, stacked.tolist(), strict=True))
+
+
+def _log_metrics(out: Path, step: int, sums: dict[str, float], lr: float, since: float, started: float) -> dict[str, float]:
+    """Writes one line of metrics.jsonl and returns it. Raises ValueError where the loss stopped being finite."""
+    steps = sums["steps"]
+    means = {name: value / steps for name, value in sums.items() if name != "steps"}
+    if not all(math.isfinite(mean) for mean in means.values()):
         raise ValueError(f"the loss or gradient is not finite at or before step {step}: {means}; lower --optim.lr or use --precision no")
     now = time.time()
     line = {"step": step, **means, "lr": lr, "it_per_s": round(steps / (now - since), 3), "wall_s": round(now - started, 3)}
     runlog.append(out / "metrics.jsonl", line)
-    for value in window.values():
-        value.zero_()
     return line
 
 
@@ -129,6 +148,30 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _restore(out: Path, header: Header, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """state.json of the last checkpoint, its weights put back; {} for a new run. Raises ValueError where the data's VAE is another one."""
+    if not (out / "LAST").is_file():
+        return {}
+    stored = checkpoint.read_state(checkpoint.locate(out))["cache"]
+    if stored["vae_sha"] != header.vae_sha:
+        raise ValueError(
+            f"--resume: {out} was trained on features and latents of VAE {stored['vae']!r} ({stored['vae_sha'][:12]}), "
+            f"the data now come from {header.vae!r} ({header.vae_sha[:12]})"
+        )
+    return checkpoint.restore(out, objective, ema, optimizer)
+
+
+def _step(accelerator: Accelerator, objective: nn.Module, raw: Objective, optimizer: AcceleratedOptimizer, batch: Batch, clip: float) -> Metrics:
+    """One optimisation step; its metrics, still on the device. `raw` is the objective without its distributed wrapper."""
+    losses = {name: value.mean() for name, value in objective(batch).items()}
+    loss = losses["velocity"] + raw.alignment.weight * losses.get("align", 0.0)
+    optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(raw.parameters(), clip)
+    optimizer.step()
+    return {"loss": loss, **losses, "grad_norm": norm}
+
+
 def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     """Trains, or continues, one run. Raises ValueError for bad input before anything is written or overwritten."""
     accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
@@ -136,30 +179,11 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
         _check_out(out, config, resume)
     with accelerator.main_process_first():
         header, splits = open_data(config)
-    resuming = (out / "LAST").is_file()
-    objective = make_objective(config, header)
-    ema = copy.deepcopy(objective).requires_grad_(False)
+    raw = make_objective(config, header)
+    ema = copy.deepcopy(raw).requires_grad_(False)
     optim = config.optim
-    optimizer = torch.optim.AdamW(
-        objective.parameters(),
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
-    state = checkpoint.restore(out, objective, ema, optimizer) if resuming else {}
-    first, sums_before = state.get("step", 0), state.get("window", {})
-    if first >= config.steps:
-        accelerator.print(f"{out}: already trained for {first} steps; nothing to do")
-        return
-    if accelerator.is_main_process:
-        _start_logs(out, config, first, objective)
-
-    device = accelerator.device
-    ema.to(device)
-    raw = objective
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    average = get_ema_multi_avg_fn(optim.ema)
+    betas = (optim.beta1, optim.beta2)
+    adamw = torch.optim.AdamW(raw.parameters(), lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=True)
     batches = StepBatches(
         split=splits["train"],
         groups=raw.alignment.needs,
@@ -169,41 +193,47 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    keys = ("loss", "velocity", "align", "grad_norm", "steps")
-    window: Window = {key: torch.tensor(sums_before.get(key, 0.0), device=device) for key in keys}
+    state = _restore(out, header, raw, ema, adamw)
+    first = state.get("step", 0)
+    if first >= config.steps:
+        accelerator.print(f"{out}: already trained for {first} steps; nothing to do")
+        return
+    if accelerator.is_main_process:
+        _start_logs(out, config, first, raw)
+
+    device = accelerator.device
+    ema.to(device)
+    objective, optimizer = accelerator.prepare(raw, adamw)
+    if state.get("scaler") and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    average = get_ema_multi_avg_fn(optim.ema)
+    window = Window(state.get("window", {}), device)
     started = since = time.time()
     bar = tqdm(initial=first, total=config.steps, desc=out.name, unit="it", disable=not accelerator.is_main_process, mininterval=1.0, smoothing=0.05)
     for step, batch in enumerate(loader(batches, first, config.steps, config.data.workers), start=first + 1):
-        batch = {key: x.to(device, non_blocking=True) for key, x in batch.items()}
         lr = optim.lr * min(1.0, step / optim.warmup) if optim.warmup else optim.lr
         for group in optimizer.param_groups:
             group["lr"] = lr
-        losses = {name: value.mean() for name, value in objective(batch).items()}
-        loss = losses["velocity"] + raw.alignment.weight * losses.get("align", 0.0)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(raw.parameters(), optim.clip)
-        optimizer.step()
+        window.add(_step(accelerator, objective, raw, optimizer, {k: x.to(device, non_blocking=True) for k, x in batch.items()}, optim.clip))
         with torch.no_grad():
             average(list(ema.parameters()), list(raw.parameters()), torch.tensor(step))
-            for name, value in {"loss": loss, **losses, "grad_norm": norm, "steps": torch.ones((), device=device)}.items():
-                window[name] += accelerator.reduce(value.detach().float(), "mean") if accelerator.num_processes > 1 else value.detach()
         bar.update()
 
-        if step % config.log_every == 0 or step == config.steps:
+        logs, saves = step % config.log_every == 0, step % config.save_every == 0 or step == config.steps
+        if not (logs or saves):
+            continue
+        sums = window.totals(accelerator)
+        if logs:
+            window = Window({}, device)
             if accelerator.is_main_process:
-                line = _log_metrics(out, step, window, lr, since, started)
+                line = _log_metrics(out, step, sums, lr, since, started)
                 bar.set_postfix({name: f"{line[name]:.3f}" for name in ("loss", "velocity", "align")})
                 _log_router(out, step, raw)
-            else:
-                for value in window.values():
-                    value.zero_()
-            since = time.time()
-        if step % config.save_every == 0 or step == config.steps:
-            if accelerator.is_main_process:
-                sums = {name: float(value) for name, value in window.items()}
-                checkpoint.save(out, step=step, objective=raw, ema=ema, optimizer=optimizer, config=config, header=header, extra={"window": sums})
-            accelerator.wait_for_everyone()
+            sums, since = {}, time.time()
+        if saves and accelerator.is_main_process:
+            extra = {"window": sums, "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None}
+            checkpoint.save(out, step=step, objective=raw, ema=ema, optimizer=optimizer, config=config, header=header, extra=extra)
+        accelerator.wait_for_everyone()
     bar.close()
     accelerator.print(f"{out}: {config.steps} steps done; last checkpoint {checkpoint.locate(out)}")
     accelerator.end_training()

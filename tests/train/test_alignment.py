@@ -97,6 +97,19 @@ def test_gradient_reaches_the_router_and_not_the_features() -> None:
     assert all(batch[g].grad is None for g in GROUPS)
 
 
+def test_target_is_float32_under_bf16_autocast() -> None:
+    torch.manual_seed(0)
+    alignment = make_alignment({"name": "ahpa", "tap": 2}, MODEL, GROUPS)
+    torch.nn.init.normal_(alignment.router.mlp[-1].weight)
+    batch, h = features(), torch.randn(3, 4, 8)
+    plain = alignment.target(batch, batch["t"])
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = alignment.target(batch, batch["t"])
+        loss = alignment.loss(h, batch)
+    assert cast.dtype == torch.float32 and loss.dtype == torch.float32
+    assert torch.equal(plain, cast)
+
+
 @pytest.mark.parametrize(("split", "mid"), [("2/6", 2), ("4/4", 4), ("6/2", 6)])
 def test_regrouping(split: str, mid: int) -> None:
     batch = features()

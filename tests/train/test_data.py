@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_image
 
 from train.data import cache, demo, draws, encode, order
 from train.data.batches import StepBatches, loader
@@ -30,9 +31,13 @@ def test_demo_splits_share_no_digit_and_no_photo_region() -> None:
     rows = {split: {s.tobytes() for s in scans[split][0]} for split in demo.SPLITS}
     assert not rows["train"] & rows["heldout"]
     assert sum(len(scans[s][0]) for s in demo.SPLITS) == 1797
-    columns = {split: {c for a, b in demo.BANDS[split] for c in range(a, b)} for split in demo.SPLITS}
-    assert not columns["train"] & columns["heldout"]
-    assert max(max(c) for c in columns.values()) < 640
+    photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    tiles = {split: [np.asarray(tile) for tile in demo._photo_regions()[split]] for split in demo.SPLITS}
+    assert [len(tiles[split]) for split in demo.SPLITS] == [40, 40]
+    assert sum(t.size for split in demo.SPLITS for t in tiles[split]) == sum(p.size for p in photos), "every pixel is in one tile, once"
+    assert {len({t.tobytes() for t in tiles[split]}) for split in demo.SPLITS} == {40}
+    assert not {t.tobytes() for t in tiles["train"]} & {t.tobytes() for t in tiles["heldout"]}
+    assert min(min(t.shape[:2]) for split in demo.SPLITS for t in tiles[split]) >= 80, "the largest crop fits in a tile"
 
 
 def test_demo_errors() -> None:

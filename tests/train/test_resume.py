@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -40,11 +41,12 @@ def assert_same_run(a: Path, b: Path, step: int) -> None:
     assert states[0] == states[1]
 
 
-def test_stopped_at_15_of_30_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path: Path) -> None:
-    """15 is neither a multiple of log_every's window nor of save_every's 10: the window of metrics is carried over too."""
+@pytest.mark.parametrize("stop", [15, 13])
+def test_stopped_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path: Path, stop: int) -> None:
+    """At 15 of 30, and at 13, in the middle of a window of metrics (log_every is 5), which is carried over too."""
     out = tmp_path / "resumed"
-    assert call(main, "--preset", "smoke", "--out", out, "--steps", "15") == 0
-    assert (out / "LAST").read_text().strip() == "0000015"
+    assert call(main, "--preset", "smoke", "--out", out, "--steps", stop) == 0
+    assert (out / "LAST").read_text().strip() == f"{stop:07d}"
     assert call(main, "--preset", "smoke", "--out", out, "--steps", "30", "--resume") == 0
     assert_same_run(smoke_run, out, 30)
 
@@ -79,6 +81,12 @@ def test_refusals(smoke_run: Path, tmp_path: Path) -> None:
         call(main, "--preset", "smoke", "--out", smoke_run)
     with pytest.raises(ValueError, match=r"optim\.lr was 0\.002"):
         call(main, "--preset", "smoke", "--out", smoke_run, "--resume", "--optim.lr", "0.5")
+    other = tmp_path / "other_vae"
+    shutil.copytree(smoke_run, other)
+    state = checkpoint.locate(other) / "state.json"
+    state.write_text(state.read_text().replace(checkpoint.load(other).header.vae_sha, "0" * 64))
+    with pytest.raises(ValueError, match="trained on features and latents of VAE 'demo'"):
+        call(main, "--preset", "smoke", "--out", other, "--resume", "--steps", 31)
     with pytest.raises(ValueError, match="seed was 0"):
         call(main, "--preset", "smoke", "--out", smoke_run, "--resume", "--seed", "1")
     with pytest.raises(ValueError, match="can only grow"):
@@ -111,8 +119,6 @@ def _save_forever(run: Path) -> None:
 
 def test_kill_minus_9_while_saving_leaves_a_good_checkpoint(plain_run: Path, tmp_path: Path) -> None:
     """20 kills at random moments of a process that does nothing but save: what LAST names loads, whole and of one step."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(plain_run, run)
     rng = random.Random(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from train import losses, plugins
@@ -57,7 +58,8 @@ class RoutedAlignment(AlignmentModule):
 
     def target(self, batch: Batch, t_B: Tensor) -> Tensor:
         features = mid_deep(batch, self.split)
-        return mix({source: features[source] for source in self.sources}, self.router(t_B))
+        with torch.autocast(t_B.device.type, enabled=False):  # bf16 would round t to 8 bits, and the router with it
+            return mix({source: features[source] for source in self.sources}, self.router(t_B.float()))
 
     def project(self, h_BTD: Tensor) -> Tensor:
         return self.projector(h_BTD)

@@ -3,7 +3,7 @@
 Digits are scikit-learn's 1 797 bundled 8x8 scans, photographs its two bundled pictures (`china.jpg`, `flower.jpg`). What the
 label says (identity, size, place of the digit) is coarse; the photographic texture behind it is fine: the contrast that a
 hierarchy of alignment targets is about. The train and the held-out split share no scan and no pixel of the photographs: every
-held-out image has a scan of its own, and each photograph is cut into bands that belong to one split or the other.
+held-out image has a scan of its own, and each photograph is cut into tiles that belong to one split or the other.
 
 Shapes: N images, H = W = 64, C = 3 (RGB, uint8).
 """
@@ -21,8 +21,9 @@ RESOLUTION = 64
 NUM_CLASSES = 10
 SPLITS = ("train", "heldout")
 N_HELDOUT_SCANS = 512
-# Columns of each 640-pixel-wide photograph by split. Bands alternate so that both splits see sky, roofs, leaves and petals.
-BANDS = {"train": ((120, 320), (440, 640)), "heldout": ((0, 120), (320, 440))}
+# Each photograph is cut into a chequerboard of tiles, alternately train and held-out, so that both splits see sky, roofs, leaves and petals
+# in equal parts: a held-out mean that differs from the train mean would look like signal in every probe.
+TILE_COLUMNS, TILE_ROWS = 8, 5
 VERSION = 1  # part of every cache's identity: raise it when an image of the same (split, seed, index) changes
 
 
@@ -40,16 +41,20 @@ def _scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @lru_cache(maxsize=1)
 def _photo_regions() -> dict[str, list[Image.Image]]:
-    """split -> the bands of the two photographs it may crop from."""
-    photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-    return {split: [Image.fromarray(photo[:, a:b]) for photo in photos for a, b in BANDS[split]] for split in SPLITS}
+    """split -> the tiles of the two photographs that it may crop from; no pixel is in both."""
+    regions: dict[str, list[Image.Image]] = {split: [] for split in SPLITS}
+    for photo, name in enumerate(("china.jpg", "flower.jpg")):
+        for row, strip in enumerate(np.array_split(load_sample_image(name), TILE_ROWS, axis=0)):
+            for column, tile in enumerate(np.array_split(strip, TILE_COLUMNS, axis=1)):
+                regions[SPLITS[(row + column + photo) % 2]].append(Image.fromarray(tile))
+    return regions
 
 
 def _background_HWC(split: str, rng: np.random.Generator) -> np.ndarray:
-    """A square crop of 48 to 96 pixels, perhaps mirrored, resized to 64x64 and dimmed so that the digit stands out. Float, 0..1."""
+    """A square crop of 40 to 80 pixels of one tile, perhaps mirrored, resized to 64x64 and dimmed so that the digit stands out. Float, 0..1."""
     regions = _photo_regions()[split]
     photo = regions[rng.integers(len(regions))]
-    side = int(rng.integers(48, 97))
+    side = int(rng.integers(40, 81))
     left = int(rng.integers(photo.width - side + 1))
     top = int(rng.integers(photo.height - side + 1))
     crop = photo.resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
