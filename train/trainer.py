@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -174,7 +174,11 @@ def _step(accelerator: Accelerator, objective: nn.Module, raw: Objective, optimi
 
 def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     """Trains, or continues, one run. Raises ValueError for bad input before anything is written or overwritten."""
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it, torchrun on a CPU would start runs that know nothing of one another
+        mixed_precision=config.precision,
+    )
+    assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.is_main_process:
         _check_out(out, config, resume)
     with accelerator.main_process_first():
