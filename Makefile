@@ -41,5 +41,5 @@ check: $(STAMP) ## lint, format, types, import rules
 notebooks: demo ## executes the notebooks on RUN, in place
 	GSNR_RUN=$(abspath $(RUN)) $(BIN)/jupyter nbconvert --to notebook --execute --inplace analysis_notebooks/*.ipynb
 
-clean: ## removes the environment and caches; runs/ stays
+clean: ## removes the environment and tool caches; runs/ and the data cache (~/.cache/gsnr) stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -50,8 +50,8 @@ def _history(axes: Axes, rows: pd.DataFrame) -> None:
     """beta deep over training steps, at three times; the step axis is logarithmic because a router may settle within tens of steps."""
     axes.set_title(r"(d) $\beta$ deep over training", loc="left")
     axes.set(xlabel="training step", ylim=(0, 1))
-    if rows.empty:
-        axes.text(0.5, 0.5, "the run kept no router log", ha="center", va="center", transform=axes.transAxes)
+    if not (rows["step"] > 0).any():
+        axes.text(0.5, 0.5, "no step of training was logged", ha="center", va="center", transform=axes.transAxes)
         return
     times = rows["t_low"].unique()
     for i, wanted in enumerate(HISTORY_TIMES):

@@ -1,4 +1,4 @@
-"""Bins over an interval, and where within its bin each sample lies. No torch."""
+"""Bins over an interval. No torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,3 @@ def uniform_edges(count: int, low: float = 0.0, high: float = 1.0) -> NDArray[np
     if count < 1:
         raise ValueError(f"--bins {count}: at least one bin is needed")
     return np.linspace(low, high, count + 1)
-
-
-def within(edges: NDArray[np.float64], bin_index: int, u: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positions in a bin from u in [0, 1): the same u puts a sample at the same relative place of every bin."""
-    low, high = edges[bin_index], edges[bin_index + 1]
-    return low + (high - low) * u

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnr.engines import MEMORY_BYTES, Batch, Gradients, Loss, chunk_within, find
+from gsnr.engines import Batch, Gradients, Loss, chunk_within, default_memory, find
 from gsnr.estimates import Array, Estimate
 from gsnr.moments import Labels, Moments, by_group, inner_products
 
@@ -88,6 +88,13 @@ def _check_finite(q_C: Array, first: int) -> None:
         raise ValueError(f"gradients of {len(bad)} samples are not finite (samples {names}{', ...' if len(bad) > 8 else ''})")
 
 
+def _check_same_order(first: Moments, second: Moments) -> None:
+    """r_i and q_i must be of the same sample. Raises ValueError where the second pass saw other gradients than the first."""
+    a, b = (np.concatenate(m.q[ALL]) for m in (first, second))
+    if a.shape != b.shape or not np.allclose(a, b, rtol=1e-3, atol=1e-6 * a.max()):
+        raise ValueError("the batches came in another order, or with other random numbers, the second time; pass a list (no shuffling loader)")
+
+
 def measure(
     model: nn.Module,
     loss: Loss,
@@ -98,21 +105,23 @@ def measure(
     *,
     interval: bool = True,
     chunk: int | None = None,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
 ) -> Result:
     """Measures the gradient signal-to-noise ratio of a per-sample loss over independent samples.
 
     model       any module; its mode (train or eval), gradients and random state are left as they are.
     loss        loss(model, batch) -> (B,) one value per sample, any scale, no coupling across samples; must accept B = 1.
     batches     iterable of dict[str, Tensor], every tensor with leading dimension B. Gone through twice where the per-sample
-                gradients do not fit `memory_bytes` (an iterator is turned into a list first).
+                gradients do not fit `memory_bytes`, so its order must not change (an iterator is turned into a list first).
     engine      "auto" | "loop" | "vmap".
     parameters  predicate on names; default: all that require grad.
     groups      parameter name -> label or labels; "all" is always there.
     interval    also compute r_i = g_i . S, which the jackknife interval needs.
-    chunk       samples whose gradients are held at once; default from `memory_bytes`.
+    chunk       samples whose gradients are taken at once; default from `memory_bytes`.
+    memory_bytes    what per-sample gradients may take; default 1 GiB on a CPU, a quarter of the free memory on a GPU.
 
-    Raises ValueError for an unknown engine, an empty selection, n < 2, a loss of another shape, or gradients that are not finite.
+    Raises ValueError for an unknown engine, an empty selection, n < 2, a loss of another shape, gradients that are not finite, or batches
+    that come in another order the second time.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
     per_sample = find(engine)
@@ -121,7 +130,10 @@ def measure(
     if isinstance(batches, Iterator):
         batches = list(batches)
     held_bytes = sum(p.numel() * max(4, p.element_size()) for p in selected.values())
-    size = chunk or chunk_within(memory_bytes, selected)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, not {chunk}")
+    memory = default_memory(selected) if memory_bytes is None else memory_bytes
+    size = chunk or chunk_within(memory, selected)
 
     def gradients() -> Iterator[tuple[Tensor, Gradients]]:
         for batch in batches:
@@ -139,13 +151,17 @@ def measure(
             n += len(losses_C)
             if kept is not None:
                 kept.append(chunk_gradients)
-                kept = kept if n * held_bytes <= memory_bytes else None
+                kept = kept if n * held_bytes <= memory else None
         if n < 2:
             raise ValueError(f"{n} samples: the variance of a gradient needs at least 2")
         r = None
         if interval:
-            second_look = kept if kept is not None else (g for _, g in gradients())
-            parts = [by_group(inner_products(g, moments.sums), labels) for g in second_look]
+            again = Moments(labels)
+            parts = []
+            for chunk_gradients in kept if kept is not None else (g for _, g in gradients()):
+                parts.append(by_group(inner_products(chunk_gradients, moments.sums), labels))
+                again.add_square_norms(chunk_gradients)
+            _check_same_order(moments, again)
             r = {group: np.concatenate([part[group] for part in parts]) for group in moments.q}
     used = per_sample.__module__.rpartition(".")[2]
     return Result(moments=moments, estimates=moments.estimates(r), losses=np.concatenate(losses), engine=used)

@@ -62,10 +62,14 @@ class Moments:
         for name, g in gradients.items():
             total = _at_least_float32(g).sum(0)
             self.sums[name] = self.sums[name] + total if name in self.sums else total
-        for label, q_C in by_group(square_norms(gradients), self.labels).items():
-            self.q.setdefault(label, []).append(q_C)
+        self.add_square_norms(gradients)
         for label, gram in by_group({name: _difference_gram(g) for name, g in gradients.items()}, self.labels).items():
             self.cov_sq.setdefault(label, []).append(trace_cov_sq(gram))
+
+    def add_square_norms(self, gradients: Gradients) -> None:
+        """The part of `add` that tells samples apart."""
+        for label, q_C in by_group(square_norms(gradients), self.labels).items():
+            self.q.setdefault(label, []).append(q_C)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples. Raises ValueError where the parameters or groups differ."""

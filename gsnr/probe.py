@@ -11,6 +11,7 @@ gradient of one loss; README.md says how to read it.
 
 from __future__ import annotations
 
+import hashlib
 import pkgutil
 from dataclasses import asdict
 from importlib import import_module
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gsnr import table
+from gsnr import files, table
 from gsnr.commandline import Parser, run
 
 
@@ -119,20 +120,17 @@ def main(argv: list[str]) -> int:
     if args.n_images > held:
         raise ValueError(f"--n-images {args.n_images}: the held-out split of {subject.header.data!r} has {held}")
     chosen = _choose(args.probe, subject)
-    out = args.out or subject.checkpoint.folder.parent.parent / "probes"
+    out = args.out or subject.default_out
     print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")
+    settings = asdict(options) | {"checkpoint_sha": subject.checkpoint.sha, "step": subject.checkpoint.step, "weights": args.weights}
+    settings["data"] = hashlib.sha256(repr(subject.header).encode()).hexdigest()
+    todo = [name for name in chosen if not _is_there(out / f"{name}.parquet", settings, args.overwrite)]
     if args.dry_run:
         for name in chosen:
-            print(f"{name}: would write {out / f'{name}.parquet'}")
+            print(f"{name}: {'would write' if name in todo else 'is there already:'} {out / f'{name}.parquet'}")
             print("\n".join(f"  {line}" for line in find(name).plan(subject, options)))
         return 0
-    settings = asdict(options) | {"checkpoint_sha": subject.checkpoint.sha, "step": subject.checkpoint.step, "data": subject.header.data}
-    settings |= {"weights": args.weights, "vae_sha": subject.header.vae_sha}
-    todo = [name for name in chosen if not _is_there(out / f"{name}.parquet", settings, args.overwrite)]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot be created ({error.strerror})") from error
+    files.check_writable(out, "--out")
     for name in chosen:
         path = out / f"{name}.parquet"
         if name not in todo:

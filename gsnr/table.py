@@ -8,7 +8,6 @@ with metric, value, low, high). Per-sample sums that let one run be re-analysed 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gsnr.estimates import Estimate
+from gsnr.files import replacing
 
 SCHEMA_VERSION = 1
 RUN_COLUMNS = {
@@ -114,12 +114,8 @@ def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[st
     header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"gsnr": json.dumps(header).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as aside:
         pq.write_table(table, aside, compression="zstd")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -155,18 +151,18 @@ def summary(cells: pd.DataFrame, group: str = "all") -> str:
     """G-SNR per bin (rows) and target (columns) as text: B * gsnr with its 95 % interval; a dot marks cells below detection."""
     here = cells[cells["group"] == group]
     batch_ref = int(here["batch_ref"].iloc[0])
-    names = {key: target_name(*key) for key in dict.fromkeys(zip(here["target"], here["control"], here["projector"], strict=True))}
-    width = max(22, *(len(name) + 2 for name in names.values()))
-    lines = [f"{batch_ref} x G-SNR of group {group!r}, n = {int(here['n'].iloc[0])}, 95 % interval; '.' = below detection"]
-    lines.append(f"{'t':>11}" + "".join(f"{name:>{width}}" for name in names.values()))
+    columns: dict[str, list[str]] = {"t": []}
     for (low, high), rows in here.groupby(["t_low", "t_high"]):
-        text = f"{low:5.2f}-{high:4.2f} "
-        for key in names:
-            row = rows[(rows["target"] == key[0]) & (rows["control"] == key[1]) & (rows["projector"] == key[2])].iloc[0]
-            value, a, b = (batch_ref * row[column] for column in ("gsnr", "gsnr_low", "gsnr_high"))
-            text += f"{f'{value:.2f} [{a:.2f}, {b:.2f}]' + ('.' if row['below_detection'] else ' '):>{width}}"
-        lines.append(text)
-    return "\n".join(lines)
+        columns["t"].append(f"{low:.2f}-{high:.2f}")
+        for row in rows.to_dict("records"):
+            value, a, b = (batch_ref * row[x] for x in ("gsnr", "gsnr_low", "gsnr_high"))
+            name = target_name(row["target"], row["control"], row["projector"])
+            columns.setdefault(name, []).append(f"{value:.2f} [{a:.2f}, {b:.2f}]{'.' if row['below_detection'] else ' '}")
+    widths = {name: max(map(len, [name, *texts])) + 2 for name, texts in columns.items()}
+    lines = ["".join(f"{name:>{width}}" for name, width in widths.items())]
+    lines += ["".join(f"{text:>{width}}" for text, width in zip(row, widths.values(), strict=True)) for row in zip(*columns.values(), strict=True)]
+    title = f"{batch_ref} x G-SNR of group {group!r}, n = {int(here['n'].iloc[0])}, 95 % interval; '.' = below detection"
+    return "\n".join([title, *lines])
 
 
 def target_name(target: str, control: str, projector: str) -> str:

@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from probes._subject import Options, Subject
-from train import losses
 from train.alignments import AlignmentModule
 from train.data import draws, order
 from train.data.batches import Batch, assemble
@@ -46,6 +45,10 @@ class Candidate:
         """The target of a batch; `shuffled` holds the features of other images for the same samples."""
         return self.alignment.target(shuffled if self.control == SHUFFLED else batch, batch["t"]).detach()
 
+    def loss(self, h_BTD: Tensor, target_BTC: Tensor) -> Tensor:
+        """(B,): the alignment's own discrepancy between the projected hidden state and a target."""
+        return self.alignment.discrepancy(self.alignment.projector(h_BTD), target_BTC)
+
 
 def own_target(subject: Subject) -> str | None:
     """What the checkpoint itself was aligned to, by the names of this module; None for no alignment."""
@@ -55,35 +58,41 @@ def own_target(subject: Subject) -> str | None:
     return None if options["name"] == "none" else options["name"]
 
 
-def candidates(subject: Subject) -> list[Candidate]:
+def candidates(subject: Subject, seed: int) -> list[Candidate]:
     """The checkpoint's own target, uniform mid, uniform deep, and the own target shuffled (uniform mid where there is none), each with a
-    projector to be fitted; and the own target with the checkpoint's projector."""
-    c = subject.checkpoint
-    own = own_target(subject)
-    options = {f"uniform_{source}": {"name": "uniform", "source": source, "tap": subject.tap} for source in ("mid", "deep")}
+    projector to be fitted; and the own target with the checkpoint's projector.
+
+    The uniform targets take split, projector and tap from the checkpoint's alignment, so that they differ from it in the target alone.
+    """
+    c, own = subject.checkpoint, own_target(subject)
+    shared = {key: value for key, value in c.config.alignment.items() if key in ("split", "projector")} | {"tap": subject.tap}
+    options = {f"uniform_{source}": {"name": "uniform", "source": source} | shared for source in ("mid", "deep")}
     if own is not None:
-        options = {own: c.config.alignment} | {name: o | {"projector": c.config.alignment["projector"]} for name, o in options.items()}
+        options = {own: c.config.alignment} | {name: o for name, o in options.items() if name != own}
 
     def fresh(name: str) -> AlignmentModule:
-        torch.manual_seed(0)
+        """A target as it is in the checkpoint (its router, say), with a newly initialised projector."""
+        torch.manual_seed(seed)
         made = make_alignment(options[name], c.config.model, subject.header.groups)
         if name == own:
-            made.router.load_state_dict(c.alignment.router.state_dict())
-        return made.requires_grad_(True).to(subject.device)
+            learned = {key: value for key, value in c.alignment.state_dict().items() if not key.startswith("projector.")}
+            made.load_state_dict(learned, strict=False)
+        return made.to(subject.device)
 
+    first = next(iter(options))
     true = [Candidate(target=name, control=NONE, projector="fit", alignment=fresh(name)) for name in options]
-    control = Candidate(target=next(iter(options)), control=SHUFFLED, projector="fit", alignment=fresh(next(iter(options))))
+    control = Candidate(target=first, control=SHUFFLED, projector="fit", alignment=fresh(first))
     if own is None:
         return [*true, control]
     as_trained = Candidate(target=own, control=NONE, projector="ckpt", alignment=copy.deepcopy(c.alignment).to(subject.device))
     return [*true, control, as_trained]
 
 
-def with_shuffled(subject: Subject, split: str, index_N: np.ndarray, batch: Batch, groups: tuple[str, ...]) -> Batch:
+def with_shuffled(subject: Subject, split: str, index_N: np.ndarray, batch: Batch) -> Batch:
     """The same samples with the features of other images."""
     s = subject.splits[split]
-    rows = s.take(another_image(index_N, s.size), groups)
-    return batch | {group: torch.from_numpy(rows[group]) for group in groups}
+    rows = s.take(another_image(index_N, s.size), subject.groups)
+    return batch | {group: torch.from_numpy(rows[group]) for group in subject.groups}
 
 
 def to_device(batch: Batch, device: str) -> Batch:
@@ -106,13 +115,13 @@ def fit(subject: Subject, options: Options, made: list[Candidate]) -> dict[str, 
         samples = np.arange(step * FIT_BATCH, (step + 1) * FIT_BATCH, dtype=np.int64)
         index = order.image_of(samples, split.size, options.seed)
         drawn = draws.draw(options.seed, "fit", samples, subject.header.latent_shape)
-        plain = assemble(split, index, drawn, drawn.u, ("G3", "G4"))
-        shuffled = to_device(with_shuffled(subject, "train", index, plain, ("G3", "G4")), subject.device)
+        plain = assemble(split, index, drawn, drawn.u, subject.groups)
+        shuffled = to_device(with_shuffled(subject, "train", index, plain), subject.device)
         batch = to_device(plain, subject.device)
         with torch.no_grad():
             x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
             _, hidden = model.forward_with_taps(x_t, batch["t"], batch["label"], taps=(subject.tap,), stop=True)
-        each = {c.name: losses.cosine(c.alignment.project(hidden[subject.tap]), c.target_BTC(batch, shuffled)).mean() for c in to_fit}
+        each = {c.name: c.loss(hidden[subject.tap], c.target_BTC(batch, shuffled)).mean() for c in to_fit}
         optimizer.param_groups[0]["lr"] = FIT_LR * 0.5 * (1 + np.cos(np.pi * step / options.fit_steps))
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(each.values())).sum().backward()

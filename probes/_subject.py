@@ -15,6 +15,7 @@ from train.alignments import ahpa
 from train.config import resolve
 from train.data.cache import Header, Split, open_cache
 from train.interpolant import log_snr
+from train.objective import check_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,16 @@ class Subject:
         return own or ahpa.default_tap(self.checkpoint.config.model.depth)
 
     @property
+    def default_out(self) -> Path:
+        """RUN/probes. Raises ValueError for a checkpoint that lies in no run."""
+        return checkpoint.run_output(self.checkpoint, "probes")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The VAE feature groups that any of the compared targets reads."""
+        return tuple(dict.fromkeys([*self.checkpoint.alignment.needs, "G3", "G4"]))
+
+    @property
     def device(self) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -52,7 +63,7 @@ class Subject:
         """Columns with the same value in every row of a probe."""
         c, m = self.checkpoint, self.checkpoint.config.model
         return {
-            "run": c.run,
+            "run": c.run_folder.name if c.run_folder else c.folder.name,
             "checkpoint": c.folder.name,
             "checkpoint_sha": c.sha,
             "step": c.step,
@@ -84,6 +95,7 @@ def load(ckpt: Path, *, data: str | None, vae_name: str | None, model: str | Non
     else:
         header, splits = open_cache(Path(data), ("G3", "G4"))
     checkpoint.require_same_vae(loaded, header)
+    check_cache(loaded.config.model, header)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Subject(checkpoint=loaded, header=header, splits=splits, created=created)
 

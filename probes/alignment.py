@@ -19,7 +19,7 @@ from gsnr.bins import uniform_edges
 from gsnr.table import NAN, estimate_columns
 from probes._fit import FIT_BATCH, FIT_LR, Candidate, candidates, fit, to_device, with_shuffled
 from probes._subject import Options, Subject, bin_columns
-from train import losses
+from train.alignments import AlignmentModule
 from train.data.batches import Batch
 from train.data.heldout import heldout_batches
 from train.interpolant import interpolate
@@ -31,15 +31,16 @@ BACKBONE = "backbone"  # the label that becomes the table's group "all"
 
 
 class Aligned(nn.Module):
-    """The backbone and one projector: the parameters that an alignment gradient can reach."""
+    """The backbone and one projector: the parameters that an alignment gradient can reach. Its forward is the alignment loss, (B,)."""
 
-    def __init__(self, sit: SiT, projector: nn.Module, tap: int) -> None:
+    def __init__(self, sit: SiT, alignment: AlignmentModule, tap: int) -> None:
         super().__init__()
-        self.sit, self.projector, self.tap = sit, projector, tap
+        self.sit, self.projector, self.tap = sit, alignment.projector, tap
+        self.discrepancy = alignment.discrepancy
 
     def forward(self, batch: Batch) -> Tensor:
         _, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=(self.tap,), stop=True)
-        return losses.cosine(self.projector(hidden[self.tap]), batch["target"])
+        return self.discrepancy(self.projector(hidden[self.tap]), batch["target"])
 
 
 def group_of(name: str, tap: int) -> tuple[str, ...]:
@@ -60,9 +61,9 @@ def cannot(subject: Subject) -> str | None:
 
 
 def plan(subject: Subject, options: Options) -> list[str]:
-    made = candidates(subject)
+    made = candidates(subject, options.seed)
     gradients = len(made) * options.bins * options.n_images
-    model = Aligned(subject.checkpoint.model, made[0].alignment.projector, subject.tap)
+    model = Aligned(subject.checkpoint.model, made[0].alignment, subject.tap)
     size = sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
     return [
         f"targets: {', '.join(c.name for c in made)}",
@@ -75,10 +76,10 @@ def plan(subject: Subject, options: Options) -> list[str]:
 def _heldout(subject: Subject, options: Options, low: float, high: float) -> list[tuple[Batch, Batch]]:
     """(batch, the same with other images' features) of one bin."""
     pairs, first = [], 0
-    for batch in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, ("G3", "G4")):
+    for batch in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, subject.groups):
         index = np.arange(first, first + len(batch["t"]), dtype=np.int64)
         first += len(index)
-        pairs.append((to_device(batch, subject.device), to_device(with_shuffled(subject, "heldout", index, batch, ("G3", "G4")), subject.device)))
+        pairs.append((to_device(batch, subject.device), to_device(with_shuffled(subject, "heldout", index, batch), subject.device)))
     return pairs
 
 
@@ -94,7 +95,7 @@ def _batches(candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator
 
 def run(subject: Subject, options: Options) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Rows of kind "cells" and "samples"; notes: how the projectors were fitted and the loss they ended at."""
-    made = candidates(subject)
+    made = candidates(subject, options.seed)
     fitted = fit(subject, options, made)
     edges = uniform_edges(options.bins)
     shared = subject.columns("alignment", options)
@@ -105,7 +106,7 @@ def run(subject: Subject, options: Options) -> tuple[dict[str, list[dict[str, An
         pairs = _heldout(subject, options, edges[index], edges[index + 1])
         t_N = torch.cat([batch["t"] for batch, _ in pairs]).tolist()
         for candidate in made:
-            model = Aligned(subject.checkpoint.model, candidate.alignment.projector, subject.tap).to(subject.device).eval()
+            model = Aligned(subject.checkpoint.model, candidate.alignment, subject.tap).to(subject.device).eval()
             result = gsnr.measure(
                 model,
                 lambda m, batch: m(batch),

@@ -1,13 +1,13 @@
-"""The router's mixture weights over t at the checkpoint, and over training steps from the run's log (AHPA Fig. 5)."""
+"""The learned mixture weights (mid, deep, beta) over t at the checkpoint, and over training steps from the run's log (AHPA Fig. 5)."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
 
 from probes._subject import Options, Subject, bin_columns
+from train import runlog
 from train.trainer import ROUTER_GRID
 
 SUMMARY = "the router's beta and alpha over t, at the checkpoint and over training steps"
@@ -18,7 +18,7 @@ def cannot(subject: Subject) -> str | None:
     options = subject.checkpoint.config.alignment
     if subject.checkpoint.alignment.router_weights(torch.zeros(1)):
         return None
-    return f"{subject.checkpoint.folder}: alignment {options['name']!r} has no router; probe a run of alignment 'ahpa'"
+    return f"{subject.checkpoint.folder}: alignment {options['name']!r} has no learned router; probe a run of alignment 'ahpa'"
 
 
 def plan(subject: Subject, options: Options) -> list[str]:
@@ -28,7 +28,7 @@ def plan(subject: Subject, options: Options) -> list[str]:
 def _layer_names(subject: Subject) -> dict[str, list[str]]:
     """group -> "number:name" of its layers, as the alignment's split divides them."""
     layers = [*subject.header.layers["G3"], *subject.header.layers["G4"]]
-    mid = int(subject.checkpoint.config.alignment.get("split", "4/4").split("/")[0])
+    mid = int((subject.checkpoint.config.alignment.get("split") or f"{len(subject.header.layers['G3'])}/").split("/")[0])
     return {"mid": layers[:mid], "deep": layers[mid:]}
 
 
@@ -53,10 +53,9 @@ def run(subject: Subject, options: Options) -> tuple[dict[str, list[dict[str, An
     with torch.no_grad():
         now = {name: w.tolist() for name, w in subject.checkpoint.alignment.router_weights(t_K).items()}
     rows = _rows(shared | {"target": "router"}, t_K.tolist(), now, names)
-    log = subject.checkpoint.folder.parent.parent / "router.jsonl"
-    lines = [json.loads(text) for text in log.read_text().splitlines()] if log.is_file() else []
+    run = subject.checkpoint.run_folder
+    lines = runlog.read(run / "router.jsonl", subject.checkpoint.step) if run else []
     for line in lines:
-        if line["step"] <= subject.checkpoint.step:
-            weights = {part: line[part] for part in now}
-            rows += _rows(shared | {"target": "router_log", "step": line["step"], "weights": "raw"}, line["t"], weights, names)
-    return {"metrics": rows}, {"log": str(log) if lines else None}
+        weights = {part: line[part] for part in now}
+        rows += _rows(shared | {"target": "router_log", "step": line["step"], "weights": "raw"}, line["t"], weights, names)
+    return {"metrics": rows}, {"logged_steps": len(lines)}

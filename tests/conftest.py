@@ -23,6 +23,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
 
 
+@pytest.fixture(autouse=True)
+def _new_accelerator() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run; every test is a process of its own to it."""
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def run_module(*words: str | Path) -> subprocess.CompletedProcess:
     """`python -m words...` in a process of its own, as a user would."""
     return subprocess.run([sys.executable, "-m", *map(str, words)], cwd=REPO, capture_output=True, text=True, timeout=600)

@@ -29,7 +29,7 @@ from tests.conftest import REPO, call, run_module
         (("train", "--preset", "sit-b2", "--out", "x"), "--data.path is missing"),
         (("train", "--preset", "sit-b2", "--data.path", "nowhere", "--out", "x"), "nowhere: not a gsnr cache"),
         (("train", "--config", "nowhere.json", "--out", "x"), "--config nowhere.json: cannot be read"),
-        (("train", "--preset", "smoke", "--out", "/proc/x"), "--out /proc/x: cannot be created"),
+        (("train", "--preset", "smoke", "--out", "/proc/x"), "--out /proc/x: cannot be written to"),
         (("figures", "--run", "nowhere"), "no tables; measure first with `python -m gsnr.probe --ckpt nowhere`"),
         (("figures", "--run", "nowhere", "--figure", "fig9"), "figure 'fig9' does not exist; choose from fig2_gsnr, fig5_router"),
         (("train.sample", "--ckpt", "nowhere"), "nowhere: no such run"),
@@ -107,6 +107,7 @@ def test_evaluate_and_sample(smoke_run: Path, tmp_path: Path, capsys: pytest.Cap
 def test_shipped_vae_reaches_25_db() -> None:
     """The whole held-out split takes `python -m train.fit_demo_vae --check` 20 s; here 128 of its images, and what made.json says."""
     from train import fit_demo_vae as fit
+    from train import vae
     from train.data import demo
     from train.data.encode import to_pixels
     from train.vae import DEMO_FOLDER
@@ -115,7 +116,7 @@ def test_shipped_vae_reaches_25_db() -> None:
     assert made["heldout_psnr_db_mean"] >= 25 and made["demo_data_version"] == demo.VERSION
     assert sum(f.stat().st_size for f in DEMO_FOLDER.iterdir()) < 4e6
     x = to_pixels(demo.images("heldout", 128)[0])
-    db = fit.psnr_db(fit.reconstruct(fit.load(DEMO_FOLDER), x), x)
+    db = fit.psnr_db(fit.reconstruct(vae.load("demo").model, x), x)
     assert float(db.mean()) >= 25
     numpy = ((x.numpy() + 1) * 127.5).round() / 255
     assert float(fit.psnr_db(x[:4] * 0.9, x[:4])[1]) == pytest.approx(

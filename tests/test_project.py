@@ -81,8 +81,10 @@ def test_every_tracked_file_is_small() -> None:
 
 
 def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example is put beside the others as a stranger would, is found by its name, and trains for two steps."""
+    """The example is put beside the others as a stranger would, is found by its name, trains for two steps and is probed."""
     import train.alignments
+    from gsnr import table
+    from gsnr.probe import main as probe
     from train.__main__ import main
 
     code = re.search(r"```python\n(.*?)```", (REPO / "CONTRIBUTING.md").read_text(), re.S)
@@ -92,6 +94,10 @@ def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, m
     monkeypatch.setattr(train.alignments, "__path__", [*train.alignments.__path__, str(tmp_path / "plugins")])
     words = ("--preset", "smoke", "--alignment", "deep_l1", "--steps", "2", "--log-every", "1", "--out", tmp_path / "run")
     assert call(main, *words) == 0
+    words = ("--ckpt", tmp_path / "run", "--probe", "alignment", "--bins", 1, "--n-images", 4, "--fit-steps", 2)
+    assert call(probe, *words) == 0
+    cells = table.read(tmp_path / "run" / "probes" / "alignment.parquet")
+    assert {"deep_l1", "uniform_mid", "uniform_deep"} == set(cells["target"])
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["align"] > 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["alignment"] == {"name": "deep_l1", "tap": 1, "weight": 0.5}

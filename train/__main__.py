@@ -95,6 +95,8 @@ def _read(path: Path | None) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"--config {path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: holds no mapping of options")
     return values.get("config", values)
 
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import gsnr
+from gsnr import files
 from train.alignments import AlignmentModule
 from train.config import TrainConfig, build
 from train.data.cache import Header, header_from
@@ -40,10 +41,13 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint read back. model: SiT and alignment: its router and projector, both in eval mode, float32, on the CPU."""
+    """A checkpoint read back. model: SiT and alignment: its router and projector, both in eval mode, float32, on the CPU.
+
+    sha: SHA-256 over the files of the backbone and of the alignment. run_folder: None for a checkpoint that lies in no run.
+    """
 
     folder: Path
-    run: str
+    run_folder: Path | None
     step: int
     weights: Weights
     sha: str
@@ -51,12 +55,6 @@ class Checkpoint:
     header: Header
     model: SiT
     alignment: AlignmentModule
-
-
-def _atomic_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -100,12 +98,12 @@ def save(
         names = [name for name, _ in objective.named_parameters()]
         save_file(_flatten_optimizer(optimizer, names), aside / "optimizer.safetensors")
         (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        for file in (f for f in aside.rglob("*") if f.is_file()):
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        for path in [*aside.rglob("*"), aside]:
+            files.sync(path)
         shutil.rmtree(folder, ignore_errors=True)  # a leftover that LAST never pointed at
         os.rename(aside, folder)
-        _atomic_text(run / "LAST", folder.name + "\n")
+        files.sync(folder.parent)
+        files.write_text(run / "LAST", folder.name + "\n")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise ValueError(f"{folder}: the checkpoint cannot be written ({error}); the last good one is untouched") from error
@@ -177,15 +175,19 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
     header = header_from(state["cache"])
     model = SiT(**asdict(config.model))
     alignment = make_alignment(config.alignment, config.model, header.groups)
-    file = folder / ("ema" if weights == "ema" else "model") / WEIGHTS_FILE
-    load_into(model, file)
-    load_into(alignment, folder / ("alignment_ema.safetensors" if weights == "ema" else "alignment.safetensors"))
+    backbone_file = folder / ("ema" if weights == "ema" else "model") / WEIGHTS_FILE
+    alignment_file = folder / ("alignment_ema.safetensors" if weights == "ema" else "alignment.safetensors")
+    load_into(model, backbone_file)
+    load_into(alignment, alignment_file)
+    digest = hashlib.sha256(backbone_file.read_bytes())
+    digest.update(alignment_file.read_bytes())
+    run = folder.resolve().parent.parent
     return Checkpoint(
         folder=folder,
-        run=folder.parent.parent.resolve().name,
+        run_folder=run if (run / "LAST").is_file() else None,
         step=state["step"],
         weights=weights,
-        sha=hashlib.sha256(file.read_bytes()).hexdigest(),
+        sha=digest.hexdigest(),
         config=config,
         header=header,
         model=model.eval(),
@@ -215,6 +217,13 @@ def restore(run: Path, objective: Objective, ema: Objective, optimizer: torch.op
         per_parameter.setdefault(names.index(name), {})[slot] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": per_parameter})
     return read_state(folder)
+
+
+def run_output(checkpoint: Checkpoint, name: str) -> Path:
+    """RUN/name for what a command writes by default. Raises ValueError for a checkpoint that lies in no run."""
+    if checkpoint.run_folder is None:
+        raise ValueError(f"{checkpoint.folder}: lies in no run folder; say where to write with --out")
+    return checkpoint.run_folder / name
 
 
 def require_same_vae(checkpoint: Checkpoint, header: Header) -> None:

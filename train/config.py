@@ -91,6 +91,8 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     known = {f.name for f in fields(cls)}
     made = {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where.rstrip('.') or 'the configuration'} is a section, not a value; its options are {', '.join(sorted(known))}")
     for key, value in values.items():
         path = f"{where}{key}"
         if key not in known:
@@ -152,12 +154,13 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
 
 
 def _check(config: TrainConfig) -> None:
-    positive = {"steps": config.steps, "batch": config.batch, "log_every": config.log_every, "save_every": config.save_every}
-    for key, value in positive.items():
-        if value < 1:
-            raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least 1")
-    if config.seed < 0:
-        raise ValueError(f"--seed {config.seed}: must not be negative")
+    least = {"data.workers": 0, "optim.warmup": 0, "seed": 0, "optim.lr": 0, "optim.clip": 0, "optim.weight_decay": 0, "model.mlp_ratio": 0}
+    counts = ("steps", "batch", "log_every", "save_every", "data.demo_train", "data.demo_heldout", *(f"model.{f.name}" for f in fields(ModelConfig)))
+    for key, low in {**dict.fromkeys(counts, 1), **least}.items():
+        section, _, name = key.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, name)
+        if not low <= value < 2**63:
+            raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least {low}")
     if config.precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"precision {config.precision!r} does not exist; choose from no, bf16, fp16")
     if not 0 <= config.label_dropout <= 1:

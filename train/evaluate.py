@@ -27,6 +27,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--n-images", type=int, metavar="N", help="held-out images (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.seed < 0 or (args.n_images is not None and args.n_images < 2):
+        parser.error("--seed must not be negative and --n-images at least 2")
 
     from train import checkpoint, interpolant, trainer
     from train.data.heldout import heldout_batches
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
         train_mean += splits["train"].take(index, ("mean",))["mean"].sum(0, dtype=np.float64)
     constant = -torch.from_numpy(train_mean / splits["train"].size * header.scale).float().to(device)
 
-    images = args.n_images or splits["heldout"].size
+    images = splits["heldout"].size if args.n_images is None else args.n_images
     per_image = {"model": np.zeros(images), "constant": np.zeros(images)}
     edges = np.linspace(0, 1, TIMES + 1)
     with torch.no_grad():

@@ -109,15 +109,10 @@ def save(vae: AutoencoderKL, out: Path, made: dict) -> dict:
     return made
 
 
-def load(folder: Path) -> AutoencoderKL:
-    """The VAE in a folder, fp32, eval mode. Raises ValueError where there is none."""
-    return vaes.load(str(folder)).model
-
-
 def measure(folder: Path) -> dict:
     """Held-out reconstruction of the VAE in a folder: mean, standard deviation and minimum of per-image PSNR in dB."""
     x = to_pixels(demo.images("heldout", HELDOUT)[0])
-    db = psnr_db(reconstruct(load(folder), x), x)
+    db = psnr_db(reconstruct(vaes.load(str(folder)).model, x), x)
     return {
         "heldout_images": len(db),
         "heldout_psnr_db_mean": round(float(db.mean()), 3),
@@ -129,7 +124,7 @@ def measure(folder: Path) -> dict:
 def picture(folder: Path, path: Path, columns: int = 12) -> None:
     """Held-out images above their reconstructions, as one PNG."""
     x = to_pixels(demo.images("heldout", columns)[0])
-    rows = [((z.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy() for z in (x, reconstruct(load(folder), x))]
+    rows = [((z.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy() for z in (x, reconstruct(vaes.load(str(folder)).model, x))]
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(path)
@@ -141,7 +136,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="measure the VAE in --out (the shipped one by default) and stop")
     parser.add_argument("--picture", type=Path, help="also write held-out images above their reconstructions to this PNG")
     parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from gsnr.commandline import Parser, run
+from gsnr.files import check_writable
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -73,8 +74,11 @@ def main(argv: list[str]) -> int:
 
     if args.resampling not in RESAMPLINGS:
         raise ValueError(f"--resampling {args.resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
+    if args.batch < 1:
+        raise ValueError(f"--batch {args.batch}: must be at least 1")
     if args.out.exists():
         raise ValueError(f"--out {args.out}: exists; name a new folder")
+    check_writable(args.out.parent, "--out")
     files, labels, classes = list_images(args.data)
     if not 0 < args.heldout < len(files):
         raise ValueError(f"--heldout {args.heldout}: must be at least 1 and leave some of the {len(files)} images for training")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from gsnr import files
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
@@ -13,18 +14,20 @@ def append(path: Path, line: dict[str, Any]) -> None:
         handle.write(json.dumps(line) + "\n")
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Keeps the lines up to and including `step`; a line that a kill left half-written goes too."""
-    if not path.is_file():
-        return
-    kept = []
-    for text in path.read_text().splitlines():
+def read(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """The lines up to and including a step; [] where there is no log. A line that a kill left half-written is passed over."""
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if line["step"] <= step:
-            kept.append(text + "\n")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text("".join(kept))
-    os.replace(aside, path)
+        if line["step"] <= last_step:
+            lines.append(line)
+    return lines
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Keeps the lines up to and including `step`."""
+    if path.is_file():
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in read(path, step)))

@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
     from train import checkpoint, vae
 
     loaded = checkpoint.load(args.ckpt, args.weights)
+    out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
     frozen = vae.load(args.vae or loaded.header.vae)
     if frozen.sha != loaded.header.vae_sha:
         raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({loaded.header.vae})")
@@ -84,7 +85,6 @@ def main(argv: list[str]) -> int:
     with torch.no_grad():
         pixels = torch.cat([decoder.decode(part).sample for part in latents.split(16)])
     eight_bit = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    out = args.out or loaded.folder.parent.parent / "figures" / "samples.png"
     out.parent.mkdir(parents=True, exist_ok=True)
     grid_image(eight_bit.reshape(classes, args.per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)]).save(out)
     print(f"wrote {out}: {len(y)} samples of {args.weights} weights at step {loaded.step}, Heun ODE, {args.sampling_steps} steps, cfg {args.cfg}")

@@ -25,11 +25,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import gsnr
+from gsnr import files
 from train import checkpoint, plugins, runlog
 from train.config import TrainConfig
 from train.data import encode
 from train.data.batches import Batch, StepBatches, loader
-from train.data.cache import Header, Split, open_cache
+from train.data.cache import Header, Split, header_from, open_cache
 from train.models.sit import SiT
 from train.objective import Objective, check_cache, make_alignment
 
@@ -87,12 +88,16 @@ class Window:
         return dict(zip(self.sums, stacked.tolist(), strict=True))
 
 
+def _check_finite(step: int, sums: dict[str, float]) -> None:
+    """Raises ValueError where the loss stopped being finite, before that is logged or saved. (fp16 may skip a step: its norm is infinite.)"""
+    if not math.isfinite(sums["loss"]):
+        raise ValueError(f"the loss is not finite at or before step {step}: {sums}; the last checkpoint is from before; lower --optim.lr")
+
+
 def _log_metrics(out: Path, step: int, sums: dict[str, float], lr: float, since: float, started: float) -> dict[str, float]:
-    """Writes one line of metrics.jsonl and returns it. Raises ValueError where the loss stopped being finite."""
+    """Writes one line of metrics.jsonl and returns it."""
     steps = sums["steps"]
     means = {name: value / steps for name, value in sums.items() if name != "steps"}
-    if not all(math.isfinite(mean) for mean in means.values()):
-        raise ValueError(f"the loss or gradient is not finite at or before step {step}: {means}; lower --optim.lr or use --precision no")
     now = time.time()
     line = {"step": step, **means, "lr": lr, "it_per_s": round(steps / (now - since), 3), "wall_s": round(now - started, 3)}
     runlog.append(out / "metrics.jsonl", line)
@@ -103,9 +108,9 @@ def _check_out(out: Path, config: TrainConfig, resume: bool) -> None:
     """Raises ValueError for a run folder that must not be written to: something else, a run without --resume, or one that differs."""
     stored = out / "config.json"
     if not stored.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(p.name != "lost+found" for p in out.iterdir())):
             raise ValueError(f"--out {out}: exists and is not a run; name a new folder")
-        _check_writable(out)
+        files.check_writable(out, "--out")
         return
     if not resume:
         raise ValueError(f"--out {out}: already holds a run; continue it with --resume, or name a new folder")
@@ -121,22 +126,14 @@ def _check_out(out: Path, config: TrainConfig, resume: bool) -> None:
             raise ValueError(f"--resume: {key} was {was!r} in {stored}, now {value!r}; only --steps may change")
 
 
-def _check_writable(out: Path) -> None:
-    """Raises ValueError where the folder cannot be created; found out before hours go into the data, and nothing is left there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        out.rmdir()
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot be created ({error.strerror})") from error
-
-
 def _start_logs(out: Path, config: TrainConfig, step: int, objective: Objective) -> None:
     """Creates the run folder, or cuts its logs back to the step that training continues from."""
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    resolved = {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}}
+    files.write_text(out / "config.json", json.dumps(resolved, indent=2) + "\n")
+    (out / "checkpoints").mkdir(exist_ok=True)
     for name in ("metrics.jsonl", "router.jsonl"):
         runlog.cut_back(out / name, step if step else -1)
-    resolved = {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}}
-    (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
     if not step:
         _log_router(out, 0, objective)
 
@@ -152,12 +149,10 @@ def _restore(out: Path, header: Header, objective: Objective, ema: Objective, op
     """state.json of the last checkpoint, its weights put back; {} for a new run. Raises ValueError where the data's VAE is another one."""
     if not (out / "LAST").is_file():
         return {}
-    stored = checkpoint.read_state(checkpoint.locate(out))["cache"]
-    if stored["vae_sha"] != header.vae_sha:
-        raise ValueError(
-            f"--resume: {out} was trained on features and latents of VAE {stored['vae']!r} ({stored['vae_sha'][:12]}), "
-            f"the data now come from {header.vae!r} ({header.vae_sha[:12]})"
-        )
+    stored = asdict(header_from(checkpoint.read_state(checkpoint.locate(out))["cache"]))
+    for key, value in asdict(header).items():
+        if stored[key] != value:
+            raise ValueError(f"--resume: {out} was trained on data whose {key} was {stored[key]!r}; the cache now says {value!r}")
     return checkpoint.restore(out, objective, ema, optimizer)
 
 
@@ -178,7 +173,8 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
         cpu=not torch.accelerator.is_available(),  # without it, torchrun on a CPU would start runs that know nothing of one another
         mixed_precision=config.precision,
     )
-    assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, but {accelerator.num_processes} processes joined")
     if accelerator.is_main_process:
         _check_out(out, config, resume)
     with accelerator.main_process_first():
@@ -227,6 +223,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
         if not (logs or saves):
             continue
         sums = window.totals(accelerator)
+        _check_finite(step, sums)
         if logs:
             window = Window({}, device)
             if accelerator.is_main_process:

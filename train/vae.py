@@ -14,7 +14,7 @@ DEMO_FOLDER = Path(__file__).parent / "assets" / "demo_vae"
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenVAE:
-    """name: as asked for; sha: SHA-256 over the sorted weights as stored; scale: raw latent -> final latent factor."""
+    """name: as asked for; sha: its identity, see `identity`; scale: raw latent -> final latent factor."""
 
     model: AutoencoderKL
     name: str
@@ -30,9 +30,12 @@ class FrozenVAE:
         return 2 ** (len(self.model.config.block_out_channels) - 1)
 
 
-def weights_sha(model: torch.nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of a state dict, so that a re-saved but equal VAE keeps its identity."""
-    digest = hashlib.sha256()
+def identity(model: AutoencoderKL) -> str:
+    """SHA-256 over the scaling factor and the names, shapes and bytes of the weights in float32.
+
+    A VAE that was saved again, or as another file, keeps its identity; one with another latent scale does not.
+    """
+    digest = hashlib.sha256(f"scaling_factor {float(model.config.scaling_factor)!r};".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
@@ -46,9 +49,12 @@ def load(name: str) -> FrozenVAE:
     """
     source = str(DEMO_FOLDER) if name == "demo" else name
     try:
-        stored = AutoencoderKL.from_pretrained(source)
+        stored, notes = AutoencoderKL.from_pretrained(source, output_loading_info=True)
+        lacking = [*notes["missing_keys"], *notes["mismatched_keys"]]
+        if lacking:
+            raise ValueError(f"its weights lack {lacking[0]}")
     except Exception as error:  # diffusers raises a dozen kinds for a missing, damaged or foreign folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"VAE {name!r} cannot be loaded (name a diffusers AutoencoderKL folder, a hub id or `demo`): {reason}") from error
     model = stored.float().eval().requires_grad_(False)
-    return FrozenVAE(model=model, name=name, sha=weights_sha(model))
+    return FrozenVAE(model=model, name=name, sha=identity(model))

@@ -21,7 +21,8 @@ PerSample = Callable[[nn.Module, Loss, Batch, dict[str, nn.Parameter], int], Ite
 
 ENGINES = ("loop", "vmap")
 AUTO = "vmap"
-MEMORY_BYTES = 1 << 30  # what per-sample gradients may take by default, all together
+CPU_MEMORY_BYTES = 1 << 30  # what per-sample gradients may take by default on a CPU; on a GPU, a quarter of what is free
+LEAST_CHUNK = 4  # below it tr(Cov^2), and with it the detection limit, is not known
 
 
 def find(name: str) -> PerSample:
@@ -32,10 +33,16 @@ def find(name: str) -> PerSample:
     return import_module(f"gsnr.engines.{chosen}").per_sample_gradients
 
 
+def default_memory(selected: dict[str, nn.Parameter]) -> int:
+    """Bytes that per-sample gradients may take all together."""
+    device = next(iter(selected.values())).device
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CPU_MEMORY_BYTES
+
+
 def chunk_within(memory_bytes: int, selected: dict[str, nn.Parameter], limit: int = 32) -> int:
-    """How many samples' gradients to hold at once: a quarter of the budget, at most `limit` (beyond which speed no longer gains)."""
+    """How many samples' gradients to hold at once: a quarter of the budget, between LEAST_CHUNK and `limit` (beyond it speed no longer gains)."""
     per_sample = sum(p.numel() * p.element_size() for p in selected.values())
-    return max(1, min(limit, memory_bytes // (4 * per_sample)))
+    return max(LEAST_CHUNK, min(limit, memory_bytes // (4 * per_sample)))
 
 
 def batch_size(batch: Batch) -> int:

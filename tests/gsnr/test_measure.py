@@ -96,6 +96,22 @@ def test_errors_name_what_is_wrong() -> None:
         gsnr.measure(model, loss, [data])["nope"]
 
 
+def test_batches_that_change_their_order_are_refused() -> None:
+    """r_i must meet its own q_i: a shuffling loader whose gradients do not fit in memory would pair them wrongly."""
+    model, loss, data = in_double()
+
+    class Shuffled:
+        def __iter__(self):
+            index = torch.randperm(13)
+            return iter([{k: v[index] for k, v in data.items()}])
+
+    with pytest.raises(ValueError, match="another order"):
+        gsnr.measure(model, loss, Shuffled(), memory_bytes=0)
+    assert gsnr.measure(model, loss, Shuffled())["all"].n == 13
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        gsnr.measure(model, loss, [data], chunk=-1)
+
+
 def test_docstring_example_runs() -> None:
     """The ten lines in `help(gsnr)` are a program that works."""
     assert gsnr.__doc__ is not None

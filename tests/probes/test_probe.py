@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,10 +14,18 @@ import torch.nn.functional as F
 from gsnr import table
 from gsnr.estimates import Estimate
 from gsnr.probe import main
+from probes import _fit
+from probes._subject import Options, Subject, load
 from tests.conftest import call
 from train import checkpoint
 from train.data import cache, encode
 from train.data.draws import draw
+
+OPTIONS = Options(bins=3, n_images=24, engine="auto", seed=0, batch_ref=256, fit_steps=10)
+
+
+def subject_of(run: Path) -> Subject:
+    return load(run, data=None, vae_name=None, model=None, weights="ema")
 
 
 def test_the_table(probed_run: Path) -> None:
@@ -63,8 +72,10 @@ def test_targets_share_images_times_and_noise(probed_run: Path) -> None:
     assert u.groupby("image_id")["u"].agg(np.ptp).max() < 1e-5
 
 
-def test_own_projector_row_against_a_naive_computation(probed_run: Path) -> None:
-    """U and V of (ahpa, ckpt, all) in bin 1 from the checkpoint's files alone: one .backward() a sample, numpy for the rest."""
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> None:
+    """U and V of bin 1 from the files alone: one .backward() a sample, numpy for the rest. Shuffled: the target is that of image i + 128,
+    and the projector is fitted here by `_fit`, whose procedure has tests of its own."""
     loaded = checkpoint.load(probed_run)
     header, splits = cache.open_cache(encode.demo_cache(256, 256, "adaptive"), ("G3", "G4"))
     rows = splits["heldout"].take(np.arange(24), ("mean", "std", "label", "G3", "G4"))
@@ -73,6 +84,11 @@ def test_own_projector_row_against_a_naive_computation(probed_run: Path) -> None
     x0 = torch.from_numpy((rows["mean"] + rows["std"] * drawn.posterior) * np.float32(header.scale))
     x_t = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * torch.from_numpy(drawn.noise)
     model, alignment = loaded.model, loaded.alignment
+    if shuffled:
+        rows |= splits["heldout"].take(np.arange(24) + 128, ("G3", "G4"))
+        made = _fit.candidates(subject_of(probed_run), seed=0)
+        _fit.fit(subject_of(probed_run), OPTIONS, made)
+        alignment = next(c for c in made if c.control == "shuffled").alignment
     names = [n for n, _ in model.named_parameters() if n.startswith(("x_embedder", "t_embedder", "blocks.0.", "blocks.1."))]
     gradients, losses = [], []
     for i in range(24):
@@ -98,10 +114,46 @@ def test_own_projector_row_against_a_naive_computation(probed_run: Path) -> None
     g = np.stack(gradients)
     gram = g @ g.T
     cells = table.read(probed_run / "probes" / "alignment.parquet")
-    cell = cells[(cells["projector"] == "ckpt") & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
+    which = (cells["control"] == "shuffled") if shuffled else (cells["projector"] == "ckpt")
+    cell = cells[which & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
     assert cell["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert cell["signal"] == pytest.approx((gram.sum() - np.trace(gram)) / (24 * 23), rel=1e-3)
     assert cell["noise"] == pytest.approx(g.var(axis=0, ddof=1).sum(), rel=1e-3)
+
+
+def test_fitting_moves_fitted_projectors_only_and_towards_their_targets(probed_run: Path) -> None:
+    """Every fitted loss falls; the checkpoint's own projector, the routers and the backbone stay; two fits are the same fit."""
+    subject = subject_of(probed_run)
+    made = _fit.candidates(subject, seed=0)
+    before = [{k: v.clone() for k, v in c.alignment.state_dict().items()} for c in made]
+    backbone = {k: v.clone() for k, v in subject.checkpoint.model.state_dict().items()}
+    early = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=1), _fit.candidates(subject, seed=0))
+    late = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), made)
+    assert late.keys() == early.keys() == {c.name for c in made if c.projector == "fit"}
+    assert all(late[name] < early[name] for name in late)
+    for c, was in zip(made, before, strict=True):
+        for name, value in c.alignment.state_dict().items():
+            moves = c.projector == "fit" and name.startswith("projector.")
+            assert torch.equal(value, was[name]) != moves, (c.name, name)
+    assert all(torch.equal(v, backbone[k]) for k, v in subject.checkpoint.model.state_dict().items())
+    again = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), _fit.candidates(subject, seed=0))
+    assert again == late
+
+
+def test_a_uniform_run_is_probed_with_its_own_split(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from figures.__main__ import main as draw
+    from train.__main__ import main as train
+
+    run = tmp_path / "run"
+    words = ("--preset", "smoke", "--alignment", "uniform", "--alignment.source", "mid", "--alignment.split", "2/6", "--steps", 2)
+    assert call(train, *words, "--out", run) == 0
+    made = _fit.candidates(subject_of(run), seed=0)
+    assert [(c.name, c.alignment.split) for c in made] == [
+        (name, "2/6") for name in ("uniform_mid", "uniform_deep", "uniform_mid [shuffled]", "uniform_mid [ckpt]")
+    ]
+    assert call(main, "--ckpt", run, "--bins", 1, "--n-images", 4, "--fit-steps", 2) == 0
+    assert "skipping router" in capsys.readouterr().out
+    assert call(draw, "--run", run) == 0
 
 
 def test_router_table(probed_run: Path) -> None:
@@ -146,7 +198,7 @@ def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: 
     cells = table.read(tmp_path / "alignment.parquet")
     assert set(cells["target"]) == {"uniform_mid", "uniform_deep"}
     assert set(cells["control"]) == {"none", "shuffled"}
-    with pytest.raises(ValueError, match="has no router"):
+    with pytest.raises(ValueError, match="has no learned router"):
         call(main, *words, "--probe", "router")
 
 

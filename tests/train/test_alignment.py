@@ -147,13 +147,13 @@ def test_full_size_parameter_counts() -> None:
 @pytest.mark.parametrize("name", plugins.names("alignments"))
 def test_every_alignment_file_keeps_the_contract(name: str) -> None:
     if name == "none":
-        assert make_alignment({"name": name}, MODEL, {}).router_weights(torch.zeros(1)) == {}
+        assert make_alignment({"name": name}, MODEL, {}).tap is None
         return
     alignment = make_alignment({"name": name, "tap": 2}, MODEL, GROUPS)
     batch, h = features(), torch.randn(3, 4, 8)
     loss = alignment.loss(h, batch)
     assert loss.shape == (3,) and loss.dtype == torch.float32 and torch.isfinite(loss).all()
-    assert alignment.project(h).shape == alignment.target(batch, batch["t"]).shape
+    assert alignment.projector(h).shape == alignment.target(batch, batch["t"]).shape
     other = {k: v.clone() for k, v in batch.items()}
     for key in other:
         other[key][2] = 0.5
@@ -168,6 +168,12 @@ def test_bad_names_and_shapes() -> None:
         make_alignment({"name": "ahpa", "router": "nope"}, MODEL, GROUPS)
     with pytest.raises(ValueError, match="does not divide"):
         make_alignment({"name": "ahpa", "split": "3/4"}, MODEL, GROUPS)
+    uneven = {"G3": (3, 6, 2, 2), "G4": (5, 8, 2, 2)}
+    assert make_alignment({"name": "ahpa"}, MODEL, uneven).target(
+        {g: torch.randn(1, *shape) for g, shape in uneven.items()}, torch.rand(1)
+    ).shape == (1, 4, 14)
+    with pytest.raises(ValueError, match="it has 3/5"):
+        make_alignment({"name": "ahpa", "split": "4/4"}, MODEL, uneven)
     with pytest.raises(ValueError, match="choose from mid, deep, both"):
         make_alignment({"name": "uniform", "source": "nope"}, MODEL, GROUPS)
     with pytest.raises(ValueError, match="reads features of G3"):

@@ -34,7 +34,7 @@ def test_the_command_resolves_in_that_order(tmp_path: Path) -> None:
 
 def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
     config = resolve(presets.find("demo"), nest({"alignment": "uniform", "alignment.source": "mid"}))
-    assert config.alignment == {"name": "uniform", "source": "mid", "tap": 2, "weight": 1.0, "split": "4/4", "projector": "conv3x3"}
+    assert config.alignment == {"name": "uniform", "source": "mid", "tap": 2, "weight": 1.0, "split": None, "projector": "conv3x3"}
     assert resolve(presets.find("demo"), nest({"alignment": "none"})).alignment == {"name": "none"}
     assert resolve(presets.find("demo"), nest({"alignment.weight": "0.5"})).alignment["tap"] == 2
 
@@ -51,7 +51,14 @@ def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
         ({"precision": "fp8"}, "choose from no, bf16, fp16"),
         ({"alignment": "magic"}, "choose from ahpa, none, uniform"),
         ({"alignment.tap": "7"}, "blocks 1 to 6"),
-        ({"seed": "-1"}, "must not be negative"),
+        ({"seed": "-1"}, "--seed -1: must be at least 0"),
+        ({"seed": "99999999999999999999"}, "--seed"),
+        ({"model.num_heads": "0"}, "--model.num-heads 0: must be at least 1"),
+        ({"model.patch_size": "0"}, "--model.patch-size 0"),
+        ({"data.workers": "-1"}, "--data.workers -1: must be at least 0"),
+        ({"optim.warmup": "-5"}, "--optim.warmup -5"),
+        ({"data": "cache"}, "data is a section, not a value; its options are demo_heldout"),
+        ({"optim": "3"}, "optim is a section"),
         ({"label_dropout": "2"}, "between 0 and 1"),
     ],
 )

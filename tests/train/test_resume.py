@@ -87,7 +87,7 @@ def test_refusals(smoke_run: Path, tmp_path: Path) -> None:
     shutil.copytree(smoke_run, other)
     state = checkpoint.locate(other) / "state.json"
     state.write_text(state.read_text().replace(checkpoint.load(other).header.vae_sha, "0" * 64))
-    with pytest.raises(ValueError, match="trained on features and latents of VAE 'demo'"):
+    with pytest.raises(ValueError, match="trained on data whose vae_sha was '0000"):
         call(main, "--preset", "smoke", "--out", other, "--resume", "--steps", 31)
     with pytest.raises(ValueError, match="seed was 0"):
         call(main, "--preset", "smoke", "--out", smoke_run, "--resume", "--seed", "1")
@@ -99,6 +99,42 @@ def test_refusals(smoke_run: Path, tmp_path: Path) -> None:
         call(main, "--preset", "smoke", "--out", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
     assert before == (smoke_run / "config.json").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    out = tmp_path / "nan"
+    words = ("--preset", "smoke", "--steps", 12, "--log-every", 100, "--optim.lr", "1e18", "--optim.warmup", 0, "--out", out)
+    with pytest.raises(ValueError, match="not finite at or before step 10"):
+        call(main, *words)
+    assert not (out / "LAST").exists() and not list((out / "checkpoints").iterdir())
+
+
+def test_bf16_trains_and_resumes(tmp_path: Path) -> None:
+    """The precision of every full-size preset, on the CPU: three steps, a save, two more."""
+    out = tmp_path / "bf16"
+    words = ("--preset", "smoke", "--precision", "bf16", "--log-every", 1, "--out", out)
+    assert call(main, *words, "--steps", 3) == 0
+    assert call(main, *words, "--steps", 5, "--resume") == 0
+    assert [x["step"] for x in lines(out / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert all(p.dtype == torch.float32 for p in train.load_model(out).parameters())
+
+
+def test_an_empty_folder_that_is_there_already_is_used_and_one_that_failed_is_not_left(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert call(main, "--preset", "smoke", "--alignment", "none", "--steps", 1, "--out", empty) == 0
+    with pytest.raises(ValueError, match="not a gsnr cache"):
+        call(main, "--preset", "sit-b2", "--precision", "no", "--data.path", tmp_path, "--out", tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_checkpoint_by_a_relative_path_belongs_to_its_run(smoke_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(checkpoint.locate(smoke_run))
+    assert checkpoint.load(Path(".")).run_folder == smoke_run.resolve()
+    shutil.copytree(checkpoint.locate(smoke_run), tmp_path / "alone")
+    alone = checkpoint.load(tmp_path / "alone")
+    with pytest.raises(ValueError, match="say where to write with --out"):
+        checkpoint.run_output(alone, "probes")
 
 
 def _save_forever(run: Path) -> None:
@@ -164,9 +200,9 @@ def test_checkpoint_says_what_it_is(smoke_run: Path) -> None:
 def test_two_processes_train_the_same_run(smoke_run: Path, tmp_path: Path) -> None:
     """torchrun with 2 ranks over gloo for 15 steps, resumed on 1: weights within 1e-5 of the uninterrupted run of one process."""
     out = tmp_path / "ddp"
-    words = ("--nproc-per-node", "2", "--master-port", "29513", "-m", "train", "--preset", "smoke", "--steps", "15", "--out", str(out))
+    words = ("--nproc-per-node", "2", "--standalone", "-m", "train", "--preset", "smoke", "--steps", "15", "--out", str(out))
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], cwd=REPO, capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], cwd=REPO, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     assert call(main, "--preset", "smoke", "--out", out, "--resume") == 0
     one, two = (tensors(run / "checkpoints" / "0000030") for run in (smoke_run, out))

@@ -18,26 +18,25 @@ from train.data.batches import Batch
 
 class AlignmentModule(nn.Module, ABC):
     """What the trainer and the probes call. tap: 1-based block, None for no alignment at all; weight: lambda of the total loss;
-    needs: the VAE feature groups that `target` reads from a batch; projector and router: its two trainable parts."""
+    needs: the VAE feature groups that `target` reads from a batch; projector: the trainable head that a probe may fit anew."""
 
     tap: int | None
     weight: float
     needs: tuple[str, ...]
     projector: nn.Module
-    router: nn.Module
 
     @abstractmethod
     def target(self, batch: Batch, t_B: Tensor) -> Tensor:
         """(B,T,C) alignment target; gradients flow into the router, never into the VAE."""
 
     @abstractmethod
-    def project(self, h_BTD: Tensor) -> Tensor:
-        """(B,T,C) projected hidden state."""
+    def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+        """(B,) float32: how far a projected hidden state is from its target, one value per sample."""
 
-    @abstractmethod
     def loss(self, h_BTD: Tensor, batch: Batch) -> Tensor:
-        """(B,) float32: how far the projected hidden state is from the target, one value per sample."""
+        """(B,) float32: the discrepancy of the projected hidden state from the batch's target."""
+        return self.discrepancy(self.projector(h_BTD), self.target(batch, batch["t"]))
 
-    @abstractmethod
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
-        """name -> (B,K) mixture weights; {} where nothing is mixed."""
+        """name -> (B,K) learned mixture weights; {} where nothing is learned."""
+        return {}

@@ -31,7 +31,7 @@ class RoutedAlignment(AlignmentModule):
         *,
         tap: int | None,
         weight: float,
-        split: str,
+        split: str | None,
         sources: tuple[str, ...],
         router: str,
         projector: str,
@@ -41,10 +41,10 @@ class RoutedAlignment(AlignmentModule):
     ) -> None:
         super().__init__()
         (mid_layers, mid_channels, *_), (deep_layers, deep_channels, *_) = groups["G3"], groups["G4"]
+        split = split or f"{mid_layers}/{deep_layers}"
         counts = tuple(int(part) for part in split.split("/")) if split.count("/") == 1 and split.replace("/", "").isdigit() else ()
-        if counts != (mid_layers, deep_layers) and (
-            len(counts) != 2 or min(counts) < 1 or sum(counts) != mid_layers + deep_layers or mid_channels != deep_channels
-        ):
+        regrouped = len(counts) == 2 and min(counts) > 0 and sum(counts) == mid_layers + deep_layers and mid_channels == deep_channels
+        if counts != (mid_layers, deep_layers) and not regrouped:
             raise ValueError(
                 f"alignment.split {split!r} does not divide this VAE's {mid_layers} + {deep_layers} mid and deep layers; "
                 f"it has {mid_layers}/{deep_layers}, and any a/b of {mid_layers + deep_layers} layers where their widths agree"
@@ -61,11 +61,8 @@ class RoutedAlignment(AlignmentModule):
         with torch.autocast(t_B.device.type, enabled=False):  # bf16 would round t to 8 bits, and the router with it
             return mix({source: features[source] for source in self.sources}, self.router(t_B.float()))
 
-    def project(self, h_BTD: Tensor) -> Tensor:
-        return self.projector(h_BTD)
-
-    def loss(self, h_BTD: Tensor, batch: Batch) -> Tensor:
-        return losses.cosine(self.project(h_BTD), self.target(batch, batch["t"]))
+    def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+        return losses.cosine(projected_BTC, target_BTC)
 
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
-        return self.router(t_B)
+        return self.router(t_B) if any(True for _ in self.router.parameters()) else {}

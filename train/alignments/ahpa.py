@@ -14,7 +14,7 @@ __all__ = ["Alignment", "Config", "default_tap"]
 class Config:
     tap: int | None = None  # block; None: a quarter of the depth, Table A.9 (3 of B, 6 of L, 7 of XL)
     weight: float = 1.0  # lambda, Table D.13
-    split: str = "4/4"  # Table D.14
+    split: str | None = None  # mid/deep layers, Table D.14; None: as the cache groups them, 4/4 on SD-VAE
     router: str = "mlp"  # Table D.17
     projector: str = "conv3x3"  # Table D.13 (l)
 

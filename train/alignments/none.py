@@ -27,11 +27,5 @@ class Alignment(AlignmentModule):
     def target(self, batch: Batch, t_B: Tensor) -> Tensor:
         raise ValueError("alignment 'none' has no target")
 
-    def project(self, h_BTD: Tensor) -> Tensor:
-        raise ValueError("alignment 'none' has no projector")
-
-    def loss(self, h_BTD: Tensor, batch: Batch) -> Tensor:
+    def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
         raise ValueError("alignment 'none' has no loss")
-
-    def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
-        return {}

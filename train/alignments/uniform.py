@@ -17,7 +17,7 @@ class Config:
     source: str = "both"  # mid, deep or both
     tap: int | None = None  # block; None: a quarter of the depth, Table A.9 (3 of B, 6 of L, 7 of XL)
     weight: float = 1.0  # as AHPA
-    split: str = "4/4"  # as AHPA
+    split: str | None = None  # mid/deep layers, Table D.14; None: as the cache groups them, 4/4 on SD-VAE
     projector: str = "conv3x3"  # as AHPA
 
 

@@ -42,7 +42,11 @@ def encode_rows(
         first += len(images)
         rows: cache.Rows = {"image_id": ids, "label": labels, "view": np.zeros(len(images), dtype=np.int8)}
         rows |= {"mean": mean.cpu().numpy(), "std": std.cpu().numpy()}
-        yield rows | {group: f.cpu().numpy().astype(np.float16) for group, f in by_group.items()}
+        for group, f in by_group.items():
+            rows[group] = f.half().cpu().numpy()
+            if not np.isfinite(rows[group]).all():
+                raise ValueError(f"features of {group} exceed float16 in images {ids[0]}-{ids[-1]} of {header.data!r}; leave {group} out")
+        yield rows
 
 
 def make_header(

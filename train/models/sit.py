@@ -188,7 +188,8 @@ class SiT(ModelMixin, ConfigMixin):
     def forward_with_taps(
         self, x: Tensor, t: Tensor, y: Tensor, label_drop: Tensor | None = None, *, taps: tuple[int, ...] = (), stop: bool = False
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """(velocity, {k: h_BTD after block k}). With `stop`, nothing above the last tap is computed and the velocity is None.
+        """(velocity, {k: h_BTD after block k}). With `stop`, nothing above the last tap is computed;
+        the velocity is None unless the last tap is the last block.
 
         Raises ValueError for a tap outside 1..depth.
         """
