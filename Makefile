@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a router trajectory in minutes
 	$(BIN)/python -m train --preset demo --out $(RUN) --resume
 	$(BIN)/python -m train.evaluate --ckpt $(RUN)
-	$(BIN)/python -m train.sample --ckpt $(RUN) --cfg 2.5
+	$(BIN)/python -m train.sample --ckpt $(RUN) --cfg 2.5 --sampling-steps 25
 	$(BIN)/python -m gsnr.probe --ckpt $(RUN)
 	$(BIN)/python -m figures --run $(RUN)
 

@@ -36,7 +36,9 @@ def _panel(axes: Axes, cells: pd.DataFrame, keys: list[tuple[str, str, str]]) ->
     axes.axhline(0, color="black", lw=0.6, zorder=0)
     axes.set_xlim(0, 1)
     axes.set_ylabel(f"{int(cells['batch_ref'].iloc[0])} $\\times$ G-SNR")
-    axes.legend(loc="upper right")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.3 * (top - bottom))  # room for the legend above the bars
+    axes.legend(loc="upper right", ncols=2 if len(keys) > 2 else 1)
 
 
 def draw(cells: pd.DataFrame) -> Figure:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from figures.style import COLOURS, GREY, LINES, MARKERS, PAGE, T_LABEL, paper
 
 TABLE = "router"
+WEIGHT_LIMITS = (-0.03, 1.03)
 HISTORY_TIMES = (0.1, 0.5, 0.9)
 
 
@@ -17,9 +18,9 @@ def _lines(axes: Axes, rows: pd.DataFrame, title: str, uniform: float) -> None:
         curve = curve.sort_values("t_low")
         axes.plot(curve["t_low"], curve["value"], color=COLOURS[i % len(COLOURS)], ls=LINES[i % len(LINES)], label=_short(str(name)))
     axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=T_LABEL)
+    axes.set(xlim=(0, 1), ylim=WEIGHT_LIMITS, xlabel=T_LABEL)
     axes.set_title(title, loc="left")
-    axes.legend()
+    axes.legend(loc="best")
 
 
 def _short(name: str) -> str:
@@ -49,7 +50,7 @@ def draw(metrics: pd.DataFrame) -> Figure:
 def _history(axes: Axes, rows: pd.DataFrame) -> None:
     """beta deep over training steps, at three times; the step axis is logarithmic because a router may settle within tens of steps."""
     axes.set_title(r"(d) $\beta$ deep over training", loc="left")
-    axes.set(xlabel="training step", ylim=(0, 1))
+    axes.set(xlabel="training step", ylim=WEIGHT_LIMITS)
     if not (rows["step"] > 0).any():
         axes.text(0.5, 0.5, "no step of training was logged", ha="center", va="center", transform=axes.transAxes)
         return
@@ -62,4 +63,4 @@ def _history(axes: Axes, rows: pd.DataFrame) -> None:
     first = rows.loc[rows["step"] > 0, "step"].min()
     axes.set_xscale("symlog", linthresh=first)
     axes.set_xlim(0, rows["step"].max())
-    axes.legend()
+    axes.legend(loc="best")
