@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -133,6 +134,15 @@ def test_damaged_caches_are_named(opened, tmp_path: Path) -> None:
     (copy / cache.HEADER).write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         cache.open_cache(copy, ())
+
+
+def test_a_split_is_pickled_by_its_place(opened) -> None:
+    """A spawned data worker opens the cache again; it is not sent 50 MB."""
+    _, _, splits = opened
+    sent = pickle.dumps(splits["train"])
+    assert len(sent) < 5000
+    index = np.array([7, 250])
+    np.testing.assert_array_equal(pickle.loads(sent).take(index, ("G4",))["G4"], splits["train"].take(index, ("G4",))["G4"])
 
 
 def step_batches(splits, **changes) -> StepBatches:

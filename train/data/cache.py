@@ -143,10 +143,15 @@ class Split:
             table = datasets.load_from_disk(str(folder / split)).data.table
         except Exception as error:  # a damaged folder surfaces as one of many Arrow, JSON and OS errors
             raise ValueError(f"{folder / split}: damaged or incomplete; delete the folder {folder} and prepare it again") from error
+        self.opened_as = (folder, split, header)
         self.header = header
         self.size = table.num_rows
         shapes = {"mean": header.latent_shape, "std": header.latent_shape} | header.groups
         self.columns = {name: _Column(table.column(name), tuple(shapes.get(name, ()))) for name in table.column_names}
+
+    def __reduce__(self) -> tuple[type[Split], tuple[Path, str, Header]]:
+        """Pickled (for a data worker that is spawned, not forked) as where it is, not as what it holds."""
+        return Split, self.opened_as
 
     def take(self, index_N: NDArray[np.int64], columns: tuple[str, ...]) -> Rows:
         return {name: self.columns[name].take(index_N) for name in columns}
