@@ -139,6 +139,8 @@ class Estimate:
 
     def ci(self, level: float = LEVEL) -> tuple[float, float]:
         """Two-sided interval for gsnr: U/V +- Student's t (n - 1 degrees of freedom) times the jackknife standard error."""
+        if not 0 < level < 1:
+            raise ValueError(f"level {level}: must lie between 0 and 1, as 0.95 does")
         half = float(stats.t.ppf(0.5 + level / 2, self.n - 1)) * self.se
         return self.gsnr - half, self.gsnr + half
 

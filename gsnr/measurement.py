@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,13 @@ def _check_finite(q_C: Array, first: int) -> None:
         raise ValueError(f"gradients of {len(bad)} samples are not finite (samples {names}{', ...' if len(bad) > 8 else ''})")
 
 
+def _check_uncoupled(model: nn.Module) -> None:
+    """Raises ValueError for batch norm in train mode: a sample's loss would depend on the others, and its statistics would change."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(f"module {name!r} is batch norm in train mode, which couples samples; call model.eval() first")
+
+
 def _check_same_order(first: Moments, second: Moments) -> None:
     """r_i and q_i must be of the same sample. Raises ValueError where the second pass saw other gradients than the first."""
     a, b = (np.concatenate(m.q[ALL]) for m in (first, second))
@@ -120,11 +128,12 @@ def measure(
     chunk       samples whose gradients are taken at once; default from `memory_bytes`.
     memory_bytes    what per-sample gradients may take; default 1 GiB on a CPU, a quarter of the free memory on a GPU.
 
-    Raises ValueError for an unknown engine, an empty selection, n < 2, a loss of another shape, gradients that are not finite, or batches
-    that come in another order the second time.
+    Raises ValueError for an unknown engine, batch norm in train mode, an empty selection, n < 2 (n < 3 with an interval), a loss of another
+    shape, gradients that are not finite, or batches that come in another order the second time.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
     per_sample = find(engine)
+    _check_uncoupled(model)
     selected = select(model, parameters)
     labels = label(selected, groups)
     if isinstance(batches, Iterator):
@@ -154,6 +163,8 @@ def measure(
                 kept = kept if n * held_bytes <= memory else None
         if n < 2:
             raise ValueError(f"{n} samples: the variance of a gradient needs at least 2")
+        if not any(q.any() for q in moments.q[ALL]):
+            warnings.warn(f"all {n} gradients are exactly zero, so the result is NaN: is the loss detached, or the output gated by 0?", stacklevel=2)
         r = None
         if interval:
             again = Moments(labels)

@@ -93,11 +93,12 @@ def _read(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"--config {path}: cannot be read as JSON ({error})") from error
+    values = values.get("config", values) if isinstance(values, dict) else values
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: holds no mapping of options")
-    return values.get("config", values)
+    return values
 
 
 def cli() -> None:

@@ -126,9 +126,10 @@ def locate(path: Path) -> Path:
         return path
     if not (path / "LAST").is_file():
         raise ValueError(f"{path}: neither a run folder (it has no LAST) nor a checkpoint (it has no state.json)")
-    folder = path / "checkpoints" / (path / "LAST").read_text().strip()
-    if not (folder / "state.json").is_file():
-        raise ValueError(f"{path / 'LAST'}: points at {folder.name!r}, which is no checkpoint in {folder.parent}")
+    name = (path / "LAST").read_text().strip()
+    folder = path / "checkpoints" / name
+    if not name or not (folder / "state.json").is_file():
+        raise ValueError(f"{path / 'LAST'}: points at {name!r}, which is no checkpoint in {folder.parent}")
     return folder
 
 
@@ -158,8 +159,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path}: damaged ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: damaged (not a mapping)")
     if state.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema version {state.get('schema_version')}, this version reads {SCHEMA_VERSION}")
     return state

@@ -100,6 +100,8 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
         if is_dataclass(hints[key]):
             made[key] = build(typing.cast(type, hints[key]), value, f"{path}.")
         elif key == "alignment":
+            if not isinstance(value, dict):
+                raise ValueError('alignment is a section, not a value; name one with {"name": ...}')
             made[key] = dict(value)
         else:
             made[key] = _cast(hints[key], value, path)
@@ -160,13 +162,16 @@ def _check(config: TrainConfig) -> None:
         section, _, name = key.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)
         if not low <= value < 2**63:
-            raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least {low}")
+            raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least {low} and below 2^63")
     if config.precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"precision {config.precision!r} does not exist; choose from no, bf16, fp16")
     if not 0 <= config.label_dropout <= 1:
         raise ValueError(f"label_dropout {config.label_dropout}: must be between 0 and 1")
     if not 0 <= config.optim.ema < 1:
         raise ValueError(f"optim.ema {config.optim.ema}: must be at least 0 and below 1")
+    weight = config.alignment.get("weight", 0.0)
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"alignment.weight {weight}: must be a number of at least 0")
     tap = config.alignment.get("tap")
     if tap is not None and not 1 <= tap <= config.model.depth:
         raise ValueError(f"alignment.tap {tap}: this model has blocks 1 to {config.model.depth}")

@@ -22,7 +22,7 @@ def read(path: Path, last_step: int) -> list[dict[str, Any]]:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if line["step"] <= last_step:
+        if isinstance(line, dict) and line.get("step", last_step + 1) <= last_step:
             lines.append(line)
     return lines
 

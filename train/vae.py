@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 
@@ -48,6 +49,8 @@ def load(name: str) -> FrozenVAE:
     Raises ValueError naming the VAE where it is missing, damaged or of another kind.
     """
     source = str(DEMO_FOLDER) if name == "demo" else name
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)  # what it would log is in the error
     try:
         stored, notes = AutoencoderKL.from_pretrained(source, output_loading_info=True)
         lacking = [*notes["missing_keys"], *notes["mismatched_keys"]]
@@ -56,5 +59,7 @@ def load(name: str) -> FrozenVAE:
     except Exception as error:  # diffusers raises a dozen kinds for a missing, damaged or foreign folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"VAE {name!r} cannot be loaded (name a diffusers AutoencoderKL folder, a hub id or `demo`): {reason}") from error
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
     model = stored.float().eval().requires_grad_(False)
     return FrozenVAE(model=model, name=name, sha=identity(model))

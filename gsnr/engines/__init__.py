@@ -46,7 +46,9 @@ def chunk_within(memory_bytes: int, selected: dict[str, nn.Parameter], limit: in
 
 
 def batch_size(batch: Batch) -> int:
-    """The common leading dimension B. Raises ValueError naming the key that differs."""
+    """The common leading dimension B. Raises ValueError for anything but a dict of tensors, or naming the key that differs."""
+    if not isinstance(batch, dict) or not all(isinstance(value, torch.Tensor) for value in batch.values()):
+        raise ValueError(f"batches must be an iterable of dicts of tensors; one of them is {type(batch).__name__}")
     sizes = {key: value.shape[0] for key, value in batch.items() if value.ndim}
     scalars = [key for key, value in batch.items() if not value.ndim]
     if scalars or not sizes:
@@ -63,4 +65,6 @@ def check_losses(losses: Tensor, b: int) -> Tensor:
     if not isinstance(losses, torch.Tensor) or losses.shape != (b,):
         got = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
         raise ValueError(f"the loss must return one value per sample, shape ({b},), not {got}; do not average over the batch")
+    if not losses.is_floating_point():
+        raise ValueError(f"the loss must be a floating-point tensor, not {losses.dtype}")
     return losses

@@ -20,7 +20,10 @@ def per_sample_gradients(
         for i in range(start, min(start + chunk, b)):
             with torch.enable_grad():
                 value = check_losses(loss(model, {key: x[i : i + 1] for key, x in batch.items()}), 1)
-                gradients = torch.autograd.grad(value.sum(), list(selected.values()), allow_unused=True, materialize_grads=True)
+                if value.requires_grad:
+                    gradients = torch.autograd.grad(value.sum(), list(selected.values()), allow_unused=True, materialize_grads=True)
+                else:
+                    gradients = tuple(torch.zeros_like(p) for p in selected.values())
             losses.append(value.detach())
             rows.append(gradients)
         yield torch.cat(losses), {name: torch.stack(column) for name, column in zip(selected, zip(*rows, strict=True), strict=True)}

@@ -112,6 +112,32 @@ def test_batches_that_change_their_order_are_refused() -> None:
         gsnr.measure(model, loss, [data], chunk=-1)
 
 
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_a_loss_without_gradient_is_said(engine: str) -> None:
+    model, loss, data = in_double()
+    with pytest.warns(UserWarning, match="all 13 gradients are exactly zero"):
+        assert np.isnan(gsnr.measure(model, lambda m, b: loss(m, b).detach(), [data], engine=engine)["all"].gsnr)
+    with pytest.raises(ValueError, match="floating-point tensor, not torch"):
+        gsnr.measure(model, lambda m, b: m(b["x"]).argmax(1), [data], engine=engine)
+    with pytest.raises(ValueError, match="iterable of dicts of tensors; one of them is tuple"):
+        gsnr.measure(model, loss, [(data["x"], data["y"])], engine=engine)
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+        gsnr.measure(model, loss, [data], engine=engine)["all"].ci(95)
+
+
+def test_batch_norm_in_train_mode_is_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
+    data = {"x": torch.randn(8, 5)}
+
+    def loss(m: torch.nn.Module, b: dict[str, torch.Tensor]) -> torch.Tensor:
+        return m(b["x"]).square().sum(1)
+
+    with pytest.raises(ValueError, match="module '1' is batch norm in train mode"):
+        gsnr.measure(model, loss, [data])
+    assert torch.equal(model[1].running_mean, torch.zeros(4))
+    assert gsnr.measure(model.eval(), loss, [data])["all"].n == 8
+
+
 def test_docstring_example_runs() -> None:
     """The ten lines in `help(gsnr)` are a program that works."""
     assert gsnr.__doc__ is not None

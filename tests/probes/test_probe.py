@@ -250,7 +250,11 @@ def test_bad_input_is_named(smoke_run: Path, copied_run: Path, tmp_path: Path) -
     sha = checkpoint.load(copied_run).header.vae_sha
     (folder / "state.json").write_text(state.replace(sha, "0" * 64))
     fails("trained with VAE 'demo'", "--ckpt", copied_run)
+    (folder / "state.json").write_text("[]")
+    fails("state.json: damaged", "--ckpt", copied_run)
     (folder / "state.json").write_text(state[:100])
     fails("state.json: damaged", "--ckpt", copied_run)
     (copied_run / "LAST").write_text("0000099\n")
     fails("LAST: points at '0000099'", "--ckpt", copied_run)
+    (copied_run / "LAST").write_text("")
+    fails("LAST: points at ''", "--ckpt", copied_run)

@@ -59,12 +59,22 @@ def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
         ({"optim.warmup": "-5"}, "--optim.warmup -5"),
         ({"data": "cache"}, "data is a section, not a value; its options are demo_heldout"),
         ({"optim": "3"}, "optim is a section"),
+        ({"alignment.weight": "nan"}, "alignment.weight nan"),
         ({"label_dropout": "2"}, "between 0 and 1"),
     ],
 )
 def test_bad_options_are_named(flat: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(presets.find("demo"), nest(flat))
+
+
+@pytest.mark.parametrize("text", ["[]", '{"alignment": 5}', '{"config": 3}', "{", "\xff\xfe"])
+def test_bad_files_are_named(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"--config .*c.json|alignment is a section"):
+        main(["--preset", "smoke", "--config", str(file), "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_presets() -> None:

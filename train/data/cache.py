@@ -104,6 +104,8 @@ def read_header(folder: Path) -> Header:
         raise ValueError(f"{folder}: not a gsnr cache (no {HEADER}); make one with `python -m train.prepare`")
     try:
         fields = json.loads(path.read_text())
+        if not isinstance(fields, dict):
+            raise TypeError("not a mapping")
         found = fields.get("schema_version")
         if found != SCHEMA_VERSION:
             raise ValueError(f"{path}: schema version {found}, this version reads {SCHEMA_VERSION}; prepare the data again")

@@ -82,14 +82,19 @@ def images(split: str, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
     Raises ValueError for an unknown split, n < 1, or more held-out images than there are held-out scans.
     """
-    if split not in SPLITS:
-        raise ValueError(f"demo split {split!r} does not exist; choose from {', '.join(SPLITS)}")
-    if n < 1:
-        raise ValueError(f"demo data: n must be at least 1, not {n}")
+    check(split, n)
     scans, labels = _scans()[split]
-    if split == "heldout" and n > len(scans):
-        raise ValueError(f"demo data: {n} held-out images asked for, {len(scans)} exist (each has a digit of its own)")
     which = np.arange(n) % len(scans)
     stream = SPLITS.index(split)
     composed = [_compose_HWC(scans[j], split, np.random.default_rng([seed, stream, i])) for i, j in enumerate(which)]
     return np.stack(composed), labels[which]
+
+
+def check(split: str, n: int) -> None:
+    """Raises ValueError for what `images` cannot give."""
+    if split not in SPLITS:
+        raise ValueError(f"demo split {split!r} does not exist; choose from {', '.join(SPLITS)}")
+    if n < 1:
+        raise ValueError(f"demo data: n must be at least 1, not {n}")
+    if split == "heldout" and n > N_HELDOUT_SCANS:
+        raise ValueError(f"demo data: {n} held-out images asked for, {N_HELDOUT_SCANS} exist (each has a digit of its own)")

@@ -93,6 +93,8 @@ def cache_root() -> Path:
 
 def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, batch: int = 64) -> Path:
     """The demo's cache folder, built if it is not there. Its name is a hash of everything that went into it."""
+    demo.check("train", n_train)
+    demo.check("heldout", n_heldout)
     vae = vaes.load("demo")
     header = make_header(
         vae,
