@@ -128,7 +128,7 @@ def measure(
     chunk       samples whose gradients are taken at once; default from `memory_bytes`.
     memory_bytes    what per-sample gradients may take; default 1 GiB on a CPU, a quarter of the free memory on a GPU.
 
-    Raises ValueError for an unknown engine, batch norm in train mode, an empty selection, n < 2 (n < 3 with an interval), a loss of another
+    Raises ValueError for an unknown engine, batch norm in train mode, an empty selection, n < 2, a loss of another
     shape, gradients that are not finite, or batches that come in another order the second time.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
