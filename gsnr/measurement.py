@@ -96,6 +96,12 @@ def _check_uncoupled(model: nn.Module) -> None:
             raise ValueError(f"module {name!r} is batch norm in train mode, which couples samples; call model.eval() first")
 
 
+def _inner_with_sum(moments: Moments, chunks: Iterable[Gradients]) -> dict[str, Array]:
+    """group -> (n,) r_i = g_i . S, from the gradients that the moments were made of."""
+    parts = [by_group(inner_products(chunk, moments.sums), moments.labels) for chunk in chunks]
+    return {group: np.concatenate([part[group] for part in parts]) for group in moments.q}
+
+
 def _check_same_order(first: Moments, second: Moments) -> None:
     """r_i and q_i must be of the same sample. Raises ValueError where the second pass saw other gradients than the first."""
     a, b = (np.concatenate(m.q[ALL]) for m in (first, second))
@@ -166,13 +172,11 @@ def measure(
         if not any(q.any() for q in moments.q[ALL]):
             warnings.warn(f"all {n} gradients are exactly zero, so the result is NaN: is the loss detached, or the output gated by 0?", stacklevel=2)
         r = None
-        if interval:
+        if kept is not None:
+            r = _inner_with_sum(moments, kept)
+        elif interval:
             again = Moments(labels)
-            parts = []
-            for chunk_gradients in kept if kept is not None else (g for _, g in gradients()):
-                parts.append(by_group(inner_products(chunk_gradients, moments.sums), labels))
-                again.add_square_norms(chunk_gradients)
+            r = _inner_with_sum(moments, (again.watch(g) for _, g in gradients()))
             _check_same_order(moments, again)
-            r = {group: np.concatenate([part[group] for part in parts]) for group in moments.q}
     used = per_sample.__module__.rpartition(".")[2]
     return Result(moments=moments, estimates=moments.estimates(r), losses=np.concatenate(losses), engine=used)

@@ -62,14 +62,15 @@ class Moments:
         for name, g in gradients.items():
             total = _at_least_float32(g).sum(0)
             self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.add_square_norms(gradients)
+        self.watch(gradients)
         for label, gram in by_group({name: _difference_gram(g) for name, g in gradients.items()}, self.labels).items():
             self.cov_sq.setdefault(label, []).append(trace_cov_sq(gram))
 
-    def add_square_norms(self, gradients: Gradients) -> None:
-        """The part of `add` that tells samples apart."""
+    def watch(self, gradients: Gradients) -> Gradients:
+        """Takes down ||g_i||^2, the part of `add` that tells samples apart, and passes the chunk on."""
         for label, q_C in by_group(square_norms(gradients), self.labels).items():
             self.q.setdefault(label, []).append(q_C)
+        return gradients
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples. Raises ValueError where the parameters or groups differ."""

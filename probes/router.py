@@ -25,10 +25,9 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [f"{ROUTER_GRID} times in [0, 1], at the checkpoint and at every logged step"]
 
 
-def _layer_names(subject: Subject) -> dict[str, list[str]]:
-    """group -> "number:name" of its layers, as the alignment's split divides them."""
+def _layer_names(subject: Subject, mid: int) -> dict[str, list[str]]:
+    """group -> "number:name" of its layers, the first `mid` of which are mid."""
     layers = [*subject.header.layers["G3"], *subject.header.layers["G4"]]
-    mid = int((subject.checkpoint.config.alignment.get("split") or f"{len(subject.header.layers['G3'])}/").split("/")[0])
     return {"mid": layers[:mid], "deep": layers[mid:]}
 
 
@@ -48,10 +47,10 @@ def run(subject: Subject, options: Options) -> tuple[dict[str, list[dict[str, An
     """Rows of kind "metrics"; target "router" is the checkpoint, "router_log" the run's log (raw weights) up to that step."""
     empty = {"control": "none", "projector": "ckpt", "low": float("nan"), "high": float("nan")}
     shared = subject.columns("router", options) | empty
-    names = _layer_names(subject)
     t_K = torch.linspace(0, 1, ROUTER_GRID)
     with torch.no_grad():
         now = {name: w.tolist() for name, w in subject.checkpoint.alignment.router_weights(t_K).items()}
+    names = _layer_names(subject, mid=len(now["mid"][0]))
     rows = _rows(shared | {"target": "router"}, t_K.tolist(), now, names)
     run = subject.checkpoint.run_folder
     lines = runlog.read(run / "router.jsonl", subject.checkpoint.step) if run else []
