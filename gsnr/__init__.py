@@ -21,14 +21,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gsnr.checking import check as check
+    from gsnr.comparison import Comparison as Comparison
+    from gsnr.comparison import difference_ci as difference_ci
     from gsnr.estimates import Estimate as Estimate
+    from gsnr.measurement import ComparisonResult as ComparisonResult
     from gsnr.measurement import Result as Result
+    from gsnr.measurement import compare as compare
     from gsnr.measurement import measure as measure
+    from gsnr.monitor import Monitor as Monitor
+    from gsnr.pooling import pool as pool
 
 __version__ = "0.1.0"
-__all__ = ["Estimate", "Result", "__version__", "measure"]
-
-_LIVES_IN = {"Estimate": "gsnr.estimates", "Result": "gsnr.measurement", "measure": "gsnr.measurement"}
+_LIVES_IN = {
+    "Comparison": "gsnr.comparison",
+    "ComparisonResult": "gsnr.measurement",
+    "Estimate": "gsnr.estimates",
+    "Monitor": "gsnr.monitor",
+    "Result": "gsnr.measurement",
+    "check": "gsnr.checking",
+    "compare": "gsnr.measurement",
+    "difference_ci": "gsnr.comparison",
+    "measure": "gsnr.measurement",
+    "pool": "gsnr.pooling",
+}
+__all__ = [*sorted(_LIVES_IN), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

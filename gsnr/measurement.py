@@ -1,21 +1,22 @@
-"""`gsnr.measure`, the one call: per-sample gradients -> moments -> estimates with intervals, for any model and any per-sample loss."""
+"""`gsnr.measure` and `gsnr.compare`: per-sample gradients -> moments -> estimates with intervals, for any model and any per-sample loss."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gsnr.engines import Batch, Gradients, Loss, chunk_within, default_memory, find
+from gsnr import ranks
+from gsnr.comparison import Comparison
+from gsnr.coupling import require_independent, require_no_batch_norm_in_training
+from gsnr.engines import ENGINES, Batch, Loss, NotCovered, chunk_within, default_memory, find, ghost
 from gsnr.estimates import Array, Estimate
-from gsnr.moments import Labels, Moments, by_group, inner_products
-
-ALL = "all"  # the group every selected parameter belongs to
+from gsnr.moments import ALL, Moments, label
+from gsnr.passes import FirstPass, Plan, Products, first_pass, same_random_state, second_look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +25,20 @@ class Result:
 
     moments: Moments
     estimates: dict[str, Estimate]
-    losses: Array
     engine: str
 
     def __getitem__(self, group: str) -> Estimate:
-        if group not in self.estimates:
-            raise KeyError(f"no group {group!r}; groups: {', '.join(self.groups)}")
-        return self.estimates[group]
+        return _of_group(self.estimates, group)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Labels, "all" first."""
         return tuple(self.estimates)
+
+    @property
+    def losses(self) -> Array:
+        """One value per sample (the mean over its draws)."""
+        return self.moments.losses
 
     @property
     def loss(self) -> float:
@@ -45,22 +48,41 @@ class Result:
     def merge(self, other: Result) -> Result:
         """Pools two results of disjoint samples: exact signal and noise, but no interval (that needs g_i . (S_1 + S_2))."""
         moments = self.moments.merge(other.moments)
-        losses = np.concatenate([self.losses, other.losses])
         engine = self.engine if self.engine == other.engine else f"{self.engine}+{other.engine}"
-        return Result(moments=moments, estimates=moments.estimates(None), losses=losses, engine=engine)
+        return Result(moments=moments, estimates=moments.estimates(None, None), engine=engine)
+
+    def save(self, path: str | Path) -> None:
+        """Saves the sums as safetensors (twice the parameters' size), so that results of disjoint samples can be merged later."""
+        self.moments.save(Path(path), {"engine": self.engine})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """What `save` wrote, without intervals. Raises ValueError, naming the file, for a missing, damaged or foreign one."""
+        moments, metadata = Moments.load(Path(path))
+        return cls(moments=moments, estimates=moments.estimates(None, None), engine=metadata["engine"])
 
 
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """No TF32 while measuring: squared norms of small gradients need all 24 bits."""
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = cudnn
+@dataclass(frozen=True, kw_only=True)
+class ComparisonResult:
+    """What `compare` returns: `result[group]` is a Comparison; `result.a` and `result.b` are the Results of the two losses."""
+
+    a: Result
+    b: Result
+    comparisons: dict[str, Comparison]
+
+    def __getitem__(self, group: str) -> Comparison:
+        return _of_group(self.comparisons, group)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Labels, "all" first."""
+        return tuple(self.comparisons)
+
+
+def _of_group(values: dict[str, Any], group: str) -> Any:
+    if group not in values:
+        raise KeyError(f"no group {group!r}; groups: {', '.join(values)}")
+    return values[group]
 
 
 def select(model: nn.Module, parameters: Callable[[str], bool] | None) -> dict[str, nn.Parameter]:
@@ -73,40 +95,94 @@ def select(model: nn.Module, parameters: Callable[[str], bool] | None) -> dict[s
     return chosen
 
 
-def label(selected: Iterable[str], groups: Callable[[str], str | tuple[str, ...]] | None) -> Labels:
-    """name -> labels, "all" always first."""
-    labels: Labels = {}
-    for name in selected:
-        own = () if groups is None else groups(name)
-        labels[name] = (ALL, *([own] if isinstance(own, str) else own))
-    return labels
+def _choose(engine: str, model: nn.Module, losses: tuple[Loss, ...], first: Batch | None, selected: dict[str, nn.Parameter]) -> str:
+    """The engine to use, after checks on the first batch. Raises ValueError for coupled samples and, unless "auto", an engine that does not fit."""
+    if first is None:
+        return "loop"
+    for loss in losses:
+        require_independent(model, loss, first)
+    if engine not in ("auto", "ghost"):
+        return engine
+    try:
+        for loss in losses:
+            ghost.verify(model, loss, first, selected)
+    except NotCovered as error:
+        if engine == "ghost":
+            raise ValueError(f"engine 'ghost': {error}; use engine='vmap', or leave it out with parameters=") from error
+        warnings.warn(f"engine 'vmap', which is slower, because 'ghost' does not cover everything: {error}", stacklevel=5)
+        return "vmap"
+    return "ghost"
 
 
-def _check_finite(q_C: Array, first: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(q_C))
-    if len(bad):
-        names = ", ".join(str(first + i) for i in bad[:8])
-        raise ValueError(f"gradients of {len(bad)} samples are not finite (samples {names}{', ...' if len(bad) > 8 else ''})")
+def _plan(
+    model: nn.Module,
+    losses: tuple[Loss, ...],
+    batches: Iterable[Batch],
+    engine: str,
+    parameters: Callable[[str], bool] | None,
+    groups: Callable[[str], str | tuple[str, ...]] | None,
+    draws: int,
+    chunk: int | None,
+    memory_bytes: int | None,
+) -> tuple[Plan, str]:
+    if engine not in ("auto", *ENGINES):
+        find(engine)
+    for value, name in ((draws, "draws"), (chunk, "chunk")):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    require_no_batch_norm_in_training(model)
+    selected = select(model, parameters)
+    labels = label(list(selected), groups)
+    if isinstance(batches, Iterator):
+        batches = list(batches)
+    memory = default_memory(selected) if memory_bytes is None else memory_bytes
+    with same_random_state(next(iter(selected.values())).device):
+        used = _choose(engine, model, losses, next(iter(batches), None), selected)
+    samples = chunk or (None if used == "ghost" else max(1, chunk_within(memory, selected) // draws))
+    return Plan(
+        model=model,
+        losses=losses,
+        batches=batches,
+        engine=find(used),
+        selected=selected,
+        labels=labels,
+        draws=draws,
+        rows=None if samples is None else samples * draws,
+        memory_bytes=memory,
+    ), used
 
 
-def _check_uncoupled(model: nn.Module) -> None:
-    """Raises ValueError for batch norm in train mode: a sample's loss would depend on the others, and its statistics would change."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(f"module {name!r} is batch norm in train mode, which couples samples; call model.eval() first")
+def _run(plan: Plan, interval: bool, distributed: bool) -> tuple[tuple[Moments, ...], dict[str, Array], tuple[Products | None, ...]]:
+    """Both passes, over all ranks."""
+    first: FirstPass = ranks.together(lambda: first_pass(plan, keep=interval), distributed)
+    for mine in first.moments:
+        ranks.add([*mine.plus.values(), *mine.minus.values()], distributed)
+    looks: tuple[Products | None, ...] = (None,) * len(plan.losses)
+    if interval:
+        products = ranks.together(lambda: second_look(plan, first.moments, first.kept), distributed)
+        looks = tuple(Products(*(ranks.join(part, distributed) for part in (p.r, p.other, p.e))) for p in products)
+    moments = tuple(
+        replace(
+            mine,
+            q=ranks.join(mine.q, distributed),
+            draw_q=ranks.join(mine.draw_q, distributed),
+            signs=ranks.join({"": mine.signs}, distributed)[""],
+            losses=ranks.join({"": mine.losses}, distributed)[""],
+        )
+        for mine in first.moments
+    )
+    n = moments[0].n
+    if n < 2:
+        raise ValueError(f"{n} samples: the variance of a gradient needs at least 2")
+    for mine in moments:
+        if not mine.q[ALL].any():
+            warnings.warn(f"all {n} gradients are exactly zero, so the result is NaN: is the loss detached, or the output gated by 0?", stacklevel=4)
+    return moments, ranks.join(first.x, distributed), looks
 
 
-def _inner_with_sum(moments: Moments, chunks: Iterable[Gradients]) -> dict[str, Array]:
-    """group -> (n,) r_i = g_i . S, from the gradients that the moments were made of."""
-    parts = [by_group(inner_products(chunk, moments.sums), moments.labels) for chunk in chunks]
-    return {group: np.concatenate([part[group] for part in parts]) for group in moments.q}
-
-
-def _check_same_order(first: Moments, second: Moments) -> None:
-    """r_i and q_i must be of the same sample. Raises ValueError where the second pass saw other gradients than the first."""
-    a, b = (np.concatenate(m.q[ALL]) for m in (first, second))
-    if a.shape != b.shape or not np.allclose(a, b, rtol=1e-3, atol=1e-6 * a.max()):
-        raise ValueError("the batches came in another order, or with other random numbers, the second time; pass a list (no shuffling loader)")
+def _result(moments: Moments, look: Products | None, engine: str) -> Result:
+    estimates = moments.estimates(None, None) if look is None else moments.estimates(look.r, look.e)
+    return Result(moments=moments, estimates=estimates, engine=engine)
 
 
 def measure(
@@ -118,65 +194,67 @@ def measure(
     groups: Callable[[str], str | tuple[str, ...]] | None = None,
     *,
     interval: bool = True,
+    draws: int = 1,
     chunk: int | None = None,
     memory_bytes: int | None = None,
+    distributed: bool = True,
 ) -> Result:
     """Measures the gradient signal-to-noise ratio of a per-sample loss over independent samples.
 
     model       any module; its mode (train or eval), gradients and random state are left as they are.
     loss        loss(model, batch) -> (B,) one value per sample, any scale, no coupling across samples; must accept B = 1.
-    batches     iterable of dict[str, Tensor], every tensor with leading dimension B. Gone through twice where the per-sample
-                gradients do not fit `memory_bytes`, so its order must not change (an iterator is turned into a list first).
-    engine      "auto" | "loop" | "vmap".
+    batches     iterable of dict[str, Tensor], every tensor with leading dimension B. Gone through twice where what the interval
+                needs does not fit `memory_bytes`, so its order must not change (an iterator is turned into a list first).
+    engine      "auto" | "loop" | "vmap" | "ghost"; "auto" is "ghost" where that covers every selected parameter, and otherwise
+                "vmap", with a warning that says why.
     parameters  predicate on names; default: all that require grad.
     groups      parameter name -> label or labels; "all" is always there.
-    interval    also compute r_i = g_i . S, which the jackknife interval needs.
-    chunk       samples whose gradients are taken at once; default from `memory_bytes`.
+    interval    also compute r_i = g_i . S, which the jackknife interval needs, and tr(Cov^2), which the detection limit needs.
+    draws       rows of a batch that belong to one sample and follow one another (draws of t and noise for one image): g_i is
+                their mean gradient, n counts samples, and the noise is split into a part between and a part within samples.
+    chunk       samples whose gradients are taken at once; default: from `memory_bytes`, whole batches for "ghost".
     memory_bytes    what per-sample gradients may take; default 1 GiB on a CPU, a quarter of the free memory on a GPU.
+    distributed     where torch.distributed is initialised, every rank brings batches of its own and all get the result of all
+                (counts may differ); False measures this rank alone.
 
-    Raises ValueError for an unknown engine, batch norm in train mode, an empty selection, n < 2, a loss of another
-    shape, gradients that are not finite, or batches that come in another order the second time.
+    Raises ValueError for an unknown engine, coupled samples (batch norm in train mode, contrastive losses), an empty selection,
+    n < 2, a loss of another shape, gradients that are not finite, or batches that come in another order the second time.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
-    per_sample = find(engine)
-    _check_uncoupled(model)
-    selected = select(model, parameters)
-    labels = label(selected, groups)
-    if isinstance(batches, Iterator):
-        batches = list(batches)
-    held_bytes = sum(p.numel() * max(4, p.element_size()) for p in selected.values())
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, not {chunk}")
-    memory = default_memory(selected) if memory_bytes is None else memory_bytes
-    size = chunk or chunk_within(memory, selected)
+    plan, used = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes), distributed)
+    (moments,), _, (look,) = _run(plan, interval, distributed)
+    return _result(moments, look, used)
 
-    def gradients() -> Iterator[tuple[Tensor, Gradients]]:
-        for batch in batches:
-            yield from per_sample(model, loss, batch, selected, size)
 
-    with _full_float32():
-        moments = Moments(labels)
-        losses: list[Array] = []
-        kept: list[Gradients] | None = [] if interval else None
-        n = 0
-        for losses_C, chunk_gradients in gradients():
-            moments.add(chunk_gradients)
-            _check_finite(moments.q[ALL][-1], n)
-            losses.append(losses_C.double().cpu().numpy())
-            n += len(losses_C)
-            if kept is not None:
-                kept.append(chunk_gradients)
-                kept = kept if n * held_bytes <= memory else None
-        if n < 2:
-            raise ValueError(f"{n} samples: the variance of a gradient needs at least 2")
-        if not any(q.any() for q in moments.q[ALL]):
-            warnings.warn(f"all {n} gradients are exactly zero, so the result is NaN: is the loss detached, or the output gated by 0?", stacklevel=2)
-        r = None
-        if kept is not None:
-            r = _inner_with_sum(moments, kept)
-        elif interval:
-            again = Moments(labels)
-            r = _inner_with_sum(moments, (again.watch(g) for _, g in gradients()))
-            _check_same_order(moments, again)
-    used = per_sample.__module__.rpartition(".")[2]
-    return Result(moments=moments, estimates=moments.estimates(r), losses=np.concatenate(losses), engine=used)
+def compare(
+    model: nn.Module,
+    loss_a: Loss,
+    loss_b: Loss,
+    batches: Iterable[Batch],
+    engine: str = "auto",
+    parameters: Callable[[str], bool] | None = None,
+    groups: Callable[[str], str | tuple[str, ...]] | None = None,
+    *,
+    draws: int = 1,
+    chunk: int | None = None,
+    memory_bytes: int | None = None,
+    distributed: bool = True,
+) -> ComparisonResult:
+    """Measures two losses on identical samples: each one's G-SNR, the cosine of their mean gradients, and their paired difference.
+
+    Arguments and errors as in `measure`. `result["all"].cosine` is unbiased in each product and never clipped, with an interval and
+    a flag `resolved`; `.constructive` is the part of loss a's G-SNR that also descends loss b. See `gsnr.comparison`.
+    """
+    losses = (loss_a, loss_b)
+    plan, used = ranks.together(lambda: _plan(model, losses, batches, engine, parameters, groups, draws, chunk, memory_bytes), distributed)
+    moments, x, looks = _run(plan, True, distributed)
+    a, b = (_result(m, look, used) for m, look in zip(moments, looks, strict=True))
+    assert looks[0] is not None and looks[1] is not None
+    sum_ab = moments[0].product(moments[1])
+    comparisons = {
+        group: Comparison(
+            a=a[group], b=b[group], x_n=x[group], a_sum_b_n=looks[0].other[group], b_sum_a_n=looks[1].other[group], sum_ab=sum_ab[group]
+        )
+        for group in a.groups
+    }
+    return ComparisonResult(a=a, b=b, comparisons=comparisons)

@@ -1,104 +1,166 @@
-"""Sufficient statistics of per-sample gradients: S per parameter, ||g_i||^2 per group, and what the intervals need. They add.
+"""Sufficient statistics of per-sample gradients: sums per parameter, ||g_i||^2 per group. They add over batches and ranks, and merge from disk.
 
-Legend: C samples of a chunk, n samples in all, g_i one sample's gradient, S = sum_i g_i. Scalars are float64; S keeps the parameters'
-dtype, at least float32.
+The sum S is kept as two halves, `plus` and `minus`, of samples with signs s_i = +1 and -1: D = plus - minus yields tr(Cov^2), and halves of
+different samples yield products without a sample meeting itself. Scalars are float64; sums keep the parameters' dtype, at least float32.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from gsnr.engines import Gradients
 from gsnr.estimates import Array, Estimate, trace_cov_sq
+from gsnr.files import replacing
+from gsnr.gradients import wide
 
 Labels = dict[str, tuple[str, ...]]  # parameter name -> the groups it counts towards
+Sums = dict[str, Tensor]
+ALL = "all"  # the group every selected parameter belongs to
+FORMAT = "gsnr sums 1"
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def square_norms(gradients: Gradients) -> dict[str, Tensor]:
-    """name -> (C,) float64: ||g_i||^2 per parameter."""
-    return {name: torch.linalg.vector_norm(_at_least_float32(g).flatten(1), dim=1, dtype=torch.float64).square() for name, g in gradients.items()}
-
-
-def inner_products(gradients: Gradients, sums: Gradients) -> dict[str, Tensor]:
-    """name -> (C,) float64: g_i . S per parameter."""
-    return {name: (_at_least_float32(g).flatten(1) @ sums[name].flatten()).double() for name, g in gradients.items()}
-
-
-def _difference_gram(g: Tensor) -> Tensor:
-    """(K, K) float64: inner products of g_2k - g_2k+1, k < K = C // 2, for one parameter."""
-    even = len(g) // 2 * 2
-    d = _at_least_float32(g[0:even:2] - g[1:even:2]).flatten(1)
-    return (d @ d.T).double()
+def label(selected: list[str], groups: Callable[[str], str | tuple[str, ...]] | None) -> Labels:
+    """name -> labels, "all" always first."""
+    labels: Labels = {}
+    for name in selected:
+        own = () if groups is None else groups(name)
+        labels[name] = tuple(dict.fromkeys((ALL, *([own] if isinstance(own, str) else own))))
+    return labels
 
 
 def by_group(values: dict[str, Tensor], labels: Labels) -> dict[str, Array]:
-    """Adds per-parameter values up over each group's parameters; group -> numpy float64."""
+    """Adds per-parameter values up over each group's parameters; group -> numpy float64. "all" comes first."""
     totals: dict[str, Tensor] = {}
-    for name, value in values.items():
-        for label in labels[name]:
-            totals[label] = totals[label] + value if label in totals else value
-    return {label: value.cpu().numpy().astype(np.float64) for label, value in totals.items()}
+    for name, own in labels.items():
+        for group in own:
+            totals[group] = totals[group] + values[name] if group in totals else values[name]
+    return {group: value.cpu().numpy().astype(np.float64) for group, value in totals.items()}
 
 
 @dataclass
 class Moments:
-    """Accumulates chunks of per-sample gradients; two of disjoint samples merge into one."""
+    """Of one loss. q, draw_q: group -> (n,) ||g_i||^2, and sum over draws of ||g_ik||^2 where there are several; signs, losses: (n,)."""
 
     labels: Labels
-    sums: Gradients = field(default_factory=dict)
-    q: dict[str, list[Array]] = field(default_factory=dict)
-    cov_sq: dict[str, list[float]] = field(default_factory=dict)
+    plus: Sums
+    minus: Sums
+    draws: int = 1
+    q: dict[str, Array] = field(default_factory=dict)
+    draw_q: dict[str, Array] = field(default_factory=dict)
+    signs: Array = field(default_factory=lambda: np.empty(0))
+    losses: Array = field(default_factory=lambda: np.empty(0))
 
-    def add(self, gradients: Gradients) -> None:
-        """One chunk: name -> (C, *shape)."""
-        for name, g in gradients.items():
-            total = _at_least_float32(g).sum(0)
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.watch(gradients)
-        for label, gram in by_group({name: _difference_gram(g) for name, g in gradients.items()}, self.labels).items():
-            self.cov_sq.setdefault(label, []).append(trace_cov_sq(gram))
+    @classmethod
+    def empty(cls, labels: Labels, selected: Any, draws: int) -> Moments:
+        """No samples yet; `selected`: name -> parameter."""
+        groups = dict.fromkeys(group for own in labels.values() for group in own)
+        plus, minus = (
+            {name: torch.zeros_like(wide(p.detach()), memory_format=torch.contiguous_format) for name, p in selected.items()} for _ in "+-"
+        )
+        q, draw_q = ({group: np.empty(0) for group in groups} for _ in range(2))
+        return cls(labels, plus, minus, draws, q, draw_q)
 
-    def watch(self, gradients: Gradients) -> Gradients:
-        """Takes down ||g_i||^2, the part of `add` that tells samples apart, and passes the chunk on."""
-        for label, q_C in by_group(square_norms(gradients), self.labels).items():
-            self.q.setdefault(label, []).append(q_C)
-        return gradients
+    @property
+    def n(self) -> int:
+        return len(self.signs)
+
+    def next_signs(self, n: int) -> Array:
+        """Signs of the next n samples: + then -, half of each, the odd one to whichever is behind."""
+        n_plus = n // 2 + (n % 2 and self.signs.sum() <= 0)
+        return np.concatenate([np.ones(n_plus), -np.ones(n - n_plus)])
+
+    def append(self, q: dict[str, Tensor], draw_q: dict[str, Tensor], signs: Array, losses: Tensor) -> None:
+        """What tells the samples of one chunk apart; their gradients have been added to `plus` and `minus`."""
+        for mine, new in ((self.q, by_group(q, self.labels)), (self.draw_q, by_group(draw_q, self.labels) if draw_q else {})):
+            mine.update({group: np.concatenate([mine[group], value]) for group, value in new.items()})
+        self.signs = np.concatenate([self.signs, signs])
+        self.losses = np.concatenate([self.losses, losses.double().cpu().numpy().reshape(-1, self.draws).mean(1)])
+
+    def total(self, name: str) -> Tensor:
+        """S of one parameter."""
+        return self.plus[name] + self.minus[name]
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of samples. Raises ValueError where the parameters or groups differ."""
-        if self.labels != other.labels:
-            raise ValueError("results of different parameters or groups do not merge")
-        return Moments(
-            self.labels,
-            {name: s + other.sums[name].to(s.device) for name, s in self.sums.items()},
-            {label: q + other.q[label] for label, q in self.q.items()},
-            {label: c + other.cov_sq[label] for label, c in self.cov_sq.items()},
-        )
+        """The moments of both sets of samples. Raises ValueError where parameters, groups or draws differ."""
+        if self.labels != other.labels or self.draws != other.draws or any(self.plus[n].shape != other.plus[n].shape for n in self.plus):
+            raise ValueError("results of different parameters, groups or draws do not merge")
 
-    def estimates(self, r: dict[str, Array] | None) -> dict[str, Estimate]:
-        """group -> Estimate. r: group -> (n,) g_i . S in the order the chunks were added, or None."""
-        sum_sq = by_group({name: torch.linalg.vector_norm(s, dtype=torch.float64).square() for name, s in self.sums.items()}, self.labels)
+        def both(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
+            return {group: np.concatenate([value, b[group]]) for group, value in a.items()}
+
+        plus, minus = (
+            {name: s + theirs[name].to(s.device) for name, s in mine.items()} for mine, theirs in ((self.plus, other.plus), (self.minus, other.minus))
+        )
+        signs, losses = np.concatenate([self.signs, other.signs]), np.concatenate([self.losses, other.losses])
+        return Moments(self.labels, plus, minus, self.draws, both(self.q, other.q), both(self.draw_q, other.draw_q), signs, losses)
+
+    def product(self, other: Moments, mine: str = "total", theirs: str = "total") -> dict[str, float]:
+        """group -> inner product of two sums ("plus", "minus" or "total") over the group's parameters."""
+
+        def of(moments: Moments, which: str, name: str) -> Tensor:
+            return moments.total(name) if which == "total" else getattr(moments, which)[name]
+
+        values = {}
+        for name in self.labels:
+            a, b = of(self, mine, name).flatten(), of(other, theirs, name).flatten()
+            values[name] = torch.linalg.vecdot(a.double(), b.to(a.device).double())
+        return {group: float(value) for group, value in by_group(values, self.labels).items()}
+
+    def estimates(self, r: dict[str, Array] | None, e: dict[str, Array] | None) -> dict[str, Estimate]:
+        """group -> Estimate. r, e: group -> (n,) g_i . S and g_i . D (NaN where not taken) in the order of the samples, or None."""
+        sum_sq = self.product(self)
         return {
-            label: Estimate(
-                group=label,
-                q_n=np.concatenate(q),
-                r_n=None if r is None else r[label],
-                sum_sq=float(sum_sq[label]),
-                cov_sq=_mean_of_known(self.cov_sq[label]),
+            group: Estimate(
+                group=group,
+                q_n=q,
+                r_n=None if r is None else r[group],
+                sum_sq=sum_sq[group],
+                cov_sq=float("nan") if r is None or e is None else trace_cov_sq(q, r[group], e[group], self.signs),
+                draws=self.draws,
+                draw_q_n=self.draw_q[group] if self.draws > 1 else None,
             )
-            for label, q in self.q.items()
+            for group, q in self.q.items()
         }
 
+    def save(self, path: Path, extra: dict[str, str]) -> None:
+        """One safetensors file, written aside and renamed."""
+        tensors = {f"{half}/{name}": s.contiguous().cpu() for half in ("plus", "minus") for name, s in getattr(self, half).items()}
+        tensors |= {f"{kind}/{group}": torch.from_numpy(v) for kind in ("q", "draw_q") for group, v in getattr(self, kind).items()}
+        tensors |= {"signs": torch.from_numpy(self.signs), "losses": torch.from_numpy(self.losses)}
+        metadata = {"format": FORMAT, "labels": json.dumps(self.labels), "draws": str(self.draws)} | extra
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as aside:
+            save_file(tensors, aside, metadata)
 
-def _mean_of_known(values: list[float]) -> float:
-    """Mean over the chunks that could tell (those of at least four samples); NaN where none could."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+    @classmethod
+    def load(cls, path: Path) -> tuple[Moments, dict[str, str]]:
+        """What `save` wrote, and its metadata. Raises ValueError, naming the file, for a missing, damaged or foreign one."""
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file of saved sums")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]})") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path}: not saved sums of this version of gsnr (format {metadata.get('format')!r}, wanted {FORMAT!r})")
+
+        def part(kind: str) -> dict[str, Tensor]:
+            return {key.removeprefix(kind + "/"): value for key, value in tensors.items() if key.startswith(kind + "/")}
+
+        labels = {name: tuple(own) for name, own in json.loads(metadata["labels"]).items()}
+        order = dict.fromkeys(group for own in labels.values() for group in own)
+        q, draw_q = ({group: part(kind)[group].numpy() for group in order} for kind in ("q", "draw_q"))
+        plus, minus = ({name: part(half)[name] for name in labels} for half in ("plus", "minus"))
+        made = cls(labels, plus, minus, int(metadata["draws"]), q, draw_q, tensors["signs"].numpy(), tensors["losses"].numpy())
+        return made, metadata

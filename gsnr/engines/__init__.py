@@ -1,36 +1,39 @@
 """Engines: ways to get exact per-sample gradients. One file each, each with one function
 
-    per_sample_gradients(model, loss, batch, selected, chunk) -> iterator of (losses_C, gradients)
+    per_sample(model, loss, batch, selected, visit) -> losses_C
 
-losses_C: (C,) detached losses of the next C <= chunk samples; gradients: name -> (C, *parameter shape), one entry for every name in
-`selected` (zeros where the loss does not touch the parameter). Nothing is left behind: no .grad, no hook, no RNG state.
+It calls `visit(name, gradients)` once for every name in `selected`, with the `gsnr.gradients.PerSample` of that parameter (a `Zero` where
+the loss does not touch it), as soon as they are known, and returns the C detached losses. Nothing is left behind: no .grad, no hook.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
+from gsnr.gradients import PerSample
+
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
-Gradients = dict[str, Tensor]
-PerSample = Callable[[nn.Module, Loss, Batch, dict[str, nn.Parameter], int], Iterator[tuple[Tensor, Gradients]]]
+Visit = Callable[[str, PerSample], None]
+Engine = Callable[[nn.Module, Loss, Batch, dict[str, nn.Parameter], Visit], Tensor]
 
-ENGINES = ("loop", "vmap")
-AUTO = "vmap"
+ENGINES = ("loop", "vmap", "ghost")
 CPU_MEMORY_BYTES = 1 << 30  # what per-sample gradients may take by default on a CPU; on a GPU, a quarter of what is free
-LEAST_CHUNK = 4  # below it tr(Cov^2), and with it the detection limit, is not known
 
 
-def find(name: str) -> PerSample:
-    """The engine of that name ("auto" chooses). Raises ValueError listing the valid names."""
-    chosen = AUTO if name == "auto" else name
-    if chosen not in ENGINES:
+class NotCovered(ValueError):
+    """A parameter is used in a way that the ghost engine has no rule for; the message names both."""
+
+
+def find(name: str) -> Engine:
+    """The engine of that name. Raises ValueError listing the valid names."""
+    if name not in ENGINES:
         raise ValueError(f"engine {name!r} does not exist; choose from auto, {', '.join(ENGINES)}")
-    return import_module(f"gsnr.engines.{chosen}").per_sample_gradients
+    return import_module(f"gsnr.engines.{name}").per_sample
 
 
 def default_memory(selected: dict[str, nn.Parameter]) -> int:
@@ -40,9 +43,9 @@ def default_memory(selected: dict[str, nn.Parameter]) -> int:
 
 
 def chunk_within(memory_bytes: int, selected: dict[str, nn.Parameter], limit: int = 32) -> int:
-    """How many samples' gradients to hold at once: a quarter of the budget, between LEAST_CHUNK and `limit` (beyond it speed no longer gains)."""
+    """How many samples' gradients to hold whole at once: a quarter of the budget, between 1 and `limit` (beyond it speed no longer gains)."""
     per_sample = sum(p.numel() * p.element_size() for p in selected.values())
-    return max(LEAST_CHUNK, min(limit, memory_bytes // (4 * per_sample)))
+    return max(1, min(limit, memory_bytes // (4 * per_sample)))
 
 
 def batch_size(batch: Batch) -> int:
@@ -58,6 +61,11 @@ def batch_size(batch: Batch) -> int:
         if size != first:
             raise ValueError(f"batch key {key!r} holds {size} samples, others {first}: every tensor needs the same leading dimension")
     return first
+
+
+def rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples start..stop of a batch."""
+    return {key: x[start:stop] for key, x in batch.items()}
 
 
 def check_losses(losses: Tensor, b: int) -> Tensor:

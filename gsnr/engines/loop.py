@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
-from gsnr.engines import Batch, Gradients, Loss, batch_size, check_losses
+from gsnr.engines import Batch, Loss, Visit, batch_size, check_losses, rows
+from gsnr.gradients import Dense
 
 
-def per_sample_gradients(
-    model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], chunk: int
-) -> Iterator[tuple[Tensor, Gradients]]:
+def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], visit: Visit) -> Tensor:
     """See `gsnr.engines`. The model sees batches of one."""
-    b = batch_size(batch)
-    for start in range(0, b, chunk):
-        losses, rows = [], []
-        for i in range(start, min(start + chunk, b)):
-            with torch.enable_grad():
-                value = check_losses(loss(model, {key: x[i : i + 1] for key, x in batch.items()}), 1)
-                if value.requires_grad:
-                    gradients = torch.autograd.grad(value.sum(), list(selected.values()), allow_unused=True, materialize_grads=True)
-                else:
-                    gradients = tuple(torch.zeros_like(p) for p in selected.values())
-            losses.append(value.detach())
-            rows.append(gradients)
-        yield torch.cat(losses), {name: torch.stack(column) for name, column in zip(selected, zip(*rows, strict=True), strict=True)}
+    losses, gradients = [], []
+    for i in range(batch_size(batch)):
+        with torch.enable_grad():
+            value = check_losses(loss(model, rows(batch, i, i + 1)), 1)
+            if value.requires_grad:
+                gradients.append(torch.autograd.grad(value.sum(), list(selected.values()), allow_unused=True, materialize_grads=True))
+            else:
+                gradients.append(tuple(torch.zeros_like(p) for p in selected.values()))
+        losses.append(value.detach())
+    for name, column in zip(selected, zip(*gradients, strict=True), strict=True):
+        visit(name, Dense(torch.stack(column)))
+    return torch.cat(losses)

@@ -1,15 +1,14 @@
-"""`vmap`: torch.func.vmap(grad(functional_call)), in chunks. Works for any module whose loss draws no random numbers itself."""
+"""`vmap`: torch.func.vmap(grad(functional_call)). Works for any module whose loss draws no random numbers itself."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gsnr.engines import Batch, Gradients, Loss, batch_size, check_losses
+from gsnr.engines import Batch, Loss, Visit, check_losses
+from gsnr.gradients import Dense
 
 
 class _LossOf(nn.Module):
@@ -24,25 +23,23 @@ class _LossOf(nn.Module):
         return self.loss(self.model, batch)
 
 
-def per_sample_gradients(
-    model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], chunk: int
-) -> Iterator[tuple[Tensor, Gradients]]:
+def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], visit: Visit) -> Tensor:
     """See `gsnr.engines`. Attention takes the "math" path: fused kernels have no batching rule for their backward."""
     wrapped = _LossOf(model, loss)
     parameters = {f"model.{name}": p.detach() for name, p in selected.items()}
 
-    def one(parameters: Gradients, sample: Batch) -> Tensor:
+    def one(parameters: dict[str, Tensor], sample: Batch) -> Tensor:
         row = {key: x.unsqueeze(0) for key, x in sample.items()}
         return check_losses(functional_call(wrapped, parameters, (row,)), 1).sum()
 
     every = vmap(grad_and_value(one), in_dims=(None, 0))
-    for start in range(0, batch_size(batch), chunk):
-        piece = {key: x[start : start + chunk] for key, x in batch.items()}
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            try:
-                gradients, losses = every(parameters, piece)
-            except RuntimeError as error:
-                if "randomness" in str(error):
-                    raise ValueError("the loss draws random numbers inside (dropout, noise): use eval mode, or pass them in the batch") from error
-                raise
-        yield losses, {name: gradients[f"model.{name}"] for name in selected}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        try:
+            gradients, losses = every(parameters, batch)
+        except RuntimeError as error:
+            if "randomness" in str(error):
+                raise ValueError("the loss draws random numbers inside (dropout, noise): use eval mode, or pass them in the batch") from error
+            raise
+    for name in selected:
+        visit(name, Dense(gradients.pop(f"model.{name}")))
+    return losses

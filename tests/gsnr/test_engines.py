@@ -25,7 +25,7 @@ def test_moments_match_the_naive_reference(engine: str, name: str, dtype: torch.
         np.testing.assert_allclose(e.q_n, (reference**2).sum(1), rtol=tolerance)
         total = reference.sum(0)
         scale = np.abs(total).max()
-        flat = np.concatenate([result.moments.sums[n].double().numpy().ravel() for n, _ in model.named_parameters()])
+        flat = np.concatenate([result.moments.total(n).double().numpy().ravel() for n, _ in model.named_parameters()])
         np.testing.assert_allclose(flat, total, rtol=0, atol=tolerance * scale)
         np.testing.assert_allclose(e.r_n, reference @ total, rtol=0, atol=tolerance * np.abs(reference @ total).max())
         losses = loss(model, data).detach().double().numpy()

@@ -72,14 +72,16 @@ def test_signal_can_be_negative_and_is_reported_signed() -> None:
     assert np.isnan(e.noise_scale)
 
 
-def test_trace_cov_sq_is_unbiased() -> None:
+@pytest.mark.parametrize("n", [6, 15, 16])
+def test_trace_cov_sq_is_unbiased(n: int) -> None:
     rng = np.random.default_rng(3)
     variances = np.array([3.0, 1.0, 0.5])
     values = []
     for _ in range(4000):
-        g = 5 + rng.standard_normal((16, 3)) * np.sqrt(variances)
-        d = g[0::2] - g[1::2]
-        values.append(trace_cov_sq(d @ d.T))
+        g = 0.5 + rng.standard_normal((n, 3)) * np.sqrt(variances)
+        signs = np.where(np.arange(n) < n // 2, 1.0, -1.0)
+        e = np.where(np.arange(n) % 3 == 0, np.nan, g @ (signs @ g))  # a third of the products was not taken
+        values.append(trace_cov_sq((g**2).sum(1), g @ g.sum(0), e, signs))
     assert abs(np.mean(values) - (variances**2).sum()) < 3 * np.std(values) / np.sqrt(4000)
 
 

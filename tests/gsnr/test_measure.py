@@ -101,8 +101,10 @@ def test_batches_that_change_their_order_are_refused() -> None:
     model, loss, data = in_double()
 
     class Shuffled:
+        generator = torch.Generator().manual_seed(1)
+
         def __iter__(self):
-            index = torch.randperm(13)
+            index = torch.randperm(13, generator=self.generator)
             return iter([{k: v[index] for k, v in data.items()}])
 
     with pytest.raises(ValueError, match="another order"):

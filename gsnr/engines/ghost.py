@@ -1,0 +1,180 @@
+"""`ghost`: exact per-sample gradients, as factors, from one ordinary forward and backward.
+
+While the loss is computed, every torch function that is given a selected parameter is intercepted. If there is a rule for it, it runs on the
+detached parameter (so that autograd computes no weight gradient), and a tap on its output hands the output's gradient, with the input
+that autograd would have kept as well, to the rule, which makes the parameter's per-sample gradients of the two. Whatever else happens to a
+parameter is an edge to it in autograd's graph: an error that names the parameter, so none is ever left out.
+
+No module is hooked, so functional code, modules called twice, tied parameters, autocast, train mode and activation checkpointing
+(use_reentrant=False) need no special care. Samples lie first in every input: [N, ...], or folded with others as in [N*T, D], N slowest.
+`verify` proves that on two samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gsnr.engines import Batch, Loss, NotCovered, Visit, batch_size, check_losses, rows
+from gsnr.engines.rules import RULES, Rule
+from gsnr.gradients import PerSample, Sum, Zero
+
+
+class _Tap(torch.autograd.Function):
+    """The identity, which hands its gradient to `rule`. `anchor` is a leaf whose gradient is asked for, so that backward comes by."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, anchor: Tensor, rule: Callable[..., None], saved: Tensor | None) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(saved)
+        return y.detach()  # not y itself: the caller may change its output in place
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.rule(outputs[0], *ctx.saved_tensors)
+        return outputs[0], None, None, None
+
+
+class _Capture(TorchFunctionMode):
+    """Intercepts the uses of selected parameters, counts them, and collects what the rules make of them."""
+
+    def __init__(self, selected: dict[str, nn.Parameter], samples: int, visit: Visit) -> None:
+        super().__init__()
+        self.names = {id(p): name for name, p in selected.items()}
+        self.samples, self.visit = samples, visit
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.forward_runs = True  # false during backward, when activation checkpointing runs parts of it again
+        self.uses: Counter[str] = Counter()
+        self.found: dict[str, list[PerSample]] = {}
+        self.without_rule: dict[str, str] = {}
+        self.without_gradient: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        used = [name for x in (*args, *kwargs.values()) if (name := self.names.get(id(x))) is not None]
+        if not used or not torch.is_grad_enabled():
+            if self.forward_runs:
+                self.without_gradient.update(used)
+            return func(*args, **kwargs)
+        try:
+            return self._tapped(self._rule(func, args, kwargs))
+        except NotCovered as error:
+            result = func(*args, **kwargs)  # harmless unless it reaches the loss, which autograd's graph will tell
+            if any(isinstance(x, Tensor) and x.requires_grad for x in (result if isinstance(result, tuple) else (result,))):
+                for name in used:
+                    self.without_rule.setdefault(name, str(error))
+            return result
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(N m, ...) -> (N, m, ...) of N samples."""
+        return x.unflatten(0, (self.samples, -1))
+
+    def _rule(self, func: Any, args: Any, kwargs: Any) -> Rule:
+        if func not in RULES:
+            raise NotCovered(getattr(func, "__name__", str(func)))
+        rule = RULES[func](args, kwargs, self._split)
+        if rule.samples.shape[0] % self.samples:
+            raise NotCovered(f"{func.__name__} on an input of shape {tuple(rule.samples.shape)}: {self.samples} samples do not lie first")
+        return rule
+
+    def _tapped(self, call: Rule) -> Tensor:
+        parameters = {slot: p for slot, p in call.parameters.items() if id(p) in self.names}
+        if self.forward_runs:
+            self.uses.update(self.names[id(p)] for p in parameters.values())
+        y = call.run({slot: p.detach() if slot in parameters else p for slot, p in call.parameters.items()})
+        saved = None if call.saved is None or set(parameters) <= call.without_input else call.saved.detach()
+        if saved is not None and saved.is_floating_point() and saved.dtype != y.dtype:
+            saved = saved.to(y.dtype)  # what autocast computed with, and half the memory
+
+        def rule(gy: Tensor, saved: Tensor | None) -> None:
+            for slot, gradients in call.gradients(gy, saved, tuple(parameters)):
+                self._collect(self.names[id(parameters[slot])], gradients)
+
+        return _Tap.apply(y, self.anchor, rule, saved)
+
+    def _collect(self, name: str, gradients: PerSample) -> None:
+        """Passes a parameter's gradients on as soon as all its uses have reported, so that their factors can be freed."""
+        parts = self.found.setdefault(name, [])
+        parts.append(gradients)
+        if len(parts) == self.uses[name]:
+            self.visit(name, parts[0] if len(parts) == 1 else Sum(tuple(parts)))
+            self.found[name] = []
+            self.uses[name] = -1
+
+    def finish(self, selected: dict[str, nn.Parameter]) -> None:
+        """Visits the parameters that some or all of whose uses do not reach the loss."""
+        for name, p in selected.items():
+            parts = self.found.get(name, [])
+            if self.uses[name] != -1:
+                self.visit(name, (parts[0] if len(parts) == 1 else Sum(tuple(parts))) if parts else Zero(self.samples, p))
+
+
+@contextmanager
+def _on(capture: _Capture) -> Iterator[None]:
+    with torch.enable_grad(), capture:
+        yield
+
+
+def _reached(capture: _Capture, scalar: Tensor) -> list[str]:
+    """The selected parameters that autograd would compute a gradient for, or might: a custom function's backward can run code of its own."""
+    seen, stack, found = {scalar.grad_fn}, [scalar.grad_fn], []
+    while stack:
+        node = stack.pop()
+        if node is None:
+            continue
+        name = capture.names.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            found.append(name)
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, _Tap._backward_cls):  # type: ignore[attr-defined]
+            found += capture.without_gradient
+        new = {following for following, _ in node.next_functions} - seen
+        seen |= new
+        stack.extend(new)
+    return found
+
+
+def _backward(capture: _Capture, scalar: Tensor) -> None:
+    """Runs the rules. Raises NotCovered for a parameter that reached autograd."""
+    if not scalar.requires_grad:
+        return
+    for name in _reached(capture, scalar):
+        hidden = "code that hides its torch functions (compiled, scripted, a custom autograd.Function, checkpointing without use_reentrant=False)"
+        raise NotCovered(f"parameter {name!r} is used by {capture.without_rule.get(name, hidden)}")
+    capture.forward_runs = False
+    # torch.autograd.backward would suspend the mode, which activation checkpointing needs when it runs the forward again
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward((scalar,), (torch.ones_like(scalar),), False, False, (capture.anchor,), allow_unreachable=True, accumulate_grad=True)
+
+
+def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], visit: Visit) -> Tensor:
+    """See `gsnr.engines`. Raises NotCovered, naming the parameter, where a rule is missing."""
+    b = batch_size(batch)
+    capture = _Capture(selected, b, visit)
+    with _on(capture):
+        losses = check_losses(loss(model, batch), b)
+        _backward(capture, losses.sum())
+    capture.finish(selected)
+    return losses.detach()
+
+
+def verify(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter]) -> None:
+    """Proves on the first two samples of a batch that every use is covered and that samples lie where the rules look for them: the
+    gradient of the first sample's loss must vanish in every parameter's gradient of the second. Raises NotCovered otherwise."""
+    if batch_size(batch) < 2:
+        return
+
+    def second_is_zero(name: str, gradients: PerSample) -> None:
+        if gradients.square_norms()[1] != 0:
+            raise NotCovered(f"parameter {name!r}: samples do not lie first in its input, or one sample's loss depends on another sample")
+
+    capture = _Capture(selected, 2, second_is_zero)
+    with _on(capture):
+        losses = check_losses(loss(model, rows(batch, 0, 2)), 2)
+        _backward(capture, losses[0])
+    capture.finish(selected)

@@ -1,0 +1,344 @@
+"""The ghost engine against one .backward() a sample: every layer type, drawn at random; ties, folds, repeats; and what it must refuse."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import gsnr
+from gsnr import gradients
+from tests.gsnr.problems import naive_gradients
+
+GRID = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # the issue's; float32 sums of a few hundred terms are good to about 1e-6
+
+
+def squares(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """A loss through whose gradient every output element of the model matters differently."""
+    y = model(batch["x"])
+    y = y[0] if isinstance(y, tuple) else y
+    weights = torch.linspace(0.5, 1.5, y[0].numel(), dtype=y.dtype).view(y.shape[1:])
+    return ((y + y.square()) * weights).flatten(1).sum(1)
+
+
+def agrees(model: nn.Module, x: Tensor, loss=squares, chunk: int | None = None) -> None:
+    """ghost's ||g_i||^2 per parameter, S and r_i equal those of .backward() on one sample at a time, in both precisions."""
+    for dtype, tolerance in TOLERANCE.items():
+        m = copy.deepcopy(model).double()
+        data = {"x": x.double() if x.is_floating_point() else x}
+        reference = naive_gradients(m, loss, data)
+        total = reference.sum(0)
+        m = m.to(dtype)
+        data = {"x": x.to(dtype) if x.is_floating_point() else x}
+        for memory in (0, 1 << 30):  # a second pass, and kept factors
+            result = gsnr.measure(m, loss, [data], engine="ghost", groups=lambda n: n, chunk=chunk, memory_bytes=memory)
+            start = 0
+            for name, p in m.named_parameters():
+                part = slice(start, start := start + p.numel())
+                q, e = (reference[:, part] ** 2).sum(1), result[name]
+                least = tolerance * (reference**2).sum(1).max()  # gradients that are zero but for rounding, as a key's bias is
+                np.testing.assert_allclose(e.q_n, q, rtol=0, atol=tolerance * max(q.max(), least), err_msg=name)
+                np.testing.assert_allclose(result.moments.total(name).double().numpy().ravel(), total[part], rtol=0, atol=tolerance * np.abs(total).max())
+                r = reference[:, part] @ total[part]
+                np.testing.assert_allclose(e.r_n, r, rtol=0, atol=tolerance * max(np.abs(r).max(), len(x) * least), err_msg=name)
+
+
+@pytest.fixture(params=["by cost", "formed", "Gram"])
+def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way a norm can be taken, whatever its cost would be."""
+    if request.param == "formed":
+        monkeypatch.setattr(gradients, "ELEMENT_COST", 0)
+        monkeypatch.setattr(gradients.Patches, "_cheapest", lambda self: "form")
+    if request.param == "Gram":
+        monkeypatch.setattr(gradients, "ELEMENT_COST", 1 << 40)
+
+
+FIXTURE = settings(GRID, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+
+
+@FIXTURE
+@given(tokens=st.integers(0, 9), d=st.integers(1, 7), p=st.integers(1, 7), bias=st.booleans(), fold=st.booleans(), n=st.integers(2, 5))
+def test_linear(every_way: None, tokens: int, d: int, p: int, bias: bool, fold: bool, n: int) -> None:
+    torch.manual_seed(tokens + 10 * d + 100 * p)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(d, p, bias=bias), nn.Linear(p, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.second(torch.tanh(self.first(x.flatten(0, 1) if fold and tokens else x)))
+            return h.unflatten(0, (len(x), -1)) if fold and tokens else h
+
+    agrees(Net(), torch.randn(n, tokens, d) if tokens else torch.randn(n, d))
+
+
+@FIXTURE
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.one_of(st.tuples(st.integers(0, 2), st.integers(0, 2)), st.just("same"), st.just("valid")),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2]),
+    bias=st.booleans(),
+    frames=st.integers(1, 2),
+    mode=st.sampled_from(["zeros", "reflect"]),
+)
+def test_convolution(every_way: None, kernel, stride, padding, dilation, groups, bias, frames, mode) -> None:
+    torch.manual_seed(sum(kernel) + 10 * sum(stride))
+    stride = 1 if padding == "same" else stride
+    conv = nn.Conv2d(2, 4, kernel, stride, padding, dilation, groups, bias, padding_mode=mode)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = conv, nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.conv(x.flatten(0, 1)), inplace=True)
+            return self.head(h.mean((2, 3))).unflatten(0, (len(x), -1))
+
+    agrees(Net(), torch.randn(3, frames, 2, 7, 6))
+
+
+@pytest.mark.parametrize("way", ["form", "unfold", "pixels"])
+@pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), [(1, 1, 1, 1), (2, 1, 1, 2), (2, 2, 2, 1), (3, 0, 1, 4)])
+def test_every_way_of_a_convolution(monkeypatch: pytest.MonkeyPatch, way: str, stride: int, padding: int, dilation: int, groups: int) -> None:
+    monkeypatch.setattr(gradients.Patches, "_cheapest", lambda self: way)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 8, 3, stride, padding, dilation, groups)
+    agrees(nn.Sequential(conv, nn.SiLU(), nn.Flatten(2)), torch.randn(3, 4, 9, 8))
+
+
+@GRID
+@given(length=st.integers(4, 9), kernel=st.integers(1, 3), stride=st.integers(1, 2), padding=st.sampled_from([0, 1, "valid"]), groups=st.sampled_from([1, 2]))
+def test_convolution_1d(length: int, kernel: int, stride: int, padding, groups: int) -> None:
+    torch.manual_seed(length)
+    agrees(nn.Sequential(nn.Conv1d(2, 4, kernel, stride, padding, groups=groups), nn.Tanh(), nn.Flatten()), torch.randn(3, 2, length))
+
+
+@GRID
+@given(tokens=st.integers(0, 6), padding=st.sampled_from([None, 0, -1]), rows=st.integers(2, 4))
+def test_embedding(tokens: int, padding: int | None, rows: int) -> None:
+    torch.manual_seed(tokens)
+    model = nn.Sequential(nn.Embedding(rows, 5, padding_idx=padding), nn.Linear(5, 3), nn.Tanh())
+    agrees(model, torch.randint(rows, (4, tokens) if tokens else (4,)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.LayerNorm(6), (4, 6)),
+        (nn.LayerNorm((5, 6)), (4, 3, 5, 6)),
+        (nn.LayerNorm(6, bias=False), (4, 5, 6)),
+        (nn.RMSNorm(6), (4, 5, 6)),
+        (nn.RMSNorm((5, 6), eps=1e-3), (4, 5, 6)),
+        (nn.GroupNorm(2, 6), (4, 6, 3, 3)),
+        (nn.GroupNorm(3, 6), (4, 6)),
+        (nn.BatchNorm2d(6).eval(), (4, 6, 3, 3)),
+        (nn.BatchNorm1d(6).eval(), (4, 6)),
+    ],
+    ids=str,
+)
+def test_affine_norms(model: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    for p in model.parameters():
+        nn.init.normal_(p)
+    agrees(nn.Sequential(nn.Tanh(), model), torch.randn(*shape))
+
+
+class QKNorm(nn.Module):
+    """Attention with query and key norms and a learned scale per channel, as in SiT's successors; MLP folded to [N T, D]."""
+
+    def __init__(self, width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.position = nn.Parameter(torch.randn(1, 5, width))
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.q_norm, self.k_norm = nn.RMSNorm(width // heads), nn.LayerNorm(width // heads)
+        self.scale, self.gain = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(()))
+        self.mlp = nn.Sequential(nn.Linear(width, 12), nn.GELU(), nn.Linear(12, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x + self.position
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        a = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2)
+        h = h + self.scale * self.proj(a)
+        return (h + self.mlp(h.flatten(0, 1)).view_as(h)) * self.gain
+
+
+def test_attention_with_qk_norm_scales_and_positions() -> None:
+    torch.manual_seed(0)
+    agrees(QKNorm(), torch.randn(4, 5, 8))
+
+
+class Twice(nn.Module):
+    """One linear layer three times at two widths of tokens, a convolution twice, and an embedding tied to the output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 6)
+        self.shared, self.conv = nn.Linear(6, 6), nn.Conv1d(6, 6, 3, padding=1)
+        self.out = nn.Linear(6, 7)
+        self.out.weight = self.table.weight
+        self.never = nn.Linear(2, 2)
+
+    def forward(self, index: Tensor) -> Tensor:
+        h = torch.tanh(self.shared(self.table(index)))
+        h = torch.tanh(self.shared(h)) + self.shared(h.mean(1)).unsqueeze(1)
+        h = self.conv(torch.tanh(self.conv(h.transpose(1, 2)))).transpose(1, 2)
+        self.never(h[..., :2])  # used, but not by the loss
+        return self.out(h) + 0.1 * self.table(index.flip(1)).sum(-1, keepdim=True)
+
+
+def test_modules_used_twice_and_tied_parameters(every_way: None) -> None:
+    torch.manual_seed(0)
+    agrees(Twice(), torch.randint(7, (4, 5)))
+
+
+def test_tied_convolution_and_linear() -> None:
+    """A 1 x 1 convolution whose weight a linear layer reads through a view is not covered; two convolutions sharing one parameter are."""
+    torch.manual_seed(0)
+    a, b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    b.weight = a.weight
+    agrees(nn.Sequential(a, nn.Tanh(), b, nn.Flatten()), torch.randn(3, 3, 4, 4))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_draws_the_same_masks_twice(training: bool) -> None:
+    """In train mode too: r_i of a second pass belongs to the gradients of the first, and sums to ||S||^2."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).train(training)
+    before = torch.get_rng_state()
+    for memory in (0, 1 << 30):
+        e = gsnr.measure(model, squares, [{"x": torch.ones(9, 5)}, {"x": torch.ones(4, 5)}], engine="ghost", memory_bytes=memory)["all"]
+        assert e.r_n.sum() == pytest.approx(e.sum_sq, rel=1e-5)
+        assert (np.ptp(e.q_n) > 0.1 * e.q_n.mean()) == training  # equal inputs differ by their masks alone
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training is training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's own, of an RMSNorm under autocast
+def test_autocast(dtype: torch.dtype, outside: bool) -> None:
+    """Under autocast the gradients are those autograd has under autocast (to that type's rounding), and statistics are not rounded to it."""
+    torch.manual_seed(0)
+    model = QKNorm()
+    data = {"x": torch.randn(6, 5, 8)}
+
+    def loss(m: nn.Module, b: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", dtype):
+            y = m(b["x"])
+        return y.float().square().flatten(1).mean(1)
+
+    reference = naive_gradients(model, loss, data)
+    if outside:
+        with torch.autocast("cpu", dtype):
+            e = gsnr.measure(model, loss, [data], engine="ghost")["all"]
+    else:
+        e = gsnr.measure(model, loss, [data], engine="ghost")["all"]
+    np.testing.assert_allclose(e.q_n, (reference**2).sum(1), rtol=2e-2)
+    assert e.r_n.sum() == pytest.approx(e.sum_sq, rel=1e-4)  # holds only if products and norms are taken of the same numbers in float32
+
+
+def test_activation_checkpointing() -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self, reentrant: bool | None) -> None:
+            super().__init__()
+            self.reentrant, self.block, self.head = reentrant, QKNorm(), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(x + self.head.bias.sum() * 0)
+            h = self.block(x) if self.reentrant is None else checkpoint(self.block, x, use_reentrant=self.reentrant)
+            return self.head(h)
+
+    model = Net(False)
+    plain = Net(None)
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(4, 5, 8).double()
+    only = {"parameters": lambda n: n != "head.bias"}
+    a, b = (gsnr.measure(m.double(), squares, [{"x": x}], engine="ghost", **only)["all"] for m in (model, plain))
+    np.testing.assert_allclose(a.q_n, b.q_n, rtol=1e-10)
+    np.testing.assert_allclose(a.r_n, b.r_n, rtol=1e-10)
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        gsnr.measure(Net(True).double(), squares, [{"x": x.requires_grad_()}], engine="ghost", **only)
+
+
+class Uncovered(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.linear, self.extra = how, nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        match self.how:
+            case "matmul":
+                return h @ self.extra
+            case "reused":
+                return h @ self.linear.weight
+            case "attention":
+                return self.attention(h, h, h)[0]
+            case "compiled":
+                return torch.jit.trace(nn.Bilinear(4, 4, 4), (h, h))(h, h)
+            case "sequence first":
+                return self.linear(h.transpose(0, 1)).transpose(0, 1)
+            case "not per sample":
+                return h * self.linear(x.new_ones(2, 4)).mean()
+        raise AssertionError(self.how)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("matmul", r"parameter 'extra' is used by matmul"),
+        ("reused", r"parameter 'linear.weight' is used by matmul"),
+        ("attention", r"parameter 'attention\.[a-z_.]*' is used by multi_head_attention_forward"),
+        ("sequence first", r"'linear.(weight|bias)'"),
+        ("not per sample", r"'linear.(weight|bias)'"),
+    ],
+)
+def test_refuses_by_name_what_it_has_no_rule_for(how: str, message: str) -> None:
+    """Never a silent omission: the error names the parameter; "auto" takes vmap instead and says so; the result is that of the loop."""
+    torch.manual_seed(0)
+    model, data = Uncovered(how).double(), {"x": torch.randn(6, 4, 4).double()}
+    with pytest.raises(ValueError, match=message):
+        gsnr.measure(model, squares, [data], engine="ghost")
+    with pytest.warns(UserWarning, match="'ghost' does not cover everything: .*" + message):
+        result = gsnr.measure(model, squares, [data])
+    assert result.engine == "vmap"
+    reference = naive_gradients(model, squares, data)
+    np.testing.assert_allclose(result["all"].q_n, (reference**2).sum(1), rtol=1e-9)
+
+
+def test_only_selected_parameters_need_a_rule() -> None:
+    model, data = Uncovered("matmul"), {"x": torch.randn(6, 4, 4)}
+    assert gsnr.measure(model, squares, [data], parameters=lambda n: n.startswith("linear")).engine == "ghost"
+    model.extra.requires_grad_(False)
+    model.attention.requires_grad_(False)
+    assert gsnr.measure(model, squares, [data]).engine == "ghost"
+
+
+def test_backward_hooks_and_frozen_parts_are_left_alone() -> None:
+    """No weight gradient is computed: a hook on a parameter never fires, nothing is left in .grad, buffers do not change."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4).eval(), nn.Linear(4, 2))
+    fired = []
+    model[0].weight.register_hook(fired.append)
+    state = copy.deepcopy(model.state_dict())
+    gsnr.measure(model, squares, [{"x": torch.randn(6, 4)}], engine="ghost")
+    assert not fired
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
