@@ -68,8 +68,9 @@ def _moments(engine: str, model: nn.Module, loss: Loss, batch: Batch, selected: 
     def visit(name: str, gradients: PerSample) -> None:
         with exact(device):
             plus = wide(selected[name].detach()).new_zeros(selected[name].shape)
-            q[name] = gradients.accumulate(plus, torch.zeros_like(plus), gradients.samples)
-            sums[name] = plus.double()
+            minus = torch.zeros_like(plus)
+            q[name] = gradients.accumulate(plus, minus, 0)
+            sums[name] = plus.double() + minus.double()
 
     with same_random_state(device):
         find(engine)(model, loss, batch, selected, visit)

@@ -68,12 +68,17 @@ def jackknife_se(deleted_n: Array) -> float:
     return float(np.sqrt((n - 1) / n * np.square(deleted_n - deleted_n.mean()).sum()))
 
 
-def jackknife_interval(value: float, deleted_n: Array, level: float) -> tuple[float, float]:
-    """value +- Student's t (n - 1 degrees of freedom) times the jackknife standard error. Raises ValueError for a level outside (0, 1)."""
+def student_interval(value: float, se: float, n: int, level: float) -> tuple[float, float]:
+    """value +- Student's t (n - 1 degrees of freedom) times a standard error. Raises ValueError for a level outside (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"level {level}: must lie between 0 and 1, as 0.95 does")
-    half = float(stats.t.ppf(0.5 + level / 2, len(deleted_n) - 1)) * jackknife_se(deleted_n)
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * se
     return value - half, value + half
+
+
+def jackknife_interval(value: float, deleted_n: Array, level: float) -> tuple[float, float]:
+    """`student_interval` with the jackknife's standard error."""
+    return student_interval(value, jackknife_se(deleted_n), len(deleted_n), level)
 
 
 def trace_cov_sq(q_n: Array, r_n: Array, e_n: Array, sign_n: Array) -> float:
@@ -187,7 +192,7 @@ class Estimate:
     @property
     def detection_limit(self) -> float:
         """gsnr that a signal-free gradient would exceed 2.5 % of the time: 1.96 sqrt(2 tr(Cov^2) / (n (n-1))) / V; NaN without tr(Cov^2)."""
-        return float(1.96 * ratio(root(2 * self.cov_sq / (self.n * (self.n - 1))), self.noise))
+        return 1.96 * root(self.pair_variance)
 
     @cached_property
     def deleted_gsnr(self) -> Array:
@@ -199,13 +204,26 @@ class Estimate:
         return np.asarray(ratio(*delete_one(self.q_n, self.r_n)))
 
     @property
+    def pair_variance(self) -> float:
+        """F = 2 tr(Cov^2) / (n (n-1)) / V^2: the part of gsnr's variance that pairs of samples make, all of it where there is no signal."""
+        return float(ratio(2 * self.cov_sq / (self.n * (self.n - 1)), self.noise**2))
+
+    @cached_property
     def se(self) -> float:
-        """Delete-one jackknife standard error of gsnr. Raises ValueError where r_i is not known or n < 3."""
-        return jackknife_se(self.deleted_gsnr)
+        """Standard error of gsnr: the delete-one jackknife, which counts F twice (U averages over pairs), put right where F is known.
+
+        The variance is never less than F, nor than half the jackknife's J; with n below MANY_SAMPLES, where F is poorly known, it is
+        never less than J. Raises ValueError where r_i is not known or n < 3.
+        """
+        jackknife, pairs = jackknife_se(self.deleted_gsnr) ** 2, self.pair_variance
+        if not pairs > 0:
+            return root(jackknife)
+        once = jackknife - pairs if self.n >= MANY_SAMPLES else jackknife
+        return root(max(once, pairs, jackknife / 2))
 
     def ci(self, level: float = LEVEL) -> tuple[float, float]:
-        """Two-sided interval for gsnr, by the jackknife. Raises ValueError where r_i is not known, n < 3, or the level is outside (0, 1)."""
-        return jackknife_interval(self.gsnr, self.deleted_gsnr, level)
+        """Two-sided interval for gsnr: Student's t times `se`. Raises ValueError where r_i is not known, n < 3, or the level is outside (0, 1)."""
+        return student_interval(self.gsnr, self.se, self.n, level)
 
     @property
     def below_detection(self) -> bool:

@@ -47,8 +47,8 @@ class PerSample(ABC):
     samples: int
 
     @abstractmethod
-    def accumulate(self, plus: Tensor, minus: Tensor, n_plus: int) -> Tensor:
-        """Adds the gradients of the first `n_plus` samples to `plus`, the others' to `minus`; returns the square norms, (C,) float64."""
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+        """Adds every other gradient to `plus`, from number `start` (0 or 1) on, and the others to `minus`; returns the square norms, (C,) float64."""
 
     @abstractmethod
     def square_norms(self) -> Tensor:
@@ -76,7 +76,7 @@ class Zero(PerSample):
     samples: int
     like: Tensor
 
-    def accumulate(self, plus: Tensor, minus: Tensor, n_plus: int) -> Tensor:
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
         return self.square_norms()
 
     def square_norms(self) -> Tensor:
@@ -103,9 +103,9 @@ class Dense(PerSample):
     def samples(self) -> int:  # type: ignore[override]
         return len(self.g)
 
-    def accumulate(self, plus: Tensor, minus: Tensor, n_plus: int) -> Tensor:
-        plus.add_(self.g[:n_plus].sum(0, dtype=plus.dtype))
-        minus.add_(self.g[n_plus:].sum(0, dtype=minus.dtype))
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+        plus.add_(self.g[start::2].sum(0, dtype=plus.dtype))
+        minus.add_(self.g[1 - start :: 2].sum(0, dtype=minus.dtype))
         return self.square_norms()
 
     def square_norms(self) -> Tensor:
@@ -153,9 +153,9 @@ class Outer(PerSample):
             return made[None, None]
         return wide(self.b[i:j]).transpose(-1, -2) @ wide(self.a[i:j])
 
-    def accumulate(self, plus: Tensor, minus: Tensor, n_plus: int) -> Tensor:
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
         if not self._materialise():
-            for total, part in ((plus, slice(0, n_plus)), (minus, slice(n_plus, None))):
+            for total, part in ((plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))):
                 a, b = (wide(x[part].transpose(0, 1).flatten(1, 2)) for x in (self.a, self.b))  # (G, C T, .)
                 if a.shape[0] == 1:
                     total.view(b.shape[-1], -1).addmm_(b[0].T, a[0])
@@ -167,10 +167,9 @@ class Outer(PerSample):
             g = self._product(i, j, out)
             out = g[0, 0] if j - i == 1 and self.a.shape[1] == 1 else None
             norms.append(_dot(g, g))
-            for total, first, last in ((plus, i, min(j, n_plus)), (minus, max(i, n_plus), j)):
-                if first < last:
-                    those = g[first - i : last - i]
-                    total.view(those.shape[1:]).add_(those[0] if last - first == 1 else those.sum(0))
+            for total, first in ((plus, (start - i) % 2), (minus, (start - i + 1) % 2)):
+                if first < j - i:
+                    total.view(g.shape[1:]).add_(g[0] if j - i == 1 else g[first::2].sum(0))
         return torch.cat(norms)
 
     def _gram(self, other: Outer) -> Tensor:
@@ -260,11 +259,11 @@ class Patches(PerSample):
         }
         return min(costs, key=lambda name: costs[name])
 
-    def accumulate(self, plus: Tensor, minus: Tensor, n_plus: int) -> Tensor:
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
         way = self._cheapest()
         if way == "form":
-            return torch.cat([self.outer(i, i + 1).accumulate(plus, minus, n_plus - i if i < n_plus else 0) for i in range(self.samples)])
-        for total, part in ((plus, slice(0, n_plus)), (minus, slice(n_plus, None))):
+            return torch.cat([self.outer(i, i + 1).accumulate(plus, minus, (start - i) % 2) for i in range(self.samples)])
+        for total, part in ((plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))):
             x, b = wide(self.x[part]).flatten(0, 1), wide(self.b[part]).flatten(0, 1)
             if len(x):
                 total.add_(conv2d_weight(x, self.shape, b, self.stride, 0, self.dilation, self.groups).view_as(total))
@@ -304,8 +303,8 @@ class Rows(PerSample):
     def samples(self) -> int:  # type: ignore[override]
         return len(self.index)
 
-    def accumulate(self, plus: Tensor, minus: Tensor, n_plus: int) -> Tensor:
-        for total, part in ((plus, slice(0, n_plus)), (minus, slice(n_plus, None))):
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+        for total, part in ((plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))):
             total.index_add_(0, self.index[part].flatten(), self.b[part].flatten(0, 1).to(total.dtype))
         return self.square_norms()
 
@@ -355,8 +354,8 @@ class Sum(PerSample):
                 total += 2 * inner(part, other)
         return total
 
-    def accumulate(self, plus: Tensor, minus: Tensor, n_plus: int) -> Tensor:
-        return torch.stack([part.accumulate(plus, minus, n_plus) for part in self.parts]).sum(0) + self._cross()
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+        return torch.stack([part.accumulate(plus, minus, start) for part in self.parts]).sum(0) + self._cross()
 
     def square_norms(self) -> Tensor:
         return torch.stack([part.square_norms() for part in self.parts]).sum(0) + self._cross()

@@ -74,9 +74,8 @@ class Moments:
         return len(self.signs)
 
     def next_signs(self, n: int) -> Array:
-        """Signs of the next n samples: + then -, half of each, the odd one to whichever is behind."""
-        n_plus = n // 2 + (n % 2 and self.signs.sum() <= 0)
-        return np.concatenate([np.ones(n_plus), -np.ones(n - n_plus)])
+        """Signs of the next n samples: + and - by turns, so that chunks can be cut anywhere."""
+        return np.where((self.n + np.arange(n)) % 2 == 0, 1.0, -1.0)
 
     def append(self, q: dict[str, Tensor], draw_q: dict[str, Tensor], signs: Array, losses: Tensor) -> None:
         """What tells the samples of one chunk apart; their gradients have been added to `plus` and `minus`."""

@@ -118,7 +118,7 @@ class _Accumulate:
 
     plan: Plan
     mine: Moments
-    n_plus: int
+    start: int  # 0 where the chunk's first sample has sign +
     first: Gradients | None  # those of the first loss, where this is the second
     keeper: _Keeper
     q: dict[str, Tensor] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class _Accumulate:
             if draws > 1:
                 self.draw_q[name] = gradients.square_norms().view(-1, draws).sum(1)
                 gradients = gradients.pooled(draws)
-            self.q[name] = gradients.accumulate(self.mine.plus[name], self.mine.minus[name], self.n_plus)
+            self.q[name] = gradients.accumulate(self.mine.plus[name], self.mine.minus[name], self.start)
             if self.first is not None:
                 self.x[name] = inner(self.first[name], gradients)
             fits = self.keeper.take(gradients)
@@ -154,7 +154,7 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
             signs = moments[0].next_signs(n)
             held: list[Gradients] = []
             for loss, mine in zip(plan.losses, moments, strict=True):
-                visit = _Accumulate(plan, mine, int((signs > 0).sum()), held[0] if held else None, keeper)
+                visit = _Accumulate(plan, mine, int(signs[0] < 0), held[0] if held else None, keeper)
                 losses = plan.engine(plan.model, loss, chunk, plan.selected, visit)
                 mine.append(visit.q, visit.draw_q, signs, losses)
                 _check_finite(mine.q[ALL][-n:], mine.n - n)
@@ -212,6 +212,10 @@ def second_look(plan: Plan, moments: tuple[Moments, ...], kept: list[list[Gradie
                         visit(name, gradients)
                 parts[k].append(visit.parts())
             done += len(parts[0][-1].r[ALL])
+            if done > COV_SAMPLES:  # exactly so many, wherever chunks end
+                for part in (parts_k[-1] for parts_k in parts):
+                    for value in part.e.values():
+                        value[max(0, len(value) - (done - COV_SAMPLES)) :] = np.nan
     if kept is None:
         for losses_k, mine in zip(seen, moments, strict=True):
             _check_same(np.concatenate(losses_k or [np.empty(0)]), mine.losses)

@@ -46,7 +46,9 @@ def agrees(model: nn.Module, x: Tensor, loss=squares, chunk: int | None = None) 
                 q, e = (reference[:, part] ** 2).sum(1), result[name]
                 least = tolerance * (reference**2).sum(1).max()  # gradients that are zero but for rounding, as a key's bias is
                 np.testing.assert_allclose(e.q_n, q, rtol=0, atol=tolerance * max(q.max(), least), err_msg=name)
-                np.testing.assert_allclose(result.moments.total(name).double().numpy().ravel(), total[part], rtol=0, atol=tolerance * np.abs(total).max())
+                np.testing.assert_allclose(
+                    result.moments.total(name).double().numpy().ravel(), total[part], rtol=0, atol=tolerance * np.abs(total).max()
+                )
                 r = reference[:, part] @ total[part]
                 np.testing.assert_allclose(e.r_n, r, rtol=0, atol=tolerance * max(np.abs(r).max(), len(x) * least), err_msg=name)
 
@@ -119,7 +121,13 @@ def test_every_way_of_a_convolution(monkeypatch: pytest.MonkeyPatch, way: str, s
 
 
 @GRID
-@given(length=st.integers(4, 9), kernel=st.integers(1, 3), stride=st.integers(1, 2), padding=st.sampled_from([0, 1, "valid"]), groups=st.sampled_from([1, 2]))
+@given(
+    length=st.integers(4, 9),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.sampled_from([0, 1, "valid"]),
+    groups=st.sampled_from([1, 2]),
+)
 def test_convolution_1d(length: int, kernel: int, stride: int, padding, groups: int) -> None:
     torch.manual_seed(length)
     agrees(nn.Sequential(nn.Conv1d(2, 4, kernel, stride, padding, groups=groups), nn.Tanh(), nn.Flatten()), torch.randn(3, 2, length))
