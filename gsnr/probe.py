@@ -43,7 +43,8 @@ def _parser() -> Parser:
     parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
     parser.add_argument("--bins", type=int, default=10, metavar="K", help="bins of t, equal in width (default: 10)")
     parser.add_argument("--n-images", type=int, default=256, metavar="N", help="held-out images, each used once in every bin (default: 256)")
-    parser.add_argument("--engine", default="auto", help="how per-sample gradients are computed: auto, loop, vmap (default: auto)")
+    parser.add_argument("--draws", type=int, default=1, metavar="K", help="draws of t and noise per image; n still counts images (default: 1)")
+    parser.add_argument("--engine", default="auto", help="how per-sample gradients are computed: auto, loop, vmap, ghost (default: auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes)")
     parser.add_argument("--seed", type=int, default=0, help="seed of times, noise and projector fits (default: 0)")
     parser.add_argument("--batch-ref", type=int, default=256, metavar="B", help="batch size B of the column gsnr_batch = B * gsnr (default: 256)")
@@ -52,6 +53,7 @@ def _parser() -> Parser:
     parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
     parser.add_argument("--vae", metavar="ID", help="check that the checkpoint was trained with this VAE")
     parser.add_argument("--model", metavar="NAME", help="architecture of a raw .pt file, which does not say it itself")
+    parser.add_argument("--save-sums", action="store_true", help="also save each cell's gradient sums (twice the parameters), to merge results later")
     parser.add_argument("--overwrite", action="store_true", help="replace tables that were measured with other settings")
     parser.add_argument("--list", action="store_true", help="list the probes and stop")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and stop")
@@ -62,6 +64,7 @@ def _positive(args: Any) -> None:
     for flag, value, least in (
         ("--bins", args.bins, 1),
         ("--n-images", args.n_images, 3),
+        ("--draws", args.draws, 1),
         ("--fit-steps", args.fit_steps, 1),
         ("--batch-ref", args.batch_ref, 1),
         ("--seed", args.seed, 0),
@@ -112,7 +115,8 @@ def main(argv: list[str]) -> int:
         find(name)
     from gsnr import engines
 
-    engines.find(args.engine)
+    if args.engine != "auto":
+        engines.find(args.engine)
     subjects = import_module("probes._subject")
     options = subjects.Options(**{name: getattr(args, name) for name in subjects.Options.__dataclass_fields__})
     subject = subjects.load(args.ckpt, data=args.data, vae_name=args.vae, model=args.model, weights=args.weights)
@@ -136,11 +140,11 @@ def main(argv: list[str]) -> int:
         if name not in todo:
             print(f"{path}: there already, with these settings")
             continue
-        rows, notes = find(name).run(subject, options)
+        rows, notes = find(name).run(subject, options, out / f"{name}.sums" if args.save_sums else None)
         provenance = {"settings": settings, "config": asdict(subject.checkpoint.config), "notes": notes, "created": subject.created}
         for kind, values in rows.items():
-            if kind == "samples":
-                table.write(out / f"{name}.samples.parquet", kind, values, provenance)
+            if kind != find(name).KIND and values:
+                table.write(out / f"{name}.{kind}.parquet", kind, values, provenance)
         table.write(path, find(name).KIND, rows[find(name).KIND], provenance)
         print(f"{path}: {len(rows[find(name).KIND])} rows")
     if "alignment" in chosen:

@@ -8,6 +8,7 @@ with metric, value, low, high). Per-sample sums that let one run be re-analysed 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,6 @@ NAN = float("nan")
 
 def estimate_columns(estimate: Estimate, batch_ref: int) -> dict[str, Any]:
     """The columns from `n` to `below_detection` (but `loss`) of one cell. dB is NaN where gsnr <= 0."""
-    scaled = batch_ref * estimate.gsnr
     low, high = estimate.ci()
     return {
         "n": estimate.n,
@@ -94,12 +94,25 @@ def estimate_columns(estimate: Estimate, batch_ref: int) -> dict[str, Any]:
         "gsnr_low": low,
         "gsnr_high": high,
         "gsnr_plugin": estimate.gsnr_plugin,
-        "gsnr_batch": scaled,
-        "gsnr_batch_db": float(10 * np.log10(scaled)) if scaled > 0 else NAN,
+        "gsnr_batch": estimate.scaled(batch_ref),
+        "gsnr_batch_db": estimate.decibel(batch_ref),
         "noise_scale": estimate.noise_scale,
         "detection_limit": estimate.detection_limit,
         "below_detection": estimate.below_detection,
     }
+
+
+def estimate_again(cell: Mapping[str, Any], samples: pd.DataFrame) -> Estimate:
+    """The Estimate behind one row of cells, from it and its rows of samples (same target, control, projector, group, bin; in the order of
+    image_id): intervals at other levels and paired differences (`gsnr.difference_ci`) without the model. ||S||^2 = sum r; tr(Cov^2) is
+    read off the detection limit. Raises ValueError where there are not n samples."""
+    rows = samples.sort_values("image_id")
+    n = int(cell["n"])
+    if len(rows) != n:
+        raise ValueError(f"{len(rows)} samples for a cell of n = {n}")
+    cov_sq = (cell["detection_limit"] * cell["noise"] / 1.96) ** 2 * n * (n - 1) / 2
+    r_n = rows["r"].to_numpy(np.float64)
+    return Estimate(group=cell["group"], q_n=rows["q"].to_numpy(np.float64), r_n=r_n, sum_sq=float(r_n.sum()), cov_sq=float(cov_sq))
 
 
 def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[str, Any]) -> None:

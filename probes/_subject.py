@@ -28,6 +28,7 @@ class Options:
     seed: int
     batch_ref: int
     fit_steps: int
+    draws: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

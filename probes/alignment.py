@@ -1,15 +1,16 @@
 """Alignment G-SNR over t, per target and parameter group, on identical held-out images, times and noise (AHPA Sec. 3, Fig. 2, Table 7).
 
 The loss is the alignment loss alone. Its gradient is zero above the tap, so the forward stops there. Group "all" is the backbone up to
-the tap: patch and time embedders and blocks 1..k; each block, the embedders, the label embedding and the projector are groups too.
+the tap: patch and time embedders and blocks 1..k; each block, the embedders, the label embedding and the projector are groups too. On the
+same samples and parameters the gradient of the denoising loss is measured, and the angle between the two means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from probes._subject import Options, Subject, bin_columns
 from train.alignments import AlignmentModule
 from train.data.batches import Batch
 from train.data.heldout import heldout_batches
-from train.interpolant import interpolate
+from train.interpolant import interpolate, velocity
 from train.models.sit import SiT
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, with intervals and the shuffled control"
@@ -41,6 +42,10 @@ class Aligned(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         _, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=(self.tap,), stop=True)
         return self.discrepancy(self.projector(hidden[self.tap]), batch["target"])
+
+    def denoising_loss(self, batch: Batch) -> Tensor:
+        """(B,): mean squared error of the velocity, as in training."""
+        return (self.sit.forward(batch["x"], batch["t"], batch["label"]).float() - batch["velocity"]).square().flatten(1).mean(1)
 
 
 def group_of(name: str, tap: int) -> tuple[str, ...]:
@@ -62,25 +67,24 @@ def cannot(subject: Subject) -> str | None:
 
 def plan(subject: Subject, options: Options) -> list[str]:
     made = candidates(subject, options.seed)
-    gradients = len(made) * options.bins * options.n_images
+    gradients = len(made) * options.bins * options.n_images * options.draws
     model = Aligned(subject.checkpoint.model, made[0].alignment, subject.tap)
     size = sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
     return [
         f"targets: {', '.join(c.name for c in made)}",
         f"projectors fitted for {options.fit_steps} steps of {FIT_BATCH}, AdamW from {FIT_LR} to 0, on the train split",
-        f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets = {gradients} per-sample gradients "
-        f"of {size:,} parameters (tap: block {subject.tap})",
+        f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets x {options.draws} draws = {gradients} per-sample "
+        f"gradients of {size:,} parameters (tap: block {subject.tap}), and as many of the denoising loss",
     ]
 
 
 def _heldout(subject: Subject, options: Options, low: float, high: float) -> list[tuple[Batch, Batch]]:
     """(batch, the same with other images' features) of one bin."""
-    pairs, first = [], 0
-    for batch in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, subject.groups):
-        index = np.arange(first, first + len(batch["t"]), dtype=np.int64)
-        first += len(index)
-        pairs.append((to_device(batch, subject.device), to_device(with_shuffled(subject, "heldout", index, batch), subject.device)))
-    return pairs
+    split = subject.splits["heldout"]
+    batches = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, subject.groups, repeats=options.draws)
+    return [
+        (to_device(batch, subject.device), to_device(with_shuffled(subject, "heldout", index, batch), subject.device)) for index, batch in batches
+    ]
 
 
 def _batches(candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator[Batch]:
@@ -90,51 +94,79 @@ def _batches(candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator
             "t": batch["t"],
             "label": batch["label"],
             "target": candidate.target_BTC(batch, shuffled),
+            "velocity": velocity(batch["latent"], batch["noise"]),
         }
 
 
-def run(subject: Subject, options: Options) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
-    """Rows of kind "cells" and "samples"; notes: how the projectors were fitted and the loss they ended at."""
+def _cell(comparison: gsnr.Comparison, batch_ref: int) -> dict[str, Any]:
+    """The columns of one group that are measured."""
+    low, high = comparison.cosine_ci()
+    return estimate_columns(comparison.a, batch_ref) | {
+        "draws": comparison.a.draws,
+        "cos_denoise": comparison.cosine,
+        "cos_low": low,
+        "cos_high": high,
+        "gsnr_constructive": comparison.constructive,
+    }
+
+
+def _variance(estimate: gsnr.Estimate) -> list[dict[str, Any]]:
+    """The noise of an image's mean gradient over its draws, split into a part between and a part within images; nothing for one draw."""
+    if estimate.draws == 1:
+        return []
+    return [{"metric": name, "value": getattr(estimate, name), "low": NAN, "high": NAN} for name in ("noise_between", "noise_within")]
+
+
+def _denoising_loss(model: nn.Module, batch: Batch) -> Tensor:
+    assert isinstance(model, Aligned)
+    return model.denoising_loss(batch)
+
+
+def measure(subject: Subject, options: Options, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> gsnr.ComparisonResult:
+    """The alignment gradient of one target against the denoising gradient, over the samples of one bin."""
+    model = Aligned(subject.checkpoint.model, candidate.alignment, subject.tap).to(subject.device).eval()
+    return gsnr.compare(
+        model,
+        lambda m, batch: m(batch),
+        _denoising_loss,
+        list(_batches(candidate, pairs)),
+        engine=options.engine,
+        parameters=lambda name: bool(group_of(name, subject.tap)),
+        groups=lambda name: group_of(name, subject.tap),
+        draws=options.draws,
+    )
+
+
+def run(subject: Subject, options: Options, sums: Path | None) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Rows of kind "cells", "samples" and (several draws) "metrics"; notes: how the projectors were fitted and the loss they ended at."""
     made = candidates(subject, options.seed)
     fitted = fit(subject, options, made)
     edges = uniform_edges(options.bins)
     shared = subject.columns("alignment", options)
-    cells: list[dict[str, Any]] = []
-    samples: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {"cells": [], "samples": [], "metrics": []}
     bar = tqdm(total=options.bins * len(made), desc="alignment", unit="cell", mininterval=0.5, leave=False)
     for index in range(options.bins):
-        pairs = _heldout(subject, options, edges[index], edges[index + 1])
-        t_N = torch.cat([batch["t"] for batch, _ in pairs]).tolist()
+        low, high = float(edges[index]), float(edges[index + 1])
+        pairs = _heldout(subject, options, low, high)
+        t_N = torch.cat([batch["t"] for batch, _ in pairs]).view(-1, options.draws).mean(1).tolist()
         for candidate in made:
-            model = Aligned(subject.checkpoint.model, candidate.alignment, subject.tap).to(subject.device).eval()
-            result = gsnr.measure(
-                model,
-                lambda m, batch: m(batch),
-                list(_batches(candidate, pairs)),
-                engine=options.engine,
-                parameters=lambda name: bool(group_of(name, subject.tap)),
-                groups=lambda name: group_of(name, subject.tap),
-            )
+            result = measure(subject, options, candidate, pairs)
             which = {"target": candidate.target, "control": candidate.control, "projector": candidate.projector}
+            if sums is not None:
+                result.a.save(sums / f"{'-'.join(which.values())}-bin{index}.safetensors")
             for label in result.groups:
                 if label == "all":  # embraces projector and labels; the table's "all" is the backbone
                     continue
-                group = "all" if label == BACKBONE else label
-                cells.append(
-                    shared
-                    | which
-                    | {"group": group}
-                    | bin_columns(index, float(edges[index]), float(edges[index + 1]))
-                    | estimate_columns(result[label], options.batch_ref)
-                    | {"loss": result.loss, "engine": result.engine, "draws": 1}
-                    | {"cos_denoise": NAN, "cos_low": NAN, "cos_high": NAN, "gsnr_constructive": NAN}
-                )
-                estimate = result[label]
+                estimate = result[label].a
+                group = {"group": "all" if label == BACKBONE else label}
+                here = shared | which | group | bin_columns(index, low, high)
+                rows["cells"].append(here | _cell(result[label], options.batch_ref) | {"loss": result.a.loss, "engine": result.a.engine})
+                rows["metrics"] += [here | values for values in _variance(estimate)]
                 assert estimate.r_n is not None
-                columns = zip(t_N, result.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
-                key = which | {"group": group, "bin": index}
-                samples += [key | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
+                columns = zip(t_N, result.a.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
+                key = which | group | {"bin": index}
+                rows["samples"] += [key | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
             bar.update()
     bar.close()
     notes = {"projector_fit": {"steps": options.fit_steps, "batch": FIT_BATCH, "lr": FIT_LR, "final_loss": fitted}, "tap": subject.tap}
-    return {"cells": cells, "samples": samples}, notes
+    return rows, notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def _rows(base: dict[str, Any], times: list[float], weights: dict[str, list[list
     return rows
 
 
-def run(subject: Subject, options: Options) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+def run(subject: Subject, options: Options, sums: Path | None) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Rows of kind "metrics"; target "router" is the checkpoint, "router_log" the run's log (raw weights) up to that step."""
     empty = {"control": "none", "projector": "ckpt", "low": float("nan"), "high": float("nan")}
     shared = subject.columns("router", options) | empty

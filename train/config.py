@@ -63,6 +63,8 @@ class TrainConfig:
     precision: str = _option("bf16", "no (fp32), bf16 or fp16: autocast, with losses and norms in fp32")
     log_every: int = _option(100, "steps between lines of metrics.jsonl and router.jsonl")
     save_every: int = _option(10_000, "steps between checkpoints")
+    gsnr_every: int = _option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never")
+    gsnr_images: int = _option(256, "held-out images that gsnr_every measures on")
 
 
 def _cast(annotation: Any, value: Any, where: str) -> Any:
@@ -156,7 +158,17 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
 
 
 def _check(config: TrainConfig) -> None:
-    least = {"data.workers": 0, "optim.warmup": 0, "seed": 0, "optim.lr": 0, "optim.clip": 0, "optim.weight_decay": 0, "model.mlp_ratio": 0}
+    least = {
+        "gsnr_every": 0,
+        "gsnr_images": 3,
+        "data.workers": 0,
+        "optim.warmup": 0,
+        "seed": 0,
+        "optim.lr": 0,
+        "optim.clip": 0,
+        "optim.weight_decay": 0,
+        "model.mlp_ratio": 0,
+    }
     counts = ("steps", "batch", "log_every", "save_every", "data.demo_train", "data.demo_heldout", *(f"model.{f.name}" for f in fields(ModelConfig)))
     for key, low in {**dict.fromkeys(counts, 1), **least}.items():
         section, _, name = key.rpartition(".")

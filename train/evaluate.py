@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     with torch.no_grad():
         for low, high in tqdm(list(pairwise(edges)), desc="evaluating", unit="bin", leave=False):
             first = 0
-            for batch in heldout_batches(splits["heldout"], images, args.seed, "evaluate", low, high, ()):
+            for _, batch in heldout_batches(splits["heldout"], images, args.seed, "evaluate", low, high, ()):
                 batch = {key: x.to(device) for key, x in batch.items()}
                 v = interpolant.velocity(batch["latent"], batch["noise"])
                 x_t = interpolant.interpolate(batch["latent"], batch["noise"], batch["t"])

@@ -3,6 +3,7 @@
 RUN/config.json      the resolved configuration and versions
 RUN/metrics.jsonl    means over the steps since the line before; `it_per_s` and `wall_s` are the only wall-clock fields
 RUN/router.jsonl     the router's weights on a grid of t (what Fig. 5 reads)
+RUN/gsnr.jsonl       with --gsnr-every: see `train.watch`
 RUN/checkpoints/     see `train.checkpoint`
 """
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 import gsnr
 from gsnr import files
-from train import checkpoint, plugins, runlog
+from train import checkpoint, plugins, runlog, watch
 from train.config import TrainConfig
 from train.data import encode
 from train.data.batches import Batch, StepBatches, loader
@@ -35,6 +36,7 @@ from train.models.sit import SiT
 from train.objective import Objective, check_cache, make_alignment
 
 ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
+MAY_CHANGE = ("steps", "gsnr_every", "gsnr_images")  # on --resume: what does not touch the training itself
 Metrics = dict[str, torch.Tensor]
 
 
@@ -122,8 +124,9 @@ def _check_out(out: Path, config: TrainConfig, resume: bool) -> None:
         was = before.get(key)
         if key == "steps" and value < was:
             raise ValueError(f"--resume: --steps can only grow; this run was asked for {was}, now {value}")
-        if key != "steps" and value != was:
-            raise ValueError(f"--resume: {key} was {was!r} in {stored}, now {value!r}; only --steps may change")
+        if key not in MAY_CHANGE and value != was:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in MAY_CHANGE)
+            raise ValueError(f"--resume: {key} was {was!r} in {stored}, now {value!r}; only {flags} may change")
 
 
 def _start_logs(out: Path, config: TrainConfig, step: int, objective: Objective) -> None:
@@ -132,7 +135,7 @@ def _start_logs(out: Path, config: TrainConfig, step: int, objective: Objective)
     resolved = {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}}
     files.write_text(out / "config.json", json.dumps(resolved, indent=2) + "\n")
     (out / "checkpoints").mkdir(exist_ok=True)
-    for name in ("metrics.jsonl", "router.jsonl"):
+    for name in ("metrics.jsonl", "router.jsonl", watch.LOG):
         runlog.cut_back(out / name, step if step else -1)
     if not step:
         _log_router(out, 0, objective)
@@ -207,6 +210,9 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     if state.get("scaler") and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     average = get_ema_multi_avg_fn(optim.ema)
+    watching = watch.Watch(config, out, raw, splits["heldout"], device, accelerator.process_index, accelerator.num_processes)
+    if not first:
+        watching(0)
     window = Window(state.get("window", {}), device)
     started = since = time.time()
     bar = tqdm(initial=first, total=config.steps, desc=out.name, unit="it", disable=not accelerator.is_main_process, mininterval=1.0, smoothing=0.05)
@@ -217,6 +223,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
         window.add(_step(accelerator, objective, raw, optimizer, {k: x.to(device, non_blocking=True) for k, x in batch.items()}, optim.clip))
         with torch.no_grad():
             average(list(ema.parameters()), list(raw.parameters()), torch.tensor(step))
+        watching(step)
         bar.update()
 
         logs, saves = step % config.log_every == 0, step % config.save_every == 0 or step == config.steps
@@ -236,5 +243,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
             checkpoint.save(out, step=step, objective=raw, ema=ema, optimizer=optimizer, config=config, header=header, extra=extra)
         accelerator.wait_for_everyone()
     bar.close()
+    if watching.cost:
+        accelerator.print(f"G-SNR every {config.gsnr_every} steps: {watching.cost}")
     accelerator.print(f"{out}: {config.steps} steps done; last checkpoint {checkpoint.locate(out)}")
     accelerator.end_training()

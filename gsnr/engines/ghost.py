@@ -131,7 +131,7 @@ def _reached(capture: _Capture, scalar: Tensor) -> list[str]:
         name = capture.names.get(id(getattr(node, "variable", None)))
         if name is not None:
             found.append(name)
-        if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, _Tap._backward_cls):  # type: ignore[attr-defined]
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, _Tap._backward_cls):
             found += capture.without_gradient
         new = {following for following, _ in node.next_functions} - seen
         seen |= new

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import gsnr
 from gsnr import table
-from gsnr.estimates import Estimate
 from gsnr.probe import main
 from probes import _fit
 from probes._subject import Options, Subject, load
@@ -57,7 +57,7 @@ def test_intervals_can_be_recomputed_from_the_samples(probed_run: Path) -> None:
     keys = ["target", "control", "projector", "group", "bin"]
     for key, rows in samples.groupby(keys):
         cell = cells[(cells[keys] == list(key)).all(axis=1)].iloc[0]
-        again = Estimate(group="", q_n=rows["q"].to_numpy(), r_n=rows["r"].to_numpy(), sum_sq=rows["r"].sum(), cov_sq=float("nan"))
+        again = table.estimate_again(cell, rows)
         assert again.signal == pytest.approx(cell["signal"], rel=1e-3, abs=1e-6 * cell["noise"])
         assert again.ci() == pytest.approx((cell["gsnr_low"], cell["gsnr_high"]), rel=1e-3, abs=1e-6)
         assert rows["loss"].mean() == pytest.approx(cell["loss"], rel=1e-6)
@@ -90,7 +90,7 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
         _fit.fit(subject_of(probed_run), OPTIONS, made)
         alignment = next(c for c in made if c.control == "shuffled").alignment
     names = [n for n, _ in model.named_parameters() if n.startswith(("x_embedder", "t_embedder", "blocks.0.", "blocks.1."))]
-    gradients, losses = [], []
+    gradients, losses, denoising = [], [], []
     for i in range(24):
         model.zero_grad()
         with torch.no_grad():
@@ -111,13 +111,24 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
         losses.append(float(loss.detach()))
         by_name = dict(model.named_parameters())
         gradients.append(np.concatenate([by_name[n].grad.double().numpy().ravel() for n in names]))
-    g = np.stack(gradients)
+        model.zero_grad()
+        velocity = model(x_t[i : i + 1], t[i : i + 1], torch.from_numpy(rows["label"][i : i + 1]))
+        (velocity - (torch.from_numpy(drawn.noise) - x0)[i : i + 1]).square().mean().backward()
+        denoising.append(np.concatenate([by_name[n].grad.double().numpy().ravel() for n in names]))
+    g, d = np.stack(gradients), np.stack(denoising)
     gram = g @ g.T
     cells = table.read(probed_run / "probes" / "alignment.parquet")
     which = (cells["control"] == "shuffled") if shuffled else (cells["projector"] == "ckpt")
     cell = cells[which & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
     assert cell["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert cell["signal"] == pytest.approx((gram.sum() - np.trace(gram)) / (24 * 23), rel=1e-3)
+    pairs = [x.sum() - np.trace(x) for x in (g @ d.T, gram, d @ d.T)]
+    if pairs[1] > 0 and pairs[2] > 0:
+        cosine = pairs[0] / np.sqrt(pairs[1] * pairs[2])
+        assert cell["cos_denoise"] == pytest.approx(cosine, rel=1e-2, abs=1e-3)
+        assert cell["gsnr_constructive"] == pytest.approx(np.sign(cosine) * cosine**2 * cell["gsnr"], rel=3e-2, abs=1e-4)
+    else:
+        assert np.isnan(cell["cos_denoise"])
     assert cell["noise"] == pytest.approx(g.var(axis=0, ddof=1).sum(), rel=1e-3)
 
 
@@ -182,11 +193,33 @@ def test_measured_twice_is_measured_once(probed_run: Path, capsys: pytest.Captur
     assert before == [p.stat().st_mtime_ns for p in paths]
 
 
+def test_draws_and_saved_sums(probed_run: Path, tmp_path: Path) -> None:
+    """--draws 2: n still counts images, each image's t is a mean of two, the noise is split; --save-sums: files that merge into the same U and V."""
+    words = ("--ckpt", probed_run, "--bins", "2", "--n-images", "12", "--fit-steps", "3", "--probe", "alignment", "--draws", "2", "--save-sums")
+    assert call(main, *words, "--out", tmp_path) == 0
+    cells, samples = (table.read(tmp_path / f"alignment.{kind}parquet") for kind in ("", "samples."))
+    assert set(cells["n"]) == {12} and set(cells["draws"]) == {2}
+    assert len(samples) == 12 * len(cells)
+    variance = table.read(tmp_path / "alignment.metrics.parquet")
+    assert set(variance["metric"]) == {"noise_between", "noise_within"}
+    keys = ["target", "control", "projector", "group", "bin"]
+    joined = cells.merge(variance.pivot(index=keys, columns="metric", values="value").reset_index(), on=keys)
+    np.testing.assert_allclose(joined["noise_between"] + joined["noise_within"] / 2, joined["noise"], rtol=1e-5, atol=1e-12)
+    saved = sorted((tmp_path / "alignment.sums").iterdir())
+    assert len(saved) == 5 * 2
+    cell = cells[(cells["projector"] == "ckpt") & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
+    again = gsnr.Result.load(tmp_path / "alignment.sums" / "ahpa-none-ckpt-bin1.safetensors")["backbone"]
+    assert (again.n, again.signal) == (12, pytest.approx(cell["signal"], rel=1e-6))
+    with pytest.raises(ValueError, match="--draws 0: must be at least 1"):
+        call(main, "--ckpt", probed_run, "--draws", "0")
+
+
 def test_engines_give_the_same_table(probed_run: Path, tmp_path: Path) -> None:
     words = ("--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-steps", "10", "--probe", "alignment", "--out", tmp_path)
     assert call(main, *words, "--engine", "loop") == 0
     a, b = (table.read(p / "alignment.parquet") for p in (probed_run / "probes", tmp_path))
-    assert set(a["engine"]) == {"vmap"} and set(b["engine"]) == {"loop"}
+    assert set(a["engine"]) == {"ghost"} and set(b["engine"]) == {"loop"}
+    np.testing.assert_allclose(a["cos_denoise"], b["cos_denoise"], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(a["noise"], b["noise"], rtol=1e-3)
     np.testing.assert_allclose(a["signal"], b["signal"], rtol=1e-3, atol=1e-4 * a["noise"].max())
 

@@ -177,8 +177,8 @@ def test_latents_are_scaled_posterior_samples(opened) -> None:
 
 def test_heldout_samples_are_the_same_in_every_bin(opened) -> None:
     _, _, splits = opened
-    low = next(heldout_batches(splits["heldout"], 16, 0, "heldout", 0.0, 0.5, ()))
-    high = next(heldout_batches(splits["heldout"], 16, 0, "heldout", 0.5, 1.0, ()))
+    _, low = next(heldout_batches(splits["heldout"], 16, 0, "heldout", 0.0, 0.5, ()))
+    _, high = next(heldout_batches(splits["heldout"], 16, 0, "heldout", 0.5, 1.0, ()))
     assert torch.equal(low["noise"], high["noise"]) and torch.equal(low["latent"], high["latent"])
     torch.testing.assert_close(low["t"] + 0.5, high["t"])
     assert (low["t"] < 0.5).all() and (high["t"] >= 0.5).all()

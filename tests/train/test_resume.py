@@ -197,20 +197,59 @@ def test_checkpoint_says_what_it_is(smoke_run: Path) -> None:
     assert set(state["versions"]) >= {"gsnr", "torch", "diffusers"}
 
 
-def test_two_processes_train_the_same_run(smoke_run: Path, tmp_path: Path) -> None:
+MONITORED = ("--gsnr-every", "10", "--gsnr-images", "24")
+
+
+def test_two_processes_train_the_same_run(smoke_run: Path, monitored_run: Path, tmp_path: Path) -> None:
     """torchrun with 2 ranks over gloo for 15 steps, resumed on 1: weights within 1e-5 of the uninterrupted run of one process."""
     out = tmp_path / "ddp"
-    words = ("--nproc-per-node", "2", "--standalone", "-m", "train", "--preset", "smoke", "--steps", "15", "--out", str(out))
+    words = ("--nproc-per-node", "2", "--standalone", "-m", "train", "--preset", "smoke", "--steps", "15", "--out", str(out), *MONITORED)
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], cwd=REPO, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert call(main, "--preset", "smoke", "--out", out, "--resume") == 0
+    assert call(main, "--preset", "smoke", "--out", out, "--resume", *MONITORED) == 0
     one, two = (tensors(run / "checkpoints" / "0000030") for run in (smoke_run, out))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5)
     for a, b in zip(lines(smoke_run / "metrics.jsonl"), lines(out / "metrics.jsonl"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-4)
+
+    alone = {(x["step"], x["loss"], x["group"]): x for x in lines(monitored_run / "gsnr.jsonl")}
+    for x in lines(out / "gsnr.jsonl"):
+        other = alone[x["step"], x["loss"], x["group"]]
+        assert x["n"] == other["n"] == 24
+        assert (x["gsnr"] is None) == (other["gsnr"] is None)
+        assert x["gsnr"] is None or x["gsnr"] == pytest.approx(other["gsnr"], rel=1e-2, abs=1e-3), "weights differ by 1e-5 already"
+
+
+@pytest.fixture(scope="module")
+def monitored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("monitored") / "run"
+    assert call(main, "--preset", "smoke", "--out", out, "--steps", "20", *MONITORED) == 0
+    assert call(main, "--preset", "smoke", "--out", out, "--resume", *MONITORED) == 0
+    return out
+
+
+def test_monitoring_changes_no_bit_of_the_run(smoke_run: Path, monitored_run: Path) -> None:
+    """--gsnr-every on, stopped and resumed, equals the run without it: weights, EMA, optimizer and every logged number."""
+    for step in ("0000020", "0000030"):
+        a, b = (tensors(run / "checkpoints" / step) for run in (smoke_run, monitored_run))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    clocks = ("it_per_s", "wall_s")
+    for a, b in zip(lines(smoke_run / "metrics.jsonl"), lines(monitored_run / "metrics.jsonl"), strict=True):
+        assert {k: v for k, v in a.items() if k not in clocks} == {k: v for k, v in b.items() if k not in clocks}
+    logged = lines(monitored_run / "gsnr.jsonl")
+    assert sorted({x["step"] for x in logged}) == [0, 10, 20, 30]
+    assert {x["group"] for x in logged} == {"all", "backbone", "block 1", "block 2", "block 3", "projector", "router"}
+    assert {x["loss"] for x in logged} == {"velocity", "align"}
+    assert {x["engine"] for x in logged} == {"ghost"}
+    first = next(x for x in logged if (x["step"], x["loss"], x["group"]) == (0, "velocity", "block 1"))
+    assert first["gsnr"] is None and first["signal"] == 0, "adaLN-Zero: no block moves the loss at initialisation"
+    last = next(x for x in logged if (x["step"], x["loss"], x["group"]) == (30, "velocity", "backbone"))
+    assert last["gsnr_low"] < last["gsnr"] < last["gsnr_high"]
 
 
 def test_the_demo_objective_learns(smoke_run: Path) -> None:

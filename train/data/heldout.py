@@ -11,21 +11,25 @@ from train.data import draws
 from train.data.batches import Batch, assemble
 from train.data.cache import Split
 
+REPEAT = 1 << 40  # sample numbers of an image's second, third, ... draw lie this far apart
+
 
 def heldout_batches(
-    split: Split, images: int, seed: int, stream: str, low: float, high: float, groups: tuple[str, ...], batch: int = 64
-) -> Iterator[Batch]:
-    """The first `images` held-out images, each once: t = low + (high - low) u, where u, noise and posterior draw are the image's own.
+    split: Split, images: int, seed: int, stream: str, low: float, high: float, groups: tuple[str, ...], batch: int = 64, repeats: int = 1
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """(image numbers, batch) over the first `images` held-out images: t = low + (high - low) u; u, noise and posterior draw are the image's own.
 
-    The same (seed, stream, image) gives the same u and noise in every call, so bins and targets are compared on identical samples.
-    Raises ValueError where the split holds fewer images.
+    `repeats` rows an image, one after another, differ in u, noise and posterior draw. The same (seed, stream, image, repeat) gives the same
+    numbers in every call, so bins and targets are compared on identical samples. Raises ValueError where the split holds fewer images.
     """
     if images > split.size:
         raise ValueError(f"--n-images {images}: the held-out split of {split.header.data!r} has {split.size}")
-    for start in range(0, images, batch):
-        index = np.arange(start, min(start + batch, images), dtype=np.int64)
-        drawn = draws.draw(seed, stream, index, split.header.latent_shape)
-        yield assemble(split, index, drawn, low + (high - low) * drawn.u, groups)
+    together = max(1, batch // repeats)
+    for start in range(0, images, together):
+        index = np.repeat(np.arange(start, min(start + together, images), dtype=np.int64), repeats)
+        numbers = index + REPEAT * np.tile(np.arange(repeats), len(index) // repeats)
+        drawn = draws.draw(seed, stream, numbers, split.header.latent_shape)
+        yield index, assemble(split, index, drawn, low + (high - low) * drawn.u, groups)
 
 
 def another_image(index_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:
