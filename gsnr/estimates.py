@@ -22,10 +22,10 @@ Array = NDArray[np.float64]
 Scalars = float | Array
 LEVEL = 0.95  # the level at which `below_detection` and `noise_scale` decide
 
-# Below or above these the 95 % interval strays from 93-97 % in simulation (docs/coverage.md); `Estimate.caution` says so.
-MANY_SAMPLES = 128  # with fewer, down to 90 % where the mean points in a noisy direction
-MANY_DIRECTIONS = 10  # effective dimension: with fewer, down to 80 % without a signal and 90 % at a gsnr of 0.05
-LARGE_SHARE = 0.3  # of the jackknife variance from one sample: at most 4 % of normal data exceed it, three quarters of lognormal norms do
+# Below or above these the 95 % interval can stray from 93-97 % in simulation (docs/coverage.md); `Estimate.caution` says so.
+MANY_SAMPLES = 128  # `se` trusts F from here on; with fewer, down to 90 % at a gsnr of 0.05 in a noisy direction
+MANY_DIRECTIONS = 10  # effective dimension: with fewer, down to 85 % at a gsnr of 0.02 and 90 % at 0.05; 94 % or more at 0 and at 1
+LARGE_SHARE = 0.3  # of the jackknife variance from one sample: at most 4 % of normal data exceed it, 80 % of lognormal norms with a signal
 
 
 def signal(sum_sq: Scalars, q: Scalars, n: int) -> Scalars:
@@ -234,7 +234,8 @@ class Estimate:
     def caution(self) -> tuple[str, ...]:
         """Why the interval may be off its nominal level, as far as the data tell; empty where nothing speaks against it.
 
-        What is not known (effective dimension NaN, no interval) is no reason. A tail too thin to have been sampled cannot be seen.
+        What is not known (effective dimension NaN, no interval) is no reason. Not seen: a tail too thin to have been sampled, and whether
+        a signal below 0.05 lies in a noisy direction, where it is understated.
         """
         reasons = []
         if self.n < MANY_SAMPLES:

@@ -28,6 +28,7 @@ from torch.nn.grad import conv2d_weight
 # Multiply-adds that reading, squaring and adding up one element of a materialised gradient costs as much as (memory traffic over
 # arithmetic: close to 50 on CPUs and on current GPUs in float32).
 ELEMENT_COST = 50
+CONVOLVED_PIXELS = 256  # from so many output pixels on, a CPU forms one sample's gradient faster by its convolution kernels than unfolded
 SLICE_BYTES = 1 << 28  # what materialised gradients may take at once on a GPU; a CPU takes one sample at a time, which stays in cache
 
 
@@ -39,6 +40,23 @@ def wide(x: Tensor) -> Tensor:
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """(C,) float64: inner products of the rows of two tensors of one shape."""
     return torch.linalg.vecdot(x.reshape(len(x), -1), y.reshape(len(y), -1)).double()
+
+
+def _slices(x: Tensor, shape: torch.Size) -> Iterator[tuple[int, int]]:
+    """Samples of x whose whole gradients, of that shape, are formed at once: as many as fit SLICE_BYTES on a GPU, one on a CPU."""
+    step = max(1, SLICE_BYTES // (4 * shape.numel())) if x.is_cuda else 1
+    return ((i, min(i + step, len(x))) for i in range(0, len(x), step))
+
+
+def _add_formed(formed: Iterator[tuple[int, Tensor]], plus: Tensor, minus: Tensor, start: int) -> Tensor:
+    """`PerSample.accumulate` for whole gradients that come a few samples at a time; their sum is the weight gradient, for free."""
+    norms = []
+    for i, g in formed:
+        norms.append(_dot(g, g))
+        for total, first in ((plus, (start - i) % 2), (minus, (start - i + 1) % 2)):
+            if first < len(g):
+                total.view(g.shape[1:]).add_(g[0] if len(g) == 1 else g[first::2].sum(0))
+    return torch.cat(norms)
 
 
 class PerSample(ABC):
@@ -137,21 +155,20 @@ class Outer(PerSample):
         return len(self.a)
 
     def _materialise(self) -> bool:
-        """True where forming the gradients costs less than Gram matrices over tokens; the former's sum is the weight gradient, for free."""
+        """True where forming the gradients costs less than Gram matrices over tokens."""
         (_, _, t, d), p = self.a.shape, self.b.shape[-1]
         return ELEMENT_COST * d * p < t * t * (d + p)
 
-    def _slices(self) -> Iterator[tuple[int, int]]:
-        """Samples whose materialised gradients are held at once."""
-        step = max(1, SLICE_BYTES // (4 * self.shape.numel())) if self.a.is_cuda else 1
-        return ((i, min(i + step, self.samples)) for i in range(0, self.samples, step))
-
-    def _product(self, i: int, j: int, out: Tensor | None = None) -> Tensor:
-        """(j - i, G, p, d)."""
-        if j - i == 1 and self.a.shape[1] == 1:  # one large product, which a CPU does faster than a batch of one
-            made = torch.mm(wide(self.b[i, 0]).T, wide(self.a[i, 0]), out=out)
-            return made[None, None]
-        return wide(self.b[i:j]).transpose(-1, -2) @ wide(self.a[i:j])
+    def _formed(self) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first, gradients (k, G, p, d)), a few samples at a time; each is to be used up before the next is asked for."""
+        if self.a.is_cuda or self.a.shape[1] > 1:
+            for i, j in _slices(self.a, self.shape):
+                yield i, wide(self.b[i:j]).transpose(-1, -2) @ wide(self.a[i:j])
+            return
+        out = None
+        for i in range(self.samples):  # one large product into the same memory, which stays in cache
+            out = torch.mm(wide(self.b[i, 0]).T, wide(self.a[i, 0]), out=out)
+            yield i, out[None, None]
 
     def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
         if not self._materialise():
@@ -162,15 +179,7 @@ class Outer(PerSample):
                 else:
                     total.view(a.shape[0], b.shape[-1], -1).baddbmm_(b.transpose(1, 2), a)
             return self._gram(self)
-        norms, out = [], None
-        for i, j in self._slices():
-            g = self._product(i, j, out)
-            out = g[0, 0] if j - i == 1 and self.a.shape[1] == 1 else None
-            norms.append(_dot(g, g))
-            for total, first in ((plus, (start - i) % 2), (minus, (start - i + 1) % 2)):
-                if first < j - i:
-                    total.view(g.shape[1:]).add_(g[0] if j - i == 1 else g[first::2].sum(0))
-        return torch.cat(norms)
+        return _add_formed(self._formed(), plus, minus, start)
 
     def _gram(self, other: Outer) -> Tensor:
         """<sum_t b_t a_t^T, sum_s b'_s a'_s^T> = sum_ts (a_t . a'_s) (b_t . b'_s), per sample and summed over groups."""
@@ -181,12 +190,12 @@ class Outer(PerSample):
     def square_norms(self) -> Tensor:
         if not self._materialise():
             return self._gram(self)
-        return torch.cat([_dot(g, g) for g in (self._product(i, j) for i, j in self._slices())])
+        return torch.cat([_dot(g, g) for _, g in self._formed()])
 
     def inner(self, other: Outer) -> Tensor:
         """(C,) float64: products with another's gradients, sample by sample."""
         if self._materialise() and other._materialise():
-            return torch.cat([_dot(self._product(i, j), other._product(i, j)) for i, j in self._slices()])
+            return torch.cat([_dot(g, h) for (_, g), (_, h) in zip(self._formed(), other._formed(), strict=True)])
         return self._gram(other)
 
     def dots(self, direction: Tensor) -> Tensor:
@@ -197,7 +206,7 @@ class Outer(PerSample):
         return _dot(wide(self.b) @ matrix, wide(self.a))
 
     def dense(self) -> Tensor:
-        return self._product(0, self.samples).reshape(-1, *self.shape)
+        return (wide(self.b).transpose(-1, -2) @ wide(self.a)).reshape(-1, *self.shape)
 
     def pooled(self, draws: int) -> PerSample:
         a, b = (x.unflatten(0, (-1, draws)).transpose(1, 2).flatten(2, 3) for x in (self.a, self.b))
@@ -231,6 +240,17 @@ class Patches(PerSample):
         b = b.flatten(3).view(c, m, self.groups, -1, a_NKT.shape[-1]).permute(0, 2, 1, 4, 3).flatten(2, 3)
         return Outer(a, b, self.shape)
 
+    def _sum(self, part: slice) -> Tensor:
+        """Of the gradients of some samples: a convolution's ordinary weight gradient."""
+        x, b = wide(self.x[part]).flatten(0, 1), wide(self.b[part]).flatten(0, 1)
+        return conv2d_weight(x, self.shape, b, self.stride, 0, self.dilation, self.groups)
+
+    def _formed(self) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first, gradients (k, p, d / groups, kh, kw)), a few samples at a time."""
+        by_convolution = not self.x.is_cuda and self.b.shape[-2:].numel() >= CONVOLVED_PIXELS
+        for i, j in _slices(self.x, self.shape):
+            yield i, self._sum(slice(i, j))[None] if by_convolution else self.outer(i, j).dense()
+
     def _pixel_gram(self) -> Tensor:
         """Square norms from one Gram matrix over input pixels: that of the unfolded input is kh kw shifted copies of it, added up. M = 1."""
         (c, _, _, h, w), (kh, kw), (ho, wo) = self.x.shape, self.shape[-2:], self.b.shape[-2:]
@@ -262,19 +282,19 @@ class Patches(PerSample):
     def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
         way = self._cheapest()
         if way == "form":
-            return torch.cat([self.outer(i, i + 1).accumulate(plus, minus, (start - i) % 2) for i in range(self.samples)])
+            return _add_formed(self._formed(), plus, minus, start)
         for total, part in ((plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))):
-            x, b = wide(self.x[part]).flatten(0, 1), wide(self.b[part]).flatten(0, 1)
-            if len(x):
-                total.add_(conv2d_weight(x, self.shape, b, self.stride, 0, self.dilation, self.groups).view_as(total))
+            if len(self.x[part]):
+                total.add_(self._sum(part).view_as(total))
         return self.square_norms()
 
     def square_norms(self) -> Tensor:
         way = self._cheapest()
         if way == "pixels":
             return self._pixel_gram()
-        outers = (self.outer(i, i + 1) for i in range(self.samples))
-        return torch.cat([o._gram(o) if way == "unfold" else o.square_norms() for o in outers])
+        if way == "form":
+            return torch.cat([_dot(g, g) for _, g in self._formed()])
+        return torch.cat([o._gram(o) for o in (self.outer(i, j) for i, j in _slices(self.x, self.shape))])
 
     def dots(self, direction: Tensor) -> Tensor:
         y = F.conv2d(wide(self.x).flatten(0, 1), direction.view(self.shape), None, self.stride, 0, self.dilation, self.groups)

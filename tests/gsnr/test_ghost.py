@@ -111,10 +111,11 @@ def test_convolution(every_way: None, kernel, stride, padding, dilation, groups,
     agrees(Net(), torch.randn(3, frames, 2, 7, 6))
 
 
-@pytest.mark.parametrize("way", ["form", "unfold", "pixels"])
+@pytest.mark.parametrize("way", ["form", "convolve", "unfold", "pixels"])
 @pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), [(1, 1, 1, 1), (2, 1, 1, 2), (2, 2, 2, 1), (3, 0, 1, 4)])
 def test_every_way_of_a_convolution(monkeypatch: pytest.MonkeyPatch, way: str, stride: int, padding: int, dilation: int, groups: int) -> None:
-    monkeypatch.setattr(gradients.Patches, "_cheapest", lambda self: way)
+    monkeypatch.setattr(gradients.Patches, "_cheapest", lambda self: "form" if way == "convolve" else way)
+    monkeypatch.setattr(gradients, "CONVOLVED_PIXELS", 0 if way == "convolve" else 1 << 30)
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 8, 3, stride, padding, dilation, groups)
     agrees(nn.Sequential(conv, nn.SiLU(), nn.Flatten(2)), torch.randn(3, 4, 9, 8))
