@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gsnr.coupling import changes, require_no_batch_norm_in_training
+from gsnr.coupling import coupled, require_no_batch_norm_in_training
 from gsnr.engines import ENGINES, Batch, Loss, batch_size, find
 from gsnr.gradients import PerSample, wide
 from gsnr.measurement import select
@@ -110,13 +110,14 @@ def check(
     labels = label(list(selected), groups)
     dtype = next(iter(selected.values())).dtype
     with same_random_state(next(iter(selected.values())).device):
-        found = changes(model, loss, batch)
+        found = coupled(model, loss, batch)
     if found is None:
-        coupled, coupling = None, "not tested, the loss draws random numbers (dropout): use eval mode"
+        coupling = "not tested, the loss draws random numbers (dropout): use eval mode"
+    elif found:
+        which = f"losses of {len(found)} of {b} samples depend on the others (samples {', '.join(map(str, found[:8]))})"
+        coupling = f"{which}; per-sample gradients are not defined"
     else:
-        coupled = tuple(torch.nonzero(found[0] > found[1]).flatten().tolist())
-        which = f"losses of {len(coupled)} of {b} samples depend on the others (samples {', '.join(map(str, coupled[:8]))})"
-        coupling = f"{which}; per-sample gradients are not defined" if coupled else f"none, {b} samples alone and together agree"
+        coupling = f"none, {b} samples alone and together agree"
     double = copy.deepcopy(model).double()
     exact_batch = {key: x.double() if x.is_floating_point() else x for key, x in batch.items()}
     reference = _moments("loop", double, loss, exact_batch, select(double, parameters), labels)
@@ -129,4 +130,4 @@ def check(
             lines.append(Line(engine=engine, group="all", error_q=float("nan"), error_sum=float("nan"), ok=False, reason=f"refuses: {reason}"))
             continue
         lines += _compare(engine, mine, reference, labels, TOLERANCE.get(dtype, TOLERANCE_LOW))
-    return Check(lines=tuple(lines), coupled=coupled, coupling=coupling)
+    return Check(lines=tuple(lines), coupled=None if found is None else tuple(found), coupling=coupling)

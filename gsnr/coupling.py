@@ -23,25 +23,42 @@ def _rounding(losses: Tensor) -> float:
     return ROUNDING_LOW if torch.is_autocast_enabled(losses.device.type) else ROUNDING.get(losses.dtype, ROUNDING_LOW)
 
 
-def changes(model: nn.Module, loss: Loss, batch: Batch) -> tuple[Tensor, float] | None:
-    """((B,) relative difference between a sample's loss in the batch and alone, what rounding explains); None where the loss is random."""
-    b = batch_size(batch)
+def _alone(model: nn.Module, loss: Loss, batch: Batch, i: int) -> Tensor:
     with torch.enable_grad():  # as when measuring: some modules take another path without gradients
-        first = [check_losses(loss(model, rows(batch, 0, 1)), 1).detach() for _ in range(2)]
-        if not torch.equal(*first):
-            return None
-        alone = torch.cat([first[0], *(check_losses(loss(model, rows(batch, i, i + 1)), 1).detach() for i in range(1, b))])
-        jointly = check_losses(loss(model, batch), b).detach()
+        return check_losses(loss(model, rows(batch, i, i + 1)), 1).detach()
+
+
+def _change(alone: Tensor, jointly: Tensor) -> tuple[Tensor, float]:
+    """(relative difference, what rounding explains)."""
     scale = torch.maximum(alone.abs(), jointly.abs()).double()
     return ((jointly - alone).double().abs() / scale).nan_to_num(0.0), _rounding(jointly)
 
 
-def require_independent(model: nn.Module, loss: Loss, batch: Batch) -> None:
-    """Raises ValueError where the losses of a batch's first two samples are others alone than together. Says nothing of a random loss."""
-    found = changes(model, loss, rows(batch, 0, min(2, batch_size(batch))))
-    if found is not None and (found[0] > found[1]).any():
-        worst = float(found[0].max())
+def coupled(model: nn.Module, loss: Loss, batch: Batch) -> list[int] | None:
+    """The samples of a batch whose loss is another alone than in the batch; None where that cannot be told, because the loss is random."""
+    b = batch_size(batch)
+    alone = torch.cat([_alone(model, loss, batch, i) for i in range(b)])
+    if not torch.equal(alone[:1], _alone(model, loss, batch, 0)):
+        return None
+    with torch.enable_grad():
+        change, rounding = _change(alone, check_losses(loss(model, batch), b).detach())
+    return torch.nonzero(change > rounding).flatten().tolist()
+
+
+def require_independent(model: nn.Module, loss: Loss, batch: Batch, jointly: Tensor | None = None) -> None:
+    """Raises ValueError where the loss of a batch's first sample is another alone than beside the second. Says nothing of a random loss.
+
+    `jointly`: the losses of the first two samples together, where they are known already.
+    """
+    if batch_size(batch) < 2:
+        return
+    if jointly is None:
+        with torch.enable_grad():
+            jointly = check_losses(loss(model, rows(batch, 0, 2)), 2).detach()
+    alone = _alone(model, loss, batch, 0)
+    change, rounding = _change(alone, jointly[:1])
+    if change.item() > rounding and torch.equal(alone, _alone(model, loss, batch, 0)):
         raise ValueError(
-            f"samples are coupled: a sample's loss changes by {worst:.2g} of itself when another joins the batch (a contrastive loss, or statistics "
-            "over the batch); per-sample gradients are not defined then"
+            f"samples are coupled: a sample's loss changes by {change.item():.2g} of itself when another joins the batch (a contrastive loss, or "
+            "statistics over the batch); per-sample gradients are not defined then"
         )

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-# Multiply-adds that reading, squaring and adding up one element of a materialised gradient costs as much as (memory traffic over
-# arithmetic: close to 50 on CPUs and on current GPUs in float32).
-ELEMENT_COST = 50
+# Multiply-adds that squaring and adding up one element of a formed gradient costs as much as. On a CPU, where one sample's gradient stays in
+# cache, 7 to 8 were measured (float32, widths 384 to 3072); on GPUs it is memory traffic over arithmetic, by their data sheets (unmeasured).
+ELEMENT_COST, ELEMENT_COST_CUDA = 8, 75
 CONVOLVED_PIXELS = 256  # from so many output pixels on, a CPU forms one sample's gradient faster by its convolution kernels than unfolded
 SLICE_BYTES = 1 << 28  # what materialised gradients may take at once on a GPU; a CPU takes one sample at a time, which stays in cache
 
@@ -37,8 +37,14 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def _element_cost(x: Tensor) -> int:
+    return ELEMENT_COST_CUDA if x.is_cuda else ELEMENT_COST
+
+
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """(C,) float64: inner products of the rows of two tensors of one shape."""
+    if len(x) == 1 and x.device.type == "cpu":  # BLAS: half the memory traffic
+        return torch.dot(x.reshape(-1), y.reshape(-1)).double().view(1)
     return torch.linalg.vecdot(x.reshape(len(x), -1), y.reshape(len(y), -1)).double()
 
 
@@ -157,7 +163,7 @@ class Outer(PerSample):
     def _materialise(self) -> bool:
         """True where forming the gradients costs less than Gram matrices over tokens."""
         (_, _, t, d), p = self.a.shape, self.b.shape[-1]
-        return ELEMENT_COST * d * p < t * t * (d + p)
+        return _element_cost(self.a) * d * p < t * t * (d + p)
 
     def _formed(self) -> Iterator[tuple[int, Tensor]]:
         """(number of the first, gradients (k, G, p, d)), a few samples at a time; each is to be used up before the next is asked for."""
@@ -247,9 +253,11 @@ class Patches(PerSample):
 
     def _formed(self) -> Iterator[tuple[int, Tensor]]:
         """(number of the first, gradients (k, p, d / groups, kh, kw)), a few samples at a time."""
-        by_convolution = not self.x.is_cuda and self.b.shape[-2:].numel() >= CONVOLVED_PIXELS
         for i, j in _slices(self.x, self.shape):
-            yield i, self._sum(slice(i, j))[None] if by_convolution else self.outer(i, j).dense()
+            yield i, self._sum(slice(i, j))[None] if self._convolves() else self.outer(i, j).dense()
+
+    def _convolves(self) -> bool:
+        return not self.x.is_cuda and self.b.shape[-2:].numel() >= CONVOLVED_PIXELS
 
     def _pixel_gram(self) -> Tensor:
         """Square norms from one Gram matrix over input pixels: that of the unfolded input is kh kw shifted copies of it, added up. M = 1."""
@@ -271,11 +279,11 @@ class Patches(PerSample):
     def _cheapest(self) -> str:
         """ "form" the gradients, "unfold" for a Gram matrix over patches, or take it over "pixels": by multiply-adds and memory traffic."""
         (_, m, channels, h, w), p = self.x.shape, self.b.shape[2]
-        t, size, area = m * self.b.shape[-2] * self.b.shape[-1], self.shape.numel(), self.shape[-2] * self.shape[-1]
+        cost, t, size, area = _element_cost(self.x), m * self.b.shape[-2] * self.b.shape[-1], self.shape.numel(), self.shape[-2] * self.shape[-1]
         costs = {
-            "form": ELEMENT_COST * (size + t * channels * area),
-            "unfold": t * t * (channels * area + p) + ELEMENT_COST * t * channels * area,
-            "pixels": (h * w) ** 2 * channels + t * t * p + ELEMENT_COST // 3 * t * t * area * self.groups if m == 1 else float("inf"),
+            "form": cost * size + (0 if self._convolves() else cost * t * channels * area),
+            "unfold": t * t * (channels * area + p) + cost * t * channels * area,
+            "pixels": (h * w) ** 2 * channels + t * t * p + cost * t * t * area * self.groups if m == 1 else float("inf"),
         }
         return min(costs, key=lambda name: costs[name])
 

@@ -99,19 +99,21 @@ def _choose(engine: str, model: nn.Module, losses: tuple[Loss, ...], first: Batc
     """The engine to use, after checks on the first batch. Raises ValueError for coupled samples and, unless "auto", an engine that does not fit."""
     if first is None:
         return "loop"
+    used = engine
     for loss in losses:
-        require_independent(model, loss, first)
-    if engine not in ("auto", "ghost"):
-        return engine
-    try:
-        for loss in losses:
-            ghost.verify(model, loss, first, selected)
-    except NotCovered as error:
-        if engine == "ghost":
-            raise ValueError(f"engine 'ghost': {error}; use engine='vmap', or leave it out with parameters=") from error
-        warnings.warn(f"engine 'vmap', which is slower, because 'ghost' does not cover everything: {error}", stacklevel=5)
-        return "vmap"
-    return "ghost"
+        jointly = None
+        if used in ("auto", "ghost"):
+            try:
+                jointly = ghost.verify(model, loss, first, selected)
+            except NotCovered as error:
+                require_independent(model, loss, first)  # which may be why, and is the clearer message
+                if engine == "ghost":
+                    raise ValueError(f"engine 'ghost': {error}; use engine='vmap', or leave it out with parameters=") from error
+                warnings.warn(f"engine 'vmap', which is slower, because 'ghost' does not cover everything: {error}", stacklevel=5)
+                used = "vmap"
+                continue
+        require_independent(model, loss, first, jointly)
+    return "ghost" if used == "auto" else used
 
 
 def _plan(

@@ -7,7 +7,7 @@ different samples yield products without a sample meeting itself. Scalars are fl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ Labels = dict[str, tuple[str, ...]]  # parameter name -> the groups it counts to
 Sums = dict[str, Tensor]
 ALL = "all"  # the group every selected parameter belongs to
 FORMAT = "gsnr sums 1"
+PIECE = 1 << 16  # elements of a sum that are taken to float64 at once
 
 
 def label(selected: list[str], groups: Callable[[str], str | tuple[str, ...]] | None) -> Labels:
@@ -105,13 +106,14 @@ class Moments:
     def product(self, other: Moments, mine: str = "total", theirs: str = "total") -> dict[str, float]:
         """group -> inner product of two sums ("plus", "minus" or "total") over the group's parameters."""
 
-        def of(moments: Moments, which: str, name: str) -> Tensor:
-            return moments.total(name) if which == "total" else getattr(moments, which)[name]
+        def pieces(moments: Moments, which: str, name: str) -> Iterator[Tensor]:
+            halves = [getattr(moments, half)[name].flatten().split(PIECE) for half in ("plus", "minus") if which in (half, "total")]
+            return (torch.stack(piece).sum(0, dtype=torch.float64) for piece in zip(*halves, strict=True))
 
         values = {}
-        for name in self.labels:
-            a, b = of(self, mine, name).flatten(), of(other, theirs, name).flatten()
-            values[name] = torch.linalg.vecdot(a.double(), b.to(a.device).double())
+        for name, s in self.plus.items():
+            pairs = zip(pieces(self, mine, name), pieces(other, theirs, name), strict=True)
+            values[name] = torch.stack([torch.dot(a, b.to(s.device)) for a, b in pairs]).sum()
         return {group: float(value) for group, value in by_group(values, self.labels).items()}
 
     def estimates(self, r: dict[str, Array] | None, e: dict[str, Array] | None) -> dict[str, Estimate]:

@@ -163,18 +163,18 @@ def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, n
     return losses.detach()
 
 
-def verify(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter]) -> None:
+def verify(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter]) -> Tensor:
     """Proves on the first two samples of a batch that every use is covered and that samples lie where the rules look for them: the
-    gradient of the first sample's loss must vanish in every parameter's gradient of the second. Raises NotCovered otherwise."""
-    if batch_size(batch) < 2:
-        return
+    gradient of the first sample's loss must vanish in every parameter's gradient of the second. Returns their losses. Raises NotCovered."""
+    b = min(2, batch_size(batch))
 
     def second_is_zero(name: str, gradients: PerSample) -> None:
-        if gradients.square_norms()[1] != 0:
+        if b == 2 and gradients.square_norms()[1] != 0:
             raise NotCovered(f"parameter {name!r}: samples do not lie first in its input, or one sample's loss depends on another sample")
 
-    capture = _Capture(selected, 2, second_is_zero)
+    capture = _Capture(selected, b, second_is_zero)
     with _on(capture):
-        losses = check_losses(loss(model, rows(batch, 0, 2)), 2)
+        losses = check_losses(loss(model, rows(batch, 0, b)), b)
         _backward(capture, losses[0])
     capture.finish(selected)
+    return losses.detach()
