@@ -28,6 +28,7 @@ from torch.nn.grad import conv2d_weight
 # Multiply-adds that squaring and adding up one element of a formed gradient costs as much as. On a CPU, where one sample's gradient stays in
 # cache, 7 to 8 were measured (float32, widths 384 to 3072); on GPUs it is memory traffic over arithmetic, by their data sheets (unmeasured).
 ELEMENT_COST, ELEMENT_COST_CUDA = 8, 75
+LONG_ROW = 4096  # elements from which on a CPU takes the products of rows one by one
 CONVOLVED_PIXELS = 256  # from so many output pixels on, a CPU forms one sample's gradient faster by its convolution kernels than unfolded
 SLICE_BYTES = 1 << 28  # what materialised gradients may take at once on a GPU; a CPU takes one sample at a time, which stays in cache
 
@@ -43,9 +44,10 @@ def _element_cost(x: Tensor) -> int:
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """(C,) float64: inner products of the rows of two tensors of one shape."""
-    if len(x) == 1 and x.device.type == "cpu":  # BLAS: half the memory traffic
-        return torch.dot(x.reshape(-1), y.reshape(-1)).double().view(1)
-    return torch.linalg.vecdot(x.reshape(len(x), -1), y.reshape(len(y), -1)).double()
+    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    if x.device.type == "cpu" and x.shape[1] >= LONG_ROW:  # BLAS row by row: half the memory traffic of a product and its sum
+        return torch.stack([torch.dot(a, b) for a, b in zip(x, y, strict=True)]).double()
+    return torch.linalg.vecdot(x, y).double()
 
 
 def _slices(x: Tensor, shape: torch.Size) -> Iterator[tuple[int, int]]:
@@ -93,6 +95,10 @@ class PerSample(ABC):
     @abstractmethod
     def nbytes(self) -> int:
         """Memory it holds."""
+
+    def vanishes(self, i: int) -> bool:
+        """True only if sample i's gradient is exactly zero; factors are not multiplied to find out."""
+        return not bool(self.square_norms()[i])
 
 
 @dataclass(frozen=True)
@@ -207,9 +213,11 @@ class Outer(PerSample):
     def dots(self, direction: Tensor) -> Tensor:
         groups, p = self.b.shape[1], self.b.shape[-1]
         matrix = direction.reshape(groups, p, -1)
-        if p < self.a.shape[-1]:
-            return _dot(wide(self.a) @ matrix.transpose(1, 2), wide(self.b))
-        return _dot(wide(self.b) @ matrix, wide(self.a))
+        narrow, wide_side = (self.b, self.a) if p < self.a.shape[-1] else (self.a, self.b)
+        matrix = matrix.transpose(1, 2) if narrow is self.b else matrix
+        # the wider factor times the matrix, then the narrower one; without groups as one large product
+        turned = wide(wide_side) @ (matrix if groups > 1 else matrix[0])
+        return _dot(turned, wide(narrow))
 
     def dense(self) -> Tensor:
         return (wide(self.b).transpose(-1, -2) @ wide(self.a)).reshape(-1, *self.shape)
@@ -217,6 +225,9 @@ class Outer(PerSample):
     def pooled(self, draws: int) -> PerSample:
         a, b = (x.unflatten(0, (-1, draws)).transpose(1, 2).flatten(2, 3) for x in (self.a, self.b))
         return Outer(a, b / draws, self.shape)
+
+    def vanishes(self, i: int) -> bool:
+        return not bool(self.b[i].any())
 
     def nbytes(self) -> int:
         return self.a.nbytes + self.b.nbytes
@@ -315,6 +326,9 @@ class Patches(PerSample):
         x, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.x, self.b))
         return Patches(x, b / draws, self.shape, self.stride, self.dilation, self.groups)
 
+    def vanishes(self, i: int) -> bool:
+        return not bool(self.b[i].any())
+
     def nbytes(self) -> int:
         return self.x.nbytes + self.b.nbytes
 
@@ -361,6 +375,9 @@ class Rows(PerSample):
         index, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.index, self.b))
         return Rows(index, b / draws, self.shape)
 
+    def vanishes(self, i: int) -> bool:
+        return not bool(self.b[i].any())
+
     def nbytes(self) -> int:
         return self.index.nbytes + self.b.nbytes
 
@@ -396,6 +413,9 @@ class Sum(PerSample):
 
     def pooled(self, draws: int) -> PerSample:
         return Sum(tuple(part.pooled(draws) for part in self.parts))
+
+    def vanishes(self, i: int) -> bool:
+        return all(part.vanishes(i) for part in self.parts)
 
     def nbytes(self) -> int:
         return sum(part.nbytes() for part in self.parts)
