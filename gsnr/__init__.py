@@ -1,18 +1,29 @@
 """gsnr: the gradient signal-to-noise ratio of any PyTorch model, unbiased, signed and with intervals.
 
     import gsnr, torch
+    from torch import nn
 
-    model = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.Tanh(), torch.nn.Linear(64, 3))
-    x, y = torch.randn(256, 20), torch.randint(3, (256,))
+    mlp = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    conv = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+    x, y = torch.randn(256, 1, 8, 8), torch.randint(10, (256,))
     batches = [{"x": x[i : i + 64], "y": y[i : i + 64]} for i in range(0, 256, 64)]
 
     def loss(model, batch):                      # (B,) losses, one per sample
-        return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
 
-    result = gsnr.measure(model, loss, batches, groups=lambda name: name.split(".")[0])
-    print(result["all"].gsnr, result["all"].ci(0.95), result.groups)
+    for model in (mlp, conv):
+        result = gsnr.measure(model, loss, batches, groups=lambda name: name.split(".")[0])
+        print(result["all"].gsnr, result["all"].ci(0.95), result.groups)
 
-The package knows nothing of diffusion. `gsnr.table`, `gsnr.estimates` and `gsnr.bins` import without torch.
+    measure         one loss -> Result: signal, noise, gsnr, interval, detection limit, effective dimension, cautions, per group
+    compare         two losses on the same samples -> cosine of their mean gradients, constructive G-SNR, paired difference
+    difference_ci   paired interval for two estimates on the same samples (two targets, two checkpoints)
+    pool            one G-SNR over several bins;   Result.save, .load, .merge: disjoint samples, measured apart
+    Monitor         measures every K steps of any training loop, which stays the same bit for bit
+    check           is every engine right on this model and loss, and are samples uncoupled? prints a table
+
+`python -m gsnr.bench` says what it costs, `python -m gsnr.coverage` how often the intervals cover. The package knows nothing of diffusion.
+`gsnr.table`, `gsnr.estimates`, `gsnr.comparison` and `gsnr.bins` import without torch.
 """
 
 from __future__ import annotations

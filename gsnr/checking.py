@@ -15,7 +15,7 @@ from gsnr.engines import ENGINES, Batch, Loss, batch_size, find
 from gsnr.gradients import PerSample, wide
 from gsnr.measurement import select
 from gsnr.moments import Labels, by_group, label
-from gsnr.passes import exact, same_random_state
+from gsnr.passes import exact, undisturbed
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of ||g_i||^2 and of S, relative to the largest; coarser types: 5e-2
 TOLERANCE_LOW = 5e-2
@@ -72,7 +72,7 @@ def _moments(engine: str, model: nn.Module, loss: Loss, batch: Batch, selected: 
             q[name] = gradients.accumulate(plus, minus, 0)
             sums[name] = plus.double() + minus.double()
 
-    with same_random_state(device):
+    with undisturbed(device):
         find(engine)(model, loss, batch, selected, visit)
     return by_group(q, labels), sums
 
@@ -109,7 +109,7 @@ def check(
     selected = select(model, parameters)
     labels = label(list(selected), groups)
     dtype = next(iter(selected.values())).dtype
-    with same_random_state(next(iter(selected.values())).device):
+    with undisturbed(next(iter(selected.values())).device):
         found = coupled(model, loss, batch)
     if found is None:
         coupling = "not tested, the loss draws random numbers (dropout): use eval mode"

@@ -16,7 +16,7 @@ from gsnr.coupling import require_independent, require_no_batch_norm_in_training
 from gsnr.engines import ENGINES, Batch, Loss, NotCovered, chunk_within, default_memory, find, ghost
 from gsnr.estimates import Array, Estimate
 from gsnr.moments import ALL, Moments, label
-from gsnr.passes import FirstPass, Plan, Products, first_pass, same_random_state, second_look
+from gsnr.passes import FirstPass, Plan, Products, first_pass, second_look, undisturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def _plan(
     if isinstance(batches, Iterator):
         batches = list(batches)
     memory = default_memory(selected) if memory_bytes is None else memory_bytes
-    with same_random_state(next(iter(selected.values())).device):
+    with undisturbed(next(iter(selected.values())).device):
         used = _choose(engine, model, losses, next(iter(batches), None), selected)
     samples = chunk or (None if used == "ghost" else max(1, chunk_within(memory, selected) // draws))
     return Plan(

@@ -72,13 +72,13 @@ class Products:
 
 
 @contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """No TF32, no autocast, no gradient: squared norms of small gradients need all 24 bits."""
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; the random state is put back."""
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         torch.set_float32_matmul_precision(matmul)
@@ -86,9 +86,9 @@ def exact(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def same_random_state(device: torch.device) -> Iterator[None]:
-    """Puts the random state back."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+def exact(device: torch.device) -> Iterator[None]:
+    """Around statistics: no gradient, and no autocast, even where the caller measures inside it."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
@@ -148,7 +148,7 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
     moments = tuple(Moments.empty(plan.labels, plan.selected, plan.draws) for _ in plan.losses)
     x_parts: list[dict[str, Array]] = []
     keeper = _Keeper(plan.memory_bytes if keep else -1)
-    with same_random_state(plan.device):
+    with undisturbed(plan.device):
         for chunk in plan.chunks():
             n = batch_size(chunk) // plan.draws
             signs = moments[0].next_signs(n)
@@ -200,7 +200,7 @@ def second_look(plan: Plan, moments: tuple[Moments, ...], kept: list[list[Gradie
     parts: list[list[Products]] = [[] for _ in moments]
     seen: list[list[Array]] = [[] for _ in moments]
     done = 0
-    with same_random_state(plan.device):
+    with undisturbed(plan.device):
         for chunk in plan.chunks() if kept is None else kept:
             for k, mine in enumerate(moments):
                 visit = _Multiply(plan, mine, totals[k], totals[1 - k] if len(totals) > 1 else None, done < COV_SAMPLES)

@@ -57,19 +57,22 @@ class _Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        used = [name for x in (*args, *kwargs.values()) if (name := self.names.get(id(x))) is not None]
+        used = {name for x in (*args, *kwargs.values()) if (name := self.names.get(id(x))) is not None}
         if not used or not torch.is_grad_enabled():
             if self.forward_runs:
                 self.without_gradient.update(used)
             return func(*args, **kwargs)
         try:
-            return self._tapped(self._rule(func, args, kwargs))
+            call = self._rule(func, args, kwargs)
         except NotCovered as error:
             result = func(*args, **kwargs)  # harmless unless it reaches the loss, which autograd's graph will tell
             if any(isinstance(x, Tensor) and x.requires_grad for x in (result if isinstance(result, tuple) else (result,))):
                 for name in used:
                     self.without_rule.setdefault(name, str(error))
             return result
+        for name in used - {self.names.get(id(p)) for p in call.parameters.values()}:
+            self.without_rule.setdefault(name, f"{func.__name__}, as its input")
+        return self._tapped(call)
 
     def _split(self, x: Tensor) -> Tensor:
         """(N m, ...) -> (N, m, ...) of N samples."""

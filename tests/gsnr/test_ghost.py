@@ -299,8 +299,8 @@ class Uncovered(nn.Module):
                 return h @ self.linear.weight
             case "attention":
                 return self.attention(h, h, h)[0]
-            case "compiled":
-                return torch.jit.trace(nn.Bilinear(4, 4, 4), (h, h))(h, h)
+            case "input":
+                return h + self.linear(self.extra)
             case "sequence first":
                 return self.linear(h.transpose(0, 1)).transpose(0, 1)
             case "not per sample":
@@ -313,6 +313,7 @@ class Uncovered(nn.Module):
     [
         ("matmul", r"parameter 'extra' is used by matmul"),
         ("reused", r"parameter 'linear.weight' is used by matmul"),
+        ("input", r"parameter 'extra' is used by linear, as its input|'linear.(weight|bias)'"),
         ("attention", r"parameter 'attention\.[a-z_.]*' is used by multi_head_attention_forward"),
         ("sequence first", r"'linear.(weight|bias)'"),
         ("not per sample", r"'linear.(weight|bias)'"),

@@ -149,13 +149,16 @@ def test_batch_norm_in_train_mode_is_refused() -> None:
 def test_docstring_example_runs() -> None:
     """The ten lines in `help(gsnr)` are a program that works."""
     assert gsnr.__doc__ is not None
-    lines = [line[4:] for line in gsnr.__doc__.splitlines() if line.startswith("    ")]
+    program = gsnr.__doc__[: gsnr.__doc__.index("    measure  ")]
+    lines = [line[4:] for line in program.splitlines() if line.startswith("    ")]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "('all', '0', '2')" in done.stdout
+    assert "('all', '1', '3')" in done.stdout, "the MLP"
+    assert "('all', '0', '3')" in done.stdout, "the convolutional net"
 
 
 def test_tables_and_figures_import_without_torch() -> None:
-    code = "import sys, gsnr.table, gsnr.bins, figures.fig2_gsnr, figures.fig5_router, figures.__main__; assert 'torch' not in sys.modules"
+    names = "gsnr.comparison, gsnr.table, gsnr.bins, figures.fig2_gsnr, figures.fig5_router, figures.__main__"
+    code = f"import sys, {names}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
