@@ -182,6 +182,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
         _check_out(out, config, resume)
     with accelerator.main_process_first():
         header, splits = open_data(config)
+    watch.check(config, splits["heldout"])
     raw = make_objective(config, header)
     ema = copy.deepcopy(raw).requires_grad_(False)
     optim = config.optim

@@ -30,6 +30,12 @@ def group_of(name: str) -> tuple[str, ...]:
     return ("backbone", f"block {int(rest.split('.')[1]) + 1}") if rest.startswith("blocks.") else ("backbone",)
 
 
+def check(config: TrainConfig, heldout: Split) -> None:
+    """Raises ValueError where there are not enough held-out images."""
+    if config.gsnr_every and config.gsnr_images > heldout.size:
+        raise ValueError(f"--gsnr-images {config.gsnr_images}: the held-out split of {heldout.header.data!r} has {heldout.size}")
+
+
 class Watch:
     """Measures the losses of an objective every `config.gsnr_every` steps (0: never); every rank has to call it with every step."""
 
@@ -38,9 +44,8 @@ class Watch:
         self.monitor: gsnr.Monitor | None = None
         if not config.gsnr_every:
             return
-        images = min(config.gsnr_images, heldout.size)
-        size = min(64, -(-images // world))
-        batches = list(heldout_batches(heldout, images, config.seed, "heldout", 0.0, 1.0, objective.alignment.needs, size))[rank::world]
+        size = min(64, -(-config.gsnr_images // world))
+        batches = list(heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, objective.alignment.needs, size))[rank::world]
         losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.tap is not None else ()))}
         self.monitor = gsnr.Monitor(objective, losses, [_ready(batch, device) for _, batch in batches], every=config.gsnr_every, groups=group_of)
 

@@ -231,6 +231,12 @@ def monitored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_monitoring_needs_its_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--gsnr-images 9999: the held-out split"):
+        call(main, "--preset", "smoke", "--out", tmp_path / "run", "--gsnr-every", "5", "--gsnr-images", "9999")
+    assert not (tmp_path / "run").exists()
+
+
 def test_monitoring_changes_no_bit_of_the_run(smoke_run: Path, monitored_run: Path) -> None:
     """--gsnr-every on, stopped and resumed, equals the run without it: weights, EMA, optimizer and every logged number."""
     for step in ("0000020", "0000030"):
