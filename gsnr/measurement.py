@@ -161,7 +161,7 @@ def _run(plan: Plan, interval: bool, distributed: bool) -> tuple[tuple[Moments, 
         ranks.add([*mine.plus.values(), *mine.minus.values()], distributed)
     looks: tuple[Products | None, ...] = (None,) * len(plan.losses)
     if interval:
-        products = ranks.together(lambda: second_look(plan, first.moments, first.kept), distributed)
+        products = ranks.together(lambda: second_look(plan, first), distributed)
         looks = tuple(Products(*(ranks.join(part, distributed) for part in (p.r, p.other, p.e))) for p in products)
     moments = tuple(
         replace(
@@ -206,7 +206,8 @@ def measure(
     model       any module; its mode (train or eval), gradients and random state are left as they are.
     loss        loss(model, batch) -> (B,) one value per sample, any scale, no coupling across samples; must accept B = 1.
     batches     iterable of dict[str, Tensor], every tensor with leading dimension B. Gone through twice where what the interval
-                needs does not fit `memory_bytes`, so its order must not change (an iterator is turned into a list first).
+                needs does not fit `memory_bytes` (what does not fit is computed again), so its order must not change (an iterator is
+                turned into a list first).
     engine      "auto" | "loop" | "vmap" | "ghost"; "auto" is "ghost" where that covers every selected parameter, and otherwise
                 "vmap", with a warning that says why.
     parameters  predicate on names; default: all that require grad.
@@ -215,7 +216,7 @@ def measure(
     draws       rows of a batch that belong to one sample and follow one another (draws of t and noise for one image): g_i is
                 their mean gradient, n counts samples, and the noise is split into a part between and a part within samples.
     chunk       samples whose gradients are taken at once; default: from `memory_bytes`, whole batches for "ghost".
-    memory_bytes    what per-sample gradients may take; default 1 GiB on a CPU, a quarter of the free memory on a GPU.
+    memory_bytes    what per-sample gradients may take; default an eighth of a CPU's memory, a quarter of the free memory of a GPU.
     distributed     where torch.distributed is initialised, every rank brings batches of its own and all get the result of all
                 (counts may differ); False measures this rank alone.
 

@@ -1,11 +1,12 @@
 """How a measurement goes over its batches: one pass for the moments, and a second look for the products with sums known by then.
 
-The second look is at gradients that were kept (as factors, by the ghost engine) as long as they fit in memory, and is a second pass
-otherwise. Both passes start from the same random state, which is put back: a loss with dropout draws the same masks twice.
+The second look is at the gradients of those chunks that fitted in memory (as factors, by the ghost engine); the other chunks are run again, each
+from the random state it had: a loss with dropout draws the same masks twice. The random state is put back at the end.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from gsnr.gradients import PerSample, inner
 from gsnr.moments import ALL, Labels, Moments, by_group
 
 COV_SAMPLES = 64  # samples (per rank) whose products with D are taken, for tr(Cov^2): a quarter of the cost of r_i at n = 256
+CHANGED = "the batches came in another order, or with other random numbers, the second time; pass a list (no shuffling loader)"
 Gradients = dict[str, PerSample]
+RandomState = tuple[Tensor, Tensor | None]  # of the CPU and of the GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +58,12 @@ class Plan:
 
 @dataclass
 class FirstPass:
-    """First pass: a Moments per loss, x: group -> (n,) g_a,i . g_b,i (two losses), and the gradients of every chunk if they fitted."""
+    """First pass: a Moments per loss, x: group -> (n,) g_a,i . g_b,i (two losses), and per chunk its gradients by each loss, if they fitted,
+    or else the random state it started from."""
 
     moments: tuple[Moments, ...]
     x: dict[str, Array]
-    kept: list[list[Gradients]] | None
+    chunks: list[list[Gradients] | RandomState]
 
 
 @dataclass
@@ -92,6 +96,16 @@ def exact(device: torch.device) -> Iterator[None]:
         yield
 
 
+def _random_state(device: torch.device) -> RandomState:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(state: RandomState, device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
 def _check_finite(q_C: Array, first: int) -> None:
     bad = np.flatnonzero(~np.isfinite(q_C))
     if len(bad):
@@ -99,17 +113,23 @@ def _check_finite(q_C: Array, first: int) -> None:
         raise ValueError(f"gradients of {len(bad)} samples are not finite (samples {names}{', ...' if len(bad) > 8 else ''})")
 
 
-class _Keeper:
-    """Holds every chunk's gradients until they no longer fit, and then none."""
+class _Budget:
+    """Memory for gradients that are kept, chunk by chunk: each whole or not at all."""
 
-    def __init__(self, budget: int) -> None:
-        self.left, self.kept = budget, list[list[Gradients]]()
+    def __init__(self, memory_bytes: int) -> None:
+        self.left, self.spent, self.fits = memory_bytes, 0, memory_bytes > 0
 
     def take(self, gradients: PerSample) -> bool:
-        self.left -= gradients.nbytes()
-        if self.left < 0:
-            self.kept.clear()
-        return self.left >= 0
+        """True as long as the chunk at hand fits."""
+        self.spent += gradients.nbytes()
+        self.fits = self.fits and self.spent <= self.left
+        return self.fits
+
+    def close(self) -> bool:
+        """Ends a chunk: True if it is kept."""
+        kept, self.left = self.fits, self.left - self.spent * self.fits
+        self.spent, self.fits = 0, self.left > 0
+        return kept
 
 
 @dataclass
@@ -120,7 +140,7 @@ class _Accumulate:
     mine: Moments
     start: int  # 0 where the chunk's first sample has sign +
     first: Gradients | None  # those of the first loss, where this is the second
-    keeper: _Keeper
+    budget: _Budget
     q: dict[str, Tensor] = field(default_factory=dict)
     draw_q: dict[str, Tensor] = field(default_factory=dict)
     x: dict[str, Tensor] = field(default_factory=dict)
@@ -135,7 +155,7 @@ class _Accumulate:
             self.q[name] = gradients.accumulate(self.mine.plus[name], self.mine.minus[name], self.start)
             if self.first is not None:
                 self.x[name] = inner(self.first[name], gradients)
-            fits = self.keeper.take(gradients)
+            fits = self.budget.take(gradients)
             meets_another = len(self.plan.losses) > 1 and self.first is None
             if fits or meets_another:
                 self.held[name] = gradients
@@ -147,24 +167,25 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
     """Raises ValueError for gradients that are not finite, naming the samples."""
     moments = tuple(Moments.empty(plan.labels, plan.selected, plan.draws) for _ in plan.losses)
     x_parts: list[dict[str, Array]] = []
-    keeper = _Keeper(plan.memory_bytes if keep else -1)
+    budget = _Budget(plan.memory_bytes if keep else 0)
+    chunks: list[list[Gradients] | RandomState] = []
     with undisturbed(plan.device):
         for chunk in plan.chunks():
             n = batch_size(chunk) // plan.draws
             signs = moments[0].next_signs(n)
             held: list[Gradients] = []
+            state = _random_state(plan.device)
             for loss, mine in zip(plan.losses, moments, strict=True):
-                visit = _Accumulate(plan, mine, int(signs[0] < 0), held[0] if held else None, keeper)
+                visit = _Accumulate(plan, mine, int(signs[0] < 0), held[0] if held else None, budget)
                 losses = plan.engine(plan.model, loss, chunk, plan.selected, visit)
                 mine.append(visit.q, visit.draw_q, signs, losses)
                 _check_finite(mine.q[ALL][-n:], mine.n - n)
                 held.append(visit.held)
             if visit.x:
                 x_parts.append(by_group(visit.x, plan.labels))
-            if keeper.left >= 0:
-                keeper.kept.append(held)
+            chunks.append(held if budget.close() else state)
     x = {group: np.concatenate([part[group] for part in x_parts] or [np.empty(0)]) for group in moments[0].q}
-    return FirstPass(moments, x if len(moments) > 1 else {}, keeper.kept if keeper.left >= 0 else None)
+    return FirstPass(moments, x if len(moments) > 1 else {}, chunks)
 
 
 @dataclass
@@ -194,32 +215,35 @@ class _Multiply:
         return Products(r, by_group(self.other, self.plan.labels) if self.other else {}, e)
 
 
-def second_look(plan: Plan, moments: tuple[Moments, ...], kept: list[list[Gradients]] | None) -> tuple[Products, ...]:
-    """Products with the sums in `moments` (by now those of all ranks). Raises ValueError where a second pass sees other losses than the first."""
-    totals = [{name: mine.total(name) for name in plan.labels} for mine in moments]
-    parts: list[list[Products]] = [[] for _ in moments]
-    seen: list[list[Array]] = [[] for _ in moments]
+def second_look(plan: Plan, first: FirstPass) -> tuple[Products, ...]:
+    """Products with the sums in `first.moments` (by now those of all ranks). Raises ValueError where a chunk that is run again has other losses."""
+    totals = [{name: mine.total(name) for name in plan.labels} for mine in first.moments]
+    parts: list[list[Products]] = [[] for _ in totals]
     done = 0
+    all_kept = all(isinstance(chunk, list) for chunk in first.chunks)
     with undisturbed(plan.device):
-        for chunk in plan.chunks() if kept is None else kept:
-            for k, mine in enumerate(moments):
+        batches = itertools.repeat(None, len(first.chunks)) if all_kept else plan.chunks()
+        for chunk, batch in itertools.zip_longest(first.chunks, batches):
+            if chunk is None or (batch is None and not all_kept):
+                raise ValueError(CHANGED)
+            if not isinstance(chunk, list):
+                _set_random_state(chunk, plan.device)
+            n = 0
+            for k, mine in enumerate(first.moments):
                 visit = _Multiply(plan, mine, totals[k], totals[1 - k] if len(totals) > 1 else None, done < COV_SAMPLES)
-                if isinstance(chunk, dict):
-                    losses = plan.engine(plan.model, plan.losses[k], chunk, plan.selected, _pooling(plan.draws, visit))
-                    seen[k].append(losses.double().cpu().numpy().reshape(-1, plan.draws).mean(1))
-                else:
+                if isinstance(chunk, list):
                     for name, gradients in chunk[k].items():
                         visit(name, gradients)
+                else:
+                    assert batch is not None
+                    losses = plan.engine(plan.model, plan.losses[k], batch, plan.selected, _pooling(plan.draws, visit))
+                    _check_same(losses.double().cpu().numpy().reshape(-1, plan.draws).mean(1), mine.losses[done:])
                 parts[k].append(visit.parts())
-            done += len(parts[0][-1].r[ALL])
-            if done > COV_SAMPLES:  # exactly so many, wherever chunks end
-                for part in (parts_k[-1] for parts_k in parts):
-                    for value in part.e.values():
-                        value[max(0, len(value) - (done - COV_SAMPLES)) :] = np.nan
-    if kept is None:
-        for losses_k, mine in zip(seen, moments, strict=True):
-            _check_same(np.concatenate(losses_k or [np.empty(0)]), mine.losses)
-    return tuple(_joined(part, list(mine.q)) for part, mine in zip(parts, moments, strict=True))
+                n = len(parts[k][-1].r[ALL])
+                for value in parts[k][-1].e.values():  # of exactly so many samples, wherever chunks end
+                    value[max(0, COV_SAMPLES - done) :] = np.nan
+            done += n
+    return tuple(_joined(part, list(mine.q)) for part, mine in zip(parts, first.moments, strict=True))
 
 
 def _pooling(draws: int, visit: Visit) -> Visit:
@@ -236,5 +260,5 @@ def _joined(parts: list[Products], groups: list[str]) -> Products:
 def _check_same(losses: Array, before: Array) -> None:
     """r_i and q_i must be of the same sample."""
     scale = np.abs(before).max(initial=0.0)
-    if losses.shape != before.shape or not np.allclose(losses, before, rtol=1e-3, atol=1e-6 * scale):
-        raise ValueError("the batches came in another order, or with other random numbers, the second time; pass a list (no shuffling loader)")
+    if len(losses) > len(before) or not np.allclose(losses, before[: len(losses)], rtol=1e-3, atol=1e-6 * scale):
+        raise ValueError(CHANGED)

@@ -8,6 +8,7 @@ the loss does not touch it), as soon as they are known, and returns the C detach
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 
@@ -22,7 +23,6 @@ Visit = Callable[[str, PerSample], None]
 Engine = Callable[[nn.Module, Loss, Batch, dict[str, nn.Parameter], Visit], Tensor]
 
 ENGINES = ("loop", "vmap", "ghost")
-CPU_MEMORY_BYTES = 1 << 30  # what per-sample gradients may take by default on a CPU; on a GPU, a quarter of what is free
 
 
 class NotCovered(ValueError):
@@ -37,9 +37,11 @@ def find(name: str) -> Engine:
 
 
 def default_memory(selected: dict[str, nn.Parameter]) -> int:
-    """Bytes that per-sample gradients may take all together."""
+    """Bytes that per-sample gradients may take all together: a quarter of what is free on a GPU, an eighth of all memory on a CPU."""
     device = next(iter(selected.values())).device
-    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CPU_MEMORY_BYTES
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8 if hasattr(os, "sysconf") else 1 << 30
 
 
 def chunk_within(memory_bytes: int, selected: dict[str, nn.Parameter], limit: int = 32) -> int:

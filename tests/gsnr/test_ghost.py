@@ -227,8 +227,12 @@ def test_dropout_draws_the_same_masks_twice(training: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).train(training)
     before = torch.get_rng_state()
-    for memory in (0, 1 << 30):
-        e = gsnr.measure(model, squares, [{"x": torch.ones(9, 5)}, {"x": torch.ones(4, 5)}], engine="ghost", memory_bytes=memory)["all"]
+    batches = [{"x": torch.ones(9, 5)}, {"x": torch.ones(4, 5)}, {"x": torch.ones(9, 5)}]
+    whole = gsnr.measure(model, squares, batches, engine="ghost")["all"]
+    for memory in (0, 1500, 3000, 1 << 30):  # nothing, the small batch, one of the large ones, everything is kept
+        e = gsnr.measure(model, squares, batches, engine="ghost", memory_bytes=memory)["all"]
+        np.testing.assert_allclose(e.q_n, whole.q_n, rtol=1e-6)
+        np.testing.assert_allclose(e.r_n, whole.r_n, rtol=1e-5, atol=1e-5 * np.abs(whole.r_n).max())
         assert e.r_n.sum() == pytest.approx(e.sum_sq, rel=1e-5)
         assert (np.ptp(e.q_n) > 0.1 * e.q_n.mean()) == training  # equal inputs differ by their masks alone
     assert torch.equal(before, torch.get_rng_state())
