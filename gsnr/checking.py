@@ -72,7 +72,7 @@ def _moments(engine: str, model: nn.Module, loss: Loss, batch: Batch, selected: 
             q[name] = gradients.accumulate(plus, minus, 0)
             sums[name] = plus.double() + minus.double()
 
-    with undisturbed(device):
+    with undisturbed(model, device):
         find(engine)(model, loss, batch, selected, visit)
     return by_group(q, labels), sums
 
@@ -109,7 +109,7 @@ def check(
     selected = select(model, parameters)
     labels = label(list(selected), groups)
     dtype = next(iter(selected.values())).dtype
-    with undisturbed(next(iter(selected.values())).device):
+    with undisturbed(model, next(iter(selected.values())).device):
         found = coupled(model, loss, batch)
     if found is None:
         coupling = "not tested, the loss draws random numbers (dropout): use eval mode"

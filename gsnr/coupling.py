@@ -1,15 +1,21 @@
-"""Does one sample change another's loss? Batch norm in train mode and contrastive losses do; per-sample gradients are then not defined."""
+"""Are the numbers an engine hands out those of one sample at a time? Spot checks while measuring, and the coupling test.
+
+Samples are coupled where one changes another's loss (batch norm in train mode, contrastive losses); per-sample gradients are then not defined.
+An engine is wrong for a model where what it takes for one sample's gradient is not: samples that do not lie first in some layer's input, rows
+gathered unevenly from samples, parameters reached past the module. Both show in a sample that is measured alone, by one plain backward.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from gsnr.engines import Batch, Loss, batch_size, check_losses, rows
+from gsnr.engines import Batch, Loss, NotCovered, batch_size, check_losses, rows
 
 # Relative difference that rounding explains, by the precision a loss was computed in (an autocast loss is float32 but rounded as bfloat16).
 ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
 ROUNDING_LOW = 5e-2
+NORM_ROUNDING = 5e-2  # of a gradient's norm in float32, with room for bfloat16 inside a loss; an engine that is wrong is off by far more
 
 
 def require_no_batch_norm_in_training(model: nn.Module) -> None:
@@ -19,46 +25,68 @@ def require_no_batch_norm_in_training(model: nn.Module) -> None:
             raise ValueError(f"module {name!r} is batch norm in train mode, which couples samples; call model.eval() first")
 
 
-def _rounding(losses: Tensor) -> float:
-    return ROUNDING_LOW if torch.is_autocast_enabled(losses.device.type) else ROUNDING.get(losses.dtype, ROUNDING_LOW)
+def _rounding(model: nn.Module, losses: Tensor) -> float:
+    low = torch.is_autocast_enabled(losses.device.type) or any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return ROUNDING_LOW if low else ROUNDING.get(losses.dtype, ROUNDING_LOW)
 
 
-def _alone(model: nn.Module, loss: Loss, batch: Batch, i: int) -> Tensor:
+def _losses(model: nn.Module, loss: Loss, batch: Batch) -> Tensor:
     with torch.enable_grad():  # as when measuring: some modules take another path without gradients
-        return check_losses(loss(model, rows(batch, i, i + 1)), 1).detach()
+        return check_losses(loss(model, batch), batch_size(batch))
 
 
-def _change(alone: Tensor, jointly: Tensor) -> tuple[Tensor, float]:
-    """(relative difference, what rounding explains)."""
-    scale = torch.maximum(alone.abs(), jointly.abs()).double()
-    return ((jointly - alone).double().abs() / scale).nan_to_num(0.0), _rounding(jointly)
+def _differs(a: Tensor, b: Tensor, rounding: float) -> bool:
+    a, b = a.detach().double(), b.detach().double()
+    return bool(((a - b).abs() > rounding * torch.maximum(a.abs(), b.abs())).any())
+
+
+def _changed_by_others(model: nn.Module, loss: Loss, batch: Batch, i: int, jointly: Tensor) -> bool:
+    """True where sample i's loss changes when all others become copies of it. The shapes stay, so rounding stays nearly the same."""
+    alike = {key: torch.cat([x[i : i + 1]] * len(x)) for key, x in batch.items()}
+    return _differs(_losses(model, loss, alike)[i : i + 1], jointly[i : i + 1], 1e-5)
 
 
 def coupled(model: nn.Module, loss: Loss, batch: Batch) -> list[int] | None:
-    """The samples of a batch whose loss is another alone than in the batch; None where that cannot be told, because the loss is random."""
-    b = batch_size(batch)
-    alone = torch.cat([_alone(model, loss, batch, i) for i in range(b)])
-    if not torch.equal(alone[:1], _alone(model, loss, batch, 0)):
+    """The samples of a batch whose loss depends on the others; None where that cannot be told, because the loss is random."""
+    jointly = _losses(model, loss, batch).detach()
+    if not torch.equal(jointly, _losses(model, loss, batch).detach()):
         return None
-    with torch.enable_grad():
-        change, rounding = _change(alone, check_losses(loss(model, batch), b).detach())
-    return torch.nonzero(change > rounding).flatten().tolist()
+    rounding = _rounding(model, jointly)
+    alone = [_losses(model, loss, rows(batch, i, i + 1)).detach() for i in range(len(jointly))]
+    suspects = [i for i, value in enumerate(alone) if _differs(value, jointly[i : i + 1], rounding)]
+    return [i for i in suspects if _changed_by_others(model, loss, batch, i, jointly)]
 
 
-def require_independent(model: nn.Module, loss: Loss, batch: Batch, jointly: Tensor | None = None) -> None:
-    """Raises ValueError where the loss of a batch's first sample is another alone than beside the second. Says nothing of a random loss.
+def spot_check(
+    model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], draws: int, i: int, losses: Tensor, q: dict[str, Tensor]
+) -> bool:
+    """Sample i of a chunk (rows i K .. i K + K - 1) alone, by one plain backward, against what an engine found for the chunk: its losses,
+    and q: name -> (C,) ||g_i||^2. True where they agree, False where they cannot be compared because the loss is random.
 
-    `jointly`: the losses of the first two samples together, where they are known already.
+    Raises ValueError where the samples are coupled, NotCovered where the engine is wrong, naming the parameter.
     """
-    if batch_size(batch) < 2:
-        return
-    if jointly is None:
-        with torch.enable_grad():
-            jointly = check_losses(loss(model, rows(batch, 0, 2)), 2).detach()
-    alone = _alone(model, loss, batch, 0)
-    change, rounding = _change(alone, jointly[:1])
-    if change.item() > rounding and torch.equal(alone, _alone(model, loss, batch, 0)):
-        raise ValueError(
-            f"samples are coupled: a sample's loss changes by {change.item():.2g} of itself when another joins the batch (a contrastive loss, or "
-            "statistics over the batch); per-sample gradients are not defined then"
-        )
+    own = rows(batch, i * draws, (i + 1) * draws)
+    alone = _losses(model, loss, own)
+    found = losses[i * draws : (i + 1) * draws]
+    if _differs(alone, found, _rounding(model, alone)):
+        if not torch.equal(alone.detach(), _losses(model, loss, own).detach()):
+            return False
+        jointly = _losses(model, loss, batch).detach()
+        if any(_changed_by_others(model, loss, batch, row, jointly) for row in range(i * draws, (i + 1) * draws)):
+            raise ValueError(
+                f"samples are coupled: the loss of sample {i} changes when another joins the batch (a contrastive loss, or statistics over the "
+                "batch); per-sample gradients are not defined then"
+            )
+        if _differs(alone, found, 0.1):
+            return True  # nothing but rounding, so no number to be right about (or a loss that depends on the size of its batch)
+    if not alone.requires_grad:
+        return True
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(alone.mean(), list(selected.values()), allow_unused=True)
+    expected = [0.0 if g is None else float(torch.linalg.vector_norm(g.detach(), dtype=torch.float64)) for g in gradients]
+    rounding = NORM_ROUNDING if alone.dtype != torch.float64 else ROUNDING[torch.float64]
+    for name, norm in zip(selected, expected, strict=True):
+        mine = float(q[name][i]) ** 0.5
+        if abs(mine - norm) > rounding * (max(norm, mine) + 1e-2 * max(expected)):
+            raise NotCovered(f"the gradient of parameter {name!r} at sample {i} has norm {mine:.4g}, by one plain backward {norm:.4g}")
+    return True

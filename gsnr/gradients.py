@@ -142,7 +142,8 @@ class Dense(PerSample):
         return torch.linalg.vector_norm(self.g.reshape(self.samples, -1), dim=1, dtype=torch.float64).square()
 
     def dots(self, direction: Tensor) -> Tensor:
-        return (wide(self.g).reshape(self.samples, -1) @ direction.flatten()).double()
+        g = wide(self.g).reshape(self.samples, -1)
+        return (g @ direction.flatten().to(g.dtype)).double()
 
     def dense(self) -> Tensor:
         return self.g

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gsnr import ranks
 from gsnr.comparison import Comparison
-from gsnr.coupling import require_independent, require_no_batch_norm_in_training
-from gsnr.engines import ENGINES, Batch, Loss, NotCovered, chunk_within, default_memory, find, ghost
+from gsnr.coupling import require_no_batch_norm_in_training
+from gsnr.engines import AUTO, Batch, Loss, NotCovered, default_memory, find
 from gsnr.estimates import Array, Estimate
 from gsnr.moments import ALL, Moments, label
-from gsnr.passes import FirstPass, Plan, Products, first_pass, second_look, undisturbed
+from gsnr.passes import FirstPass, Plan, Products, first_pass, second_look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,30 +91,9 @@ def select(model: nn.Module, parameters: Callable[[str], bool] | None) -> dict[s
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     chosen = {name: p for name, p in trainable.items() if parameters is None or parameters(name)}
     if not chosen:
-        known = ", ".join(list(trainable)[:5]) or "none requires grad"
-        raise ValueError(f"no parameter selected out of {len(trainable)} trainable ones ({known}, ...)")
+        names = f" ({', '.join(list(trainable)[:5])}{', ...' if len(trainable) > 5 else ''})" if trainable else ": none requires grad"
+        raise ValueError(f"no parameter selected out of {len(trainable)} trainable ones{names}")
     return chosen
-
-
-def _choose(engine: str, model: nn.Module, losses: tuple[Loss, ...], first: Batch | None, selected: dict[str, nn.Parameter]) -> str:
-    """The engine to use, after checks on the first batch. Raises ValueError for coupled samples and, unless "auto", an engine that does not fit."""
-    if first is None:
-        return "loop"
-    used = engine
-    for loss in losses:
-        jointly = None
-        if used in ("auto", "ghost"):
-            try:
-                jointly = ghost.verify(model, loss, first, selected)
-            except NotCovered as error:
-                require_independent(model, loss, first)  # which may be why, and is the clearer message
-                if engine == "ghost":
-                    raise ValueError(f"engine 'ghost': {error}; use engine='vmap', or leave it out with parameters=") from error
-                warnings.warn(f"engine 'vmap', which is slower, because 'ghost' does not cover everything: {error}", stacklevel=5)
-                used = "vmap"
-                continue
-        require_independent(model, loss, first, jointly)
-    return "ghost" if used == "auto" else used
 
 
 def _plan(
@@ -126,37 +106,64 @@ def _plan(
     draws: int,
     chunk: int | None,
     memory_bytes: int | None,
-) -> tuple[Plan, str]:
-    if engine not in ("auto", *ENGINES):
+) -> Plan:
+    """Checks the arguments and puts them together, for the first engine to try."""
+    if engine != "auto":
         find(engine)
-    for value, name in ((draws, "draws"), (chunk, "chunk")):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+    for value, name, least in ((draws, "draws", 1), (chunk, "chunk", 1), (memory_bytes, "memory_bytes", 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    functions: list[tuple[Any, str]] = [(parameters, "parameters"), (groups, "groups"), *((loss, "loss") for loss in losses)]
+    for function, name in functions:
+        if function is not None and not callable(function):
+            raise ValueError(f"{name} must be a function, not {type(function).__name__}")
+    if not isinstance(model, nn.Module) or not isinstance(batches, Iterable):
+        raise ValueError(f"measure(model, loss, batches): got {type(model).__name__}, {type(losses[0]).__name__}, {type(batches).__name__}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be measured under torch.inference_mode(); torch.no_grad() is fine")
     require_no_batch_norm_in_training(model)
     selected = select(model, parameters)
-    labels = label(list(selected), groups)
-    if isinstance(batches, Iterator):
-        batches = list(batches)
-    memory = default_memory(selected) if memory_bytes is None else memory_bytes
-    with undisturbed(next(iter(selected.values())).device):
-        used = _choose(engine, model, losses, next(iter(batches), None), selected)
-    samples = chunk or (None if used == "ghost" else max(1, chunk_within(memory, selected) // draws))
     return Plan(
         model=model,
         losses=losses,
-        batches=batches,
-        engine=find(used),
+        batches=list(batches) if isinstance(batches, Iterator) else batches,
+        engine=find(AUTO[0] if engine == "auto" else engine),
         selected=selected,
-        labels=labels,
+        labels=label(list(selected), groups),
         draws=draws,
-        rows=None if samples is None else samples * draws,
-        memory_bytes=memory,
-    ), used
+        samples=chunk,
+        memory_bytes=default_memory(selected) if memory_bytes is None else memory_bytes,
+    )
 
 
-def _run(plan: Plan, interval: bool, distributed: bool) -> tuple[tuple[Moments, ...], dict[str, Array], tuple[Products | None, ...]]:
-    """Both passes, over all ranks."""
-    first: FirstPass = ranks.together(lambda: first_pass(plan, keep=interval), distributed)
+def _first_pass(plan: Plan, engine: str, keep: bool) -> tuple[Plan, FirstPass, str]:
+    """The first pass by the engine asked for; "auto": by the first in AUTO that fits, with a warning where that is not the first of all."""
+    refusals: list[str] = []
+    for name in AUTO if engine == "auto" else (engine,):
+        plan = replace(plan, engine=find(name))
+        try:
+            found = first_pass(plan, keep=keep)
+        except NotCovered as error:
+            if engine != "auto":
+                raise ValueError(f"engine {name!r}: {error}; try another engine, or leave it out with parameters=") from error
+            refusals.append(f"{name!r}: {error}")
+            continue
+        except RuntimeError as error:  # functorch's and autograd's ways of saying that they cannot do this model
+            if engine != "auto" or name == AUTO[-1] or isinstance(error, torch.OutOfMemoryError):
+                raise
+            refusals.append(f"{name!r}: {str(error).splitlines()[0]}")
+            continue
+        if refusals:
+            warnings.warn(f"engine {name!r}, which is slower, because {'; '.join(refusals)}", stacklevel=6)
+        return plan, found, name
+    raise ValueError(f"no engine can measure this model ({'; '.join(refusals)})")
+
+
+def _run(
+    plan: Plan, engine: str, interval: bool, distributed: bool
+) -> tuple[tuple[Moments, ...], dict[str, Array], tuple[Products | None, ...], str]:
+    """Both passes, over all ranks; and the name of the engine."""
+    plan, first, used = ranks.together(lambda: _first_pass(plan, engine, interval), distributed)
     for mine in first.moments:
         ranks.add([*mine.plus.values(), *mine.minus.values()], distributed)
     looks: tuple[Products | None, ...] = (None,) * len(plan.losses)
@@ -179,7 +186,7 @@ def _run(plan: Plan, interval: bool, distributed: bool) -> tuple[tuple[Moments, 
     for mine in moments:
         if not mine.q[ALL].any():
             warnings.warn(f"all {n} gradients are exactly zero, so the result is NaN: is the loss detached, or the output gated by 0?", stacklevel=4)
-    return moments, ranks.join(first.x, distributed), looks
+    return moments, ranks.join(first.x, distributed), looks, used
 
 
 def _result(moments: Moments, look: Products | None, engine: str) -> Result:
@@ -208,8 +215,9 @@ def measure(
     batches     iterable of dict[str, Tensor], every tensor with leading dimension B. Gone through twice where what the interval
                 needs does not fit `memory_bytes` (what does not fit is computed again), so its order must not change (an iterator is
                 turned into a list first).
-    engine      "auto" | "loop" | "vmap" | "ghost"; "auto" is "ghost" where that covers every selected parameter, and otherwise
-                "vmap", with a warning that says why.
+    engine      "auto" | "loop" | "vmap" | "ghost"; "auto" is "ghost" where that covers every selected parameter, otherwise "vmap",
+                otherwise "loop", with a warning that says why. Single samples are checked against one plain backward while
+                measuring (two of the first chunk, one of chunks 2, 4, 8, ...), unless the loss draws random numbers.
     parameters  predicate on names; default: all that require grad.
     groups      parameter name -> label or labels; "all" is always there.
     interval    also compute r_i = g_i . S, which the jackknife interval needs, and tr(Cov^2), which the detection limit needs.
@@ -224,8 +232,8 @@ def measure(
     n < 2, a loss of another shape, gradients that are not finite, or batches that come in another order the second time.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
-    plan, used = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes), distributed)
-    (moments,), _, (look,) = _run(plan, interval, distributed)
+    plan = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes), distributed)
+    (moments,), _, (look,), used = _run(plan, engine, interval, distributed)
     return _result(moments, look, used)
 
 
@@ -249,8 +257,8 @@ def compare(
     a flag `resolved`; `.constructive` is the part of loss a's G-SNR that also descends loss b. See `gsnr.comparison`.
     """
     losses = (loss_a, loss_b)
-    plan, used = ranks.together(lambda: _plan(model, losses, batches, engine, parameters, groups, draws, chunk, memory_bytes), distributed)
-    moments, x, looks = _run(plan, True, distributed)
+    plan = ranks.together(lambda: _plan(model, losses, batches, engine, parameters, groups, draws, chunk, memory_bytes), distributed)
+    moments, x, looks, used = _run(plan, engine, True, distributed)
     a, b = (_result(m, look, used) for m, look in zip(moments, looks, strict=True))
     assert looks[0] is not None and looks[1] is not None
     sum_ab = moments[0].product(moments[1])

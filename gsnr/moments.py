@@ -34,6 +34,8 @@ def label(selected: list[str], groups: Callable[[str], str | tuple[str, ...]] | 
     labels: Labels = {}
     for name in selected:
         own = () if groups is None else groups(name)
+        if not isinstance(own, str) and not (isinstance(own, tuple) and all(isinstance(x, str) for x in own)):
+            raise ValueError(f"groups({name!r}) must return a label or a tuple of labels, not {own!r}")
         labels[name] = tuple(dict.fromkeys((ALL, *([own] if isinstance(own, str) else own))))
     return labels
 
@@ -156,6 +158,20 @@ class Moments:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: not saved sums of this version of gsnr (format {metadata.get('format')!r}, wanted {FORMAT!r})")
 
+        try:
+            made = cls._from_tensors(tensors, metadata)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path}: damaged sums ({type(error).__name__}: {error})") from error
+        n = made.n
+        arrays = {"losses": made.losses, **{f"q/{group}": q for group, q in made.q.items()}}
+        bad = [name for name, x in arrays.items() if x.shape != (n,) or not np.isfinite(x).all()]
+        bad += [name for name in made.labels if made.plus[name].shape != made.minus[name].shape]
+        if bad or n < 1:
+            raise ValueError(f"{path}: damaged sums ({bad[0] if bad else 'no samples'})")
+        return made, metadata
+
+    @classmethod
+    def _from_tensors(cls, tensors: Sums, metadata: dict[str, str]) -> Moments:
         def part(kind: str) -> dict[str, Tensor]:
             return {key.removeprefix(kind + "/"): value for key, value in tensors.items() if key.startswith(kind + "/")}
 
@@ -163,5 +179,4 @@ class Moments:
         order = dict.fromkeys(group for own in labels.values() for group in own)
         q, draw_q = ({group: part(kind)[group].numpy() for group in order} for kind in ("q", "draw_q"))
         plus, minus = ({name: part(half)[name] for name in labels} for half in ("plus", "minus"))
-        made = cls(labels, plus, minus, int(metadata["draws"]), q, draw_q, tensors["signs"].numpy(), tensors["losses"].numpy())
-        return made, metadata
+        return cls(labels, plus, minus, int(metadata["draws"]), q, draw_q, tensors["signs"].numpy(), tensors["losses"].numpy())

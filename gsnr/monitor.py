@@ -13,7 +13,7 @@ Random state, gradients, hooks, modes and weights are those of a run without it,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ def evaluating(model: nn.Module) -> Any:
 class Monitor:
     """Call it with the step; it returns name -> Result on steps that are multiples of `every`, and {} on others.
 
-    model, batches, engine, parameters, groups, options: as in `gsnr.measure`. losses: name -> loss. `batches` should stay the same
+    model, batches, engine, parameters, groups and what follows: as in `gsnr.measure`. losses: name -> loss. `batches` should stay the same
     throughout (held-out samples with their own t and noise), so that curves over steps differ by the weights alone.
     eval_mode   measure in eval mode (default), where dropout and batch norm do not interfere.
 
@@ -55,16 +55,22 @@ class Monitor:
         engine: str = "auto",
         parameters: Callable[[str], bool] | None = None,
         groups: Callable[[str], str | tuple[str, ...]] | None = None,
+        interval: bool = True,
+        draws: int = 1,
+        chunk: int | None = None,
+        memory_bytes: int | None = None,
+        distributed: bool = True,
         eval_mode: bool = True,
-        **options: Any,
     ) -> None:
         if every < 1:
             raise ValueError(f"every = {every}: must be at least 1 step")
-        if not losses:
-            raise ValueError("a monitor needs at least one loss to measure")
-        self.model, self.losses, self.batches, self.every = model, losses, batches, every
+        if not isinstance(losses, dict) or not losses:
+            raise ValueError("a monitor needs at least one loss to measure: name -> loss")
+        self.model, self.losses, self.every = model, losses, every
+        self.batches = list(batches) if isinstance(batches, Iterator) else batches
         self.eval_mode = eval_mode
-        self.options = {"engine": engine, "parameters": parameters, "groups": groups, **options}
+        self.options: dict[str, Any] = {"engine": engine, "parameters": parameters, "groups": groups, "interval": interval, "draws": draws}
+        self.options |= {"chunk": chunk, "memory_bytes": memory_bytes, "distributed": distributed}
         self.measurements = 0
         self.seconds = 0.0
         self._started: float | None = None

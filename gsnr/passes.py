@@ -10,12 +10,14 @@ import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnr.engines import Batch, Engine, Loss, Visit, batch_size, rows
+from gsnr.coupling import spot_check
+from gsnr.engines import Batch, Engine, Loss, Visit, batch_size, check_losses, chunk_within, ghost, loop, rows
 from gsnr.estimates import Array
 from gsnr.gradients import PerSample, inner
 from gsnr.moments import ALL, Labels, Moments, by_group
@@ -28,7 +30,8 @@ RandomState = tuple[Tensor, Tensor | None]  # of the CPU and of the GPU
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured and how; `losses` has one entry for `measure`, two for `compare`. rows: of a chunk, None for whole batches."""
+    """What is measured and how; `losses` has one entry for `measure`, two for `compare`. samples: of a chunk; by default whole
+    batches for ghost, and for the others as many as fit."""
 
     model: nn.Module
     losses: tuple[Loss, ...]
@@ -37,12 +40,19 @@ class Plan:
     selected: dict[str, nn.Parameter]
     labels: Labels
     draws: int
-    rows: int | None
+    samples: int | None
     memory_bytes: int
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.selected.values())).device
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows of a chunk; None for whole batches."""
+        if self.samples is None and self.engine is ghost.per_sample:
+            return None
+        return self.draws * (self.samples or max(1, chunk_within(self.memory_bytes, self.selected) // self.draws))
 
     def chunks(self) -> Iterator[Batch]:
         """Batches, cut to size. Raises ValueError for a batch that is no multiple of `draws`."""
@@ -52,7 +62,7 @@ class Plan:
                 raise ValueError(
                     f"a batch of {b} rows is no multiple of draws = {self.draws}; the draws of a sample must follow one another in one batch"
                 )
-            size = self.rows or b
+            size = self.chunk_rows or b
             yield from (rows(batch, i, min(i + size, b)) for i in range(0, b, size))
 
 
@@ -76,17 +86,43 @@ class Products:
 
 
 @contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; the random state is put back."""
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def _full_float32() -> Iterator[None]:
+    """No TF32, by whichever of PyTorch's two interfaces the caller uses: they refuse to be mixed."""
+    try:
+        matmul = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+        before = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision
+        return
+    cudnn = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = cudnn
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; random state and buffers are put back."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with _full_float32(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
 
 
 @contextmanager
@@ -104,6 +140,15 @@ def _set_random_state(state: RandomState, device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
+
+
+@contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    state = _random_state(device)
+    try:
+        yield
+    finally:
+        _set_random_state(state, device)
 
 
 def _check_finite(q_C: Array, first: int) -> None:
@@ -163,13 +208,29 @@ class _Accumulate:
                 del self.first[name]
 
 
+def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tensor, q: dict[str, Tensor]) -> None:
+    """Two samples of the first chunk, one of the second, fourth, eighth, ...: against one plain backward each."""
+    by_ghost = plan.engine is ghost.per_sample
+    if (number + 1) & number or (number and plan.engine is loop.per_sample):
+        return
+    n = len(losses) // plan.draws
+    with _random_state_kept(plan.device):
+        if not by_ghost and not number:  # the other engines never saw the samples together
+            with torch.enable_grad():
+                losses = check_losses(loss(plan.model, chunk), batch_size(chunk)).detach()
+        for i in dict.fromkeys((n - 1, n // 2) if number == 0 else (n - 1 - number % n,)):
+            same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, {name: q[name] for name in plan.selected})
+            if not same and by_ghost and not number:
+                ghost.verify(plan.model, loss, chunk, plan.selected)
+
+
 def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
-    """Raises ValueError for gradients that are not finite, naming the samples."""
+    """Raises ValueError for coupled samples and gradients that are not finite, naming them; NotCovered where the engine does not fit."""
     moments = tuple(Moments.empty(plan.labels, plan.selected, plan.draws) for _ in plan.losses)
     x_parts: list[dict[str, Array]] = []
     budget = _Budget(plan.memory_bytes if keep else 0)
     chunks: list[list[Gradients] | RandomState] = []
-    with undisturbed(plan.device):
+    with undisturbed(plan.model, plan.device):
         for chunk in plan.chunks():
             n = batch_size(chunk) // plan.draws
             signs = moments[0].next_signs(n)
@@ -180,6 +241,7 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
                 losses = plan.engine(plan.model, loss, chunk, plan.selected, visit)
                 mine.append(visit.q, visit.draw_q, signs, losses)
                 _check_finite(mine.q[ALL][-n:], mine.n - n)
+                _spot_check(plan, loss, chunk, len(chunks), losses, visit.q)
                 held.append(visit.held)
             if visit.x:
                 x_parts.append(by_group(visit.x, plan.labels))
@@ -221,7 +283,7 @@ def second_look(plan: Plan, first: FirstPass) -> tuple[Products, ...]:
     parts: list[list[Products]] = [[] for _ in totals]
     done = 0
     all_kept = all(isinstance(chunk, list) for chunk in first.chunks)
-    with undisturbed(plan.device):
+    with undisturbed(plan.model, plan.device):
         batches = itertools.repeat(None, len(first.chunks)) if all_kept else plan.chunks()
         for chunk, batch in itertools.zip_longest(first.chunks, batches):
             if chunk is None or (batch is None and not all_kept):

@@ -9,7 +9,7 @@ the loss does not touch it), as soon as they are known, and returns the C detach
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 
 import torch
@@ -23,10 +23,11 @@ Visit = Callable[[str, PerSample], None]
 Engine = Callable[[nn.Module, Loss, Batch, dict[str, nn.Parameter], Visit], Tensor]
 
 ENGINES = ("loop", "vmap", "ghost")
+AUTO = ("ghost", "vmap", "loop")  # the order in which "auto" tries them
 
 
 class NotCovered(ValueError):
-    """A parameter is used in a way that the ghost engine has no rule for; the message names both."""
+    """An engine cannot measure this model, or measures it wrongly; the message says where. "auto" then takes the next engine."""
 
 
 def find(name: str) -> Engine:
@@ -52,8 +53,11 @@ def chunk_within(memory_bytes: int, selected: dict[str, nn.Parameter], limit: in
 
 def batch_size(batch: Batch) -> int:
     """The common leading dimension B. Raises ValueError for anything but a dict of tensors, or naming the key that differs."""
-    if not isinstance(batch, dict) or not all(isinstance(value, torch.Tensor) for value in batch.values()):
+    if not isinstance(batch, Mapping):
         raise ValueError(f"batches must be an iterable of dicts of tensors; one of them is {type(batch).__name__}")
+    for key, value in batch.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"batch key {key!r} holds {type(value).__name__}, not a tensor")
     sizes = {key: value.shape[0] for key, value in batch.items() if value.ndim}
     scalars = [key for key, value in batch.items() if not value.ndim]
     if scalars or not sizes:
@@ -62,6 +66,8 @@ def batch_size(batch: Batch) -> int:
     for key, size in sizes.items():
         if size != first:
             raise ValueError(f"batch key {key!r} holds {size} samples, others {first}: every tensor needs the same leading dimension")
+    if not first:
+        raise ValueError("a batch without samples")
     return first
 
 

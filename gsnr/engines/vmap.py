@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gsnr.engines import Batch, Loss, Visit, check_losses
+from gsnr.engines import Batch, Loss, NotCovered, Visit, check_losses
 from gsnr.gradients import Dense
 
 
@@ -38,7 +38,7 @@ def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, n
             gradients, losses = every(parameters, batch)
         except RuntimeError as error:
             if "randomness" in str(error):
-                raise ValueError("the loss draws random numbers inside (dropout, noise): use eval mode, or pass them in the batch") from error
+                raise NotCovered("the loss draws random numbers inside (dropout, noise): use eval mode, or pass them in the batch") from error
             raise
     for name in selected:
         visit(name, Dense(gradients.pop(f"model.{name}")))

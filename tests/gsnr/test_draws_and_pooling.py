@@ -35,7 +35,7 @@ def test_draws_are_averaged_per_sample(engine: str, name: str) -> None:
     assert np.isnan(single.noise_within)
     with pytest.raises(ValueError, match="no multiple of draws = 4"):
         gsnr.measure(model, loss, [data], engine=engine, draws=4)
-    with pytest.raises(ValueError, match="draws must be at least 1"):
+    with pytest.raises(ValueError, match="draws must be a whole number of at least 1"):
         gsnr.measure(model, loss, [data], engine=engine, draws=0)
 
 

@@ -120,7 +120,7 @@ def test_batches_that_change_their_order_are_refused() -> None:
     with pytest.raises(ValueError, match="another order"):
         gsnr.measure(model, loss, Shuffled(), memory_bytes=0)
     assert gsnr.measure(model, loss, Shuffled())["all"].n == 13
-    with pytest.raises(ValueError, match="chunk must be at least 1"):
+    with pytest.raises(ValueError, match="chunk must be a whole number of at least 1"):
         gsnr.measure(model, loss, [data], chunk=-1)
 
 
