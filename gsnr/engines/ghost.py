@@ -37,7 +37,8 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.rule(outputs[0], *ctx.saved_tensors)
+        rule, ctx.rule = ctx.rule, None
+        rule(outputs[0], *ctx.saved_tensors)
         return outputs[0], None, None, None
 
 
@@ -95,10 +96,13 @@ class _Capture(TorchFunctionMode):
         if saved is not None and saved.is_floating_point() and saved.dtype != y.dtype:
             saved = saved.to(y.dtype)  # what autocast computed with, and half the memory
 
+        call.arguments.pop("input", None)  # kept by the tap alone, so that it is freed when autograd frees it, and not at all in a checkpoint
+        made = call.gradients
+
         def rule(gy: Tensor, saved: Tensor | None) -> None:
             if self.forward_runs:
                 raise NotCovered("the loss takes gradients itself, through the parameters' layers")
-            for slot, gradients in call.gradients(gy, saved, tuple(parameters)):
+            for slot, gradients in made(gy, saved, tuple(parameters)):
                 self._collect(self.names[id(parameters[slot])], gradients)
 
         return _Tap.apply(y, self.anchor, rule, saved)

@@ -30,6 +30,7 @@ class Rule:
     run: Callable[[dict[str, Tensor]], Tensor]
     gradients: Callable[[Tensor, Tensor | None, tuple[str, ...]], Found]
     saved: Tensor | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the call, as `gradients` sees them; "input" is taken out once it has run
     without_input: frozenset[str] = field(default_factory=frozenset)  # slots whose gradient needs the output's gradient alone
 
 
@@ -64,6 +65,7 @@ def _linear(args: Any, kwargs: Any, split: Split) -> Rule:
 
     return Rule(
         parameters=_tensors(v, "weight", "bias"),
+        arguments=v,
         samples=v["input"],
         saved=v["input"],
         without_input=BIAS,
@@ -108,6 +110,7 @@ def _conv(function: Callable[..., Tensor], spatial: int) -> Callable[[Any, Any, 
 
         return Rule(
             parameters=_tensors(v, "weight", "bias"),
+            arguments=v,
             samples=v["input"],
             saved=v["input"],
             without_input=BIAS,
@@ -132,6 +135,7 @@ def _embedding(args: Any, kwargs: Any, split: Split) -> Rule:
 
     return Rule(
         parameters=_tensors(v, "weight"),
+        arguments=v,
         samples=v["input"],
         saved=v["input"],
         run=lambda p: F.embedding(v["input"], p["weight"], v["padding_idx"]),
@@ -161,6 +165,7 @@ def _layer_norm(args: Any, kwargs: Any, split: Split) -> Rule:
     shape = torch.Size(v["normalized_shape"])
     return Rule(
         parameters=_tensors(v, "weight", "bias"),
+        arguments=v,
         samples=_with_others(v["input"], len(shape)),
         saved=v["input"],
         without_input=BIAS,
@@ -175,6 +180,7 @@ def _rms_norm(args: Any, kwargs: Any, split: Split) -> Rule:
     eps = torch.finfo(v["input"].dtype).eps if v["eps"] is None else v["eps"]
     return Rule(
         parameters=_tensors(v, "weight"),
+        arguments=v,
         samples=_with_others(v["input"], len(shape)),
         saved=v["input"],
         run=lambda p: F.rms_norm(v["input"], shape, p.get("weight"), v["eps"]),
@@ -186,6 +192,7 @@ def _group_norm(args: Any, kwargs: Any, split: Split) -> Rule:
     v = _bind("input num_groups weight bias eps", args, kwargs, weight=None, bias=None, eps=1e-5)
     return Rule(
         parameters=_tensors(v, "weight", "bias"),
+        arguments=v,
         samples=v["input"],
         saved=v["input"],
         without_input=BIAS,
@@ -205,6 +212,7 @@ def _batch_norm(args: Any, kwargs: Any, split: Split) -> Rule:
 
     return Rule(
         parameters=_tensors(v, "weight", "bias"),
+        arguments=v,
         samples=v["input"],
         saved=v["input"],
         without_input=BIAS,
