@@ -30,7 +30,7 @@ def _rounding(model: nn.Module, losses: Tensor) -> float:
     return ROUNDING_LOW if low else ROUNDING.get(losses.dtype, ROUNDING_LOW)
 
 
-def _losses(model: nn.Module, loss: Loss, batch: Batch) -> Tensor:
+def losses_of(model: nn.Module, loss: Loss, batch: Batch) -> Tensor:
     with torch.enable_grad():  # as when measuring: some modules take another path without gradients
         return check_losses(loss(model, batch), batch_size(batch))
 
@@ -43,16 +43,16 @@ def _differs(a: Tensor, b: Tensor, rounding: float) -> bool:
 def _changed_by_others(model: nn.Module, loss: Loss, batch: Batch, i: int, jointly: Tensor) -> bool:
     """True where sample i's loss changes when all others become copies of it. The shapes stay, so rounding stays nearly the same."""
     alike = {key: torch.cat([x[i : i + 1]] * len(x)) for key, x in batch.items()}
-    return _differs(_losses(model, loss, alike)[i : i + 1], jointly[i : i + 1], 1e-5)
+    return _differs(losses_of(model, loss, alike)[i : i + 1], jointly[i : i + 1], 1e-5)
 
 
 def coupled(model: nn.Module, loss: Loss, batch: Batch) -> list[int] | None:
     """The samples of a batch whose loss depends on the others; None where that cannot be told, because the loss is random."""
-    jointly = _losses(model, loss, batch).detach()
-    if not torch.equal(jointly, _losses(model, loss, batch).detach()):
+    jointly = losses_of(model, loss, batch).detach()
+    if not torch.equal(jointly, losses_of(model, loss, batch).detach()):
         return None
     rounding = _rounding(model, jointly)
-    alone = [_losses(model, loss, rows(batch, i, i + 1)).detach() for i in range(len(jointly))]
+    alone = [losses_of(model, loss, rows(batch, i, i + 1)).detach() for i in range(len(jointly))]
     suspects = [i for i, value in enumerate(alone) if _differs(value, jointly[i : i + 1], rounding)]
     return [i for i in suspects if _changed_by_others(model, loss, batch, i, jointly)]
 
@@ -66,12 +66,12 @@ def spot_check(
     Raises ValueError where the samples are coupled, NotCovered where the engine is wrong, naming the parameter.
     """
     own = rows(batch, i * draws, (i + 1) * draws)
-    alone = _losses(model, loss, own)
+    alone = losses_of(model, loss, own)
     found = losses[i * draws : (i + 1) * draws]
     if _differs(alone, found, _rounding(model, alone)):
-        if not torch.equal(alone.detach(), _losses(model, loss, own).detach()):
+        if not torch.equal(alone.detach(), losses_of(model, loss, own).detach()):
             return False
-        jointly = _losses(model, loss, batch).detach()
+        jointly = losses_of(model, loss, batch).detach()
         if any(_changed_by_others(model, loss, batch, row, jointly) for row in range(i * draws, (i + 1) * draws)):
             raise ValueError(
                 f"samples are coupled: the loss of sample {i} changes when another joins the batch (a contrastive loss, or statistics over the "

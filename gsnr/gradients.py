@@ -56,6 +56,11 @@ def _slices(x: Tensor, shape: torch.Size) -> Iterator[tuple[int, int]]:
     return ((i, min(i + step, len(x))) for i in range(0, len(x), step))
 
 
+def _halves(plus: Tensor, minus: Tensor, start: int) -> tuple[tuple[Tensor, slice], tuple[Tensor, slice]]:
+    """Each sum with the samples that belong to it."""
+    return (plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))
+
+
 def _add_formed(formed: Iterator[tuple[int, Tensor]], plus: Tensor, minus: Tensor, start: int) -> Tensor:
     """`PerSample.accumulate` for whole gradients that come a few samples at a time; their sum is the weight gradient, for free."""
     norms = []
@@ -134,8 +139,8 @@ class Dense(PerSample):
         return len(self.g)
 
     def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
-        plus.add_(self.g[start::2].sum(0, dtype=plus.dtype))
-        minus.add_(self.g[1 - start :: 2].sum(0, dtype=minus.dtype))
+        for total, part in _halves(plus, minus, start):
+            total.add_(self.g[part].sum(0, dtype=total.dtype))
         return self.square_norms()
 
     def square_norms(self) -> Tensor:
@@ -155,17 +160,26 @@ class Dense(PerSample):
         return self.g.nbytes
 
 
+class Factored(PerSample):
+    """Forms whose gradients are linear in b_C*, the gradients of a layer's output."""
+
+    b: Tensor
+
+    @property
+    def samples(self) -> int:  # type: ignore[override]
+        return len(self.b)
+
+    def vanishes(self, i: int) -> bool:
+        return not bool(self.b[i].any())
+
+
 @dataclass(frozen=True)
-class Outer(PerSample):
+class Outer(Factored):
     """a_CGTd, b_CGTp; the parameter's shape is (G p, ...) with d elements behind."""
 
     a: Tensor
     b: Tensor
     shape: torch.Size
-
-    @property
-    def samples(self) -> int:  # type: ignore[override]
-        return len(self.a)
 
     def _materialise(self) -> bool:
         """True where forming the gradients costs less than Gram matrices over tokens."""
@@ -185,7 +199,7 @@ class Outer(PerSample):
 
     def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
         if not self._materialise():
-            for total, part in ((plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))):
+            for total, part in _halves(plus, minus, start):
                 a, b = (wide(x[part].transpose(0, 1).flatten(1, 2)) for x in (self.a, self.b))  # (G, C T, .)
                 if a.shape[0] == 1:
                     total.view(b.shape[-1], -1).addmm_(b[0].T, a[0])
@@ -227,15 +241,12 @@ class Outer(PerSample):
         a, b = (x.unflatten(0, (-1, draws)).transpose(1, 2).flatten(2, 3) for x in (self.a, self.b))
         return Outer(a, b / draws, self.shape)
 
-    def vanishes(self, i: int) -> bool:
-        return not bool(self.b[i].any())
-
     def nbytes(self) -> int:
         return self.a.nbytes + self.b.nbytes
 
 
 @dataclass(frozen=True)
-class Patches(PerSample):
+class Patches(Factored):
     """x_CMdHW, b_CMpHW: a convolution's input (padded already) and output gradients, M of them a sample; weight (p, d/groups, kh, kw)."""
 
     x: Tensor
@@ -244,10 +255,6 @@ class Patches(PerSample):
     stride: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
-
-    @property
-    def samples(self) -> int:  # type: ignore[override]
-        return len(self.x)
 
     def outer(self, i: int = 0, j: int | None = None) -> Outer:
         """Samples i..j with their inputs unfolded: kh kw times the memory."""
@@ -303,7 +310,7 @@ class Patches(PerSample):
         way = self._cheapest()
         if way == "form":
             return _add_formed(self._formed(), plus, minus, start)
-        for total, part in ((plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))):
+        for total, part in _halves(plus, minus, start):
             if len(self.x[part]):
                 total.add_(self._sum(part).view_as(total))
         return self.square_norms()
@@ -327,27 +334,20 @@ class Patches(PerSample):
         x, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.x, self.b))
         return Patches(x, b / draws, self.shape, self.stride, self.dilation, self.groups)
 
-    def vanishes(self, i: int) -> bool:
-        return not bool(self.b[i].any())
-
     def nbytes(self) -> int:
         return self.x.nbytes + self.b.nbytes
 
 
 @dataclass(frozen=True)
-class Rows(PerSample):
+class Rows(Factored):
     """index_CT int64, b_CTp; the parameter's shape is (number of rows, p)."""
 
     index: Tensor
     b: Tensor
     shape: torch.Size
 
-    @property
-    def samples(self) -> int:  # type: ignore[override]
-        return len(self.index)
-
     def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
-        for total, part in ((plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))):
+        for total, part in _halves(plus, minus, start):
             total.index_add_(0, self.index[part].flatten(), self.b[part].flatten(0, 1).to(total.dtype))
         return self.square_norms()
 
@@ -375,9 +375,6 @@ class Rows(PerSample):
     def pooled(self, draws: int) -> PerSample:
         index, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.index, self.b))
         return Rows(index, b / draws, self.shape)
-
-    def vanishes(self, i: int) -> bool:
-        return not bool(self.b[i].any())
 
     def nbytes(self) -> int:
         return self.index.nbytes + self.b.nbytes

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnr.coupling import spot_check
-from gsnr.engines import Batch, Engine, Loss, Visit, batch_size, check_losses, chunk_within, ghost, loop, rows
+from gsnr.coupling import losses_of, spot_check
+from gsnr.engines import Batch, Engine, Loss, Visit, batch_size, chunk_within, ghost, loop, rows
 from gsnr.estimates import Array
 from gsnr.gradients import PerSample, inner
 from gsnr.moments import ALL, Labels, Moments, by_group
@@ -216,10 +216,9 @@ def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tenso
     n = len(losses) // plan.draws
     with _random_state_kept(plan.device):
         if not by_ghost and not number:  # the other engines never saw the samples together
-            with torch.enable_grad():
-                losses = check_losses(loss(plan.model, chunk), batch_size(chunk)).detach()
+            losses = losses_of(plan.model, loss, chunk).detach()
         for i in dict.fromkeys((n - 1, n // 2) if number == 0 else (n - 1 - number % n,)):
-            same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, {name: q[name] for name in plan.selected})
+            same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, q)
             if not same and by_ghost and not number:
                 ghost.verify(plan.model, loss, chunk, plan.selected)
 

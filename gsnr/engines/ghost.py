@@ -83,8 +83,8 @@ class _Capture(TorchFunctionMode):
         if func not in RULES:
             raise NotCovered(getattr(func, "__name__", str(func)))
         rule = RULES[func](args, kwargs, self._split)
-        if rule.samples.shape[0] % self.samples:
-            raise NotCovered(f"{func.__name__} on an input of shape {tuple(rule.samples.shape)}: {self.samples} samples do not lie first")
+        if rule.input.shape[0] % self.samples:
+            raise NotCovered(f"{func.__name__} on an input of shape {tuple(rule.input.shape)}: {self.samples} samples do not lie first")
         return rule
 
     def _tapped(self, call: Rule) -> Tensor:
@@ -92,7 +92,7 @@ class _Capture(TorchFunctionMode):
         if self.forward_runs:
             self.uses.update(self.names[id(p)] for p in parameters.values())
         y = call.run({slot: p.detach() if slot in parameters else p for slot, p in call.parameters.items()})
-        saved = None if call.saved is None or set(parameters) <= call.without_input else call.saved.detach()
+        saved = None if set(parameters) <= call.without_input else call.input.detach()
         if saved is not None and saved.is_floating_point() and saved.dtype != y.dtype:
             saved = saved.to(y.dtype)  # what autocast computed with, and half the memory
 
@@ -112,7 +112,7 @@ class _Capture(TorchFunctionMode):
         parts = self.found.setdefault(name, [])
         parts.append(gradients)
         if len(parts) == self.uses[name]:
-            self.visit(name, parts[0] if len(parts) == 1 else Sum(tuple(parts)))
+            self.visit(name, _together(parts))
             self.found[name] = []
             self.uses[name] = -1
 
@@ -121,7 +121,11 @@ class _Capture(TorchFunctionMode):
         for name, p in selected.items():
             parts = self.found.get(name, [])
             if self.uses[name] != -1:
-                self.visit(name, (parts[0] if len(parts) == 1 else Sum(tuple(parts))) if parts else Zero(self.samples, p))
+                self.visit(name, _together(parts) if parts else Zero(self.samples, p))
+
+
+def _together(parts: list[PerSample]) -> PerSample:
+    return parts[0] if len(parts) == 1 else Sum(tuple(parts))
 
 
 @contextmanager

@@ -26,10 +26,9 @@ class Rule:
     """One call. `parameters`: slot -> tensor; `run` is given them detached; `gradients(gy, saved, slots)` yields (slot, gradients)."""
 
     parameters: dict[str, Tensor]
-    samples: Tensor  # a tensor whose first dimension holds the samples
+    input: Tensor  # its first dimension holds the samples; kept for `gradients`, as `saved`, unless no parameter at hand needs it
     run: Callable[[dict[str, Tensor]], Tensor]
     gradients: Callable[[Tensor, Tensor | None, tuple[str, ...]], Found]
-    saved: Tensor | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of the call, as `gradients` sees them; "input" is taken out once it has run
     without_input: frozenset[str] = field(default_factory=frozenset)  # slots whose gradient needs the output's gradient alone
 
@@ -66,8 +65,7 @@ def _linear(args: Any, kwargs: Any, split: Split) -> Rule:
     return Rule(
         parameters=_tensors(v, "weight", "bias"),
         arguments=v,
-        samples=v["input"],
-        saved=v["input"],
+        input=v["input"],
         without_input=BIAS,
         run=lambda p: F.linear(v["input"], p["weight"], p.get("bias")),
         gradients=gradients,
@@ -111,8 +109,7 @@ def _conv(function: Callable[..., Tensor], spatial: int) -> Callable[[Any, Any, 
         return Rule(
             parameters=_tensors(v, "weight", "bias"),
             arguments=v,
-            samples=v["input"],
-            saved=v["input"],
+            input=v["input"],
             without_input=BIAS,
             run=lambda p: function(v["input"], p["weight"], p.get("bias"), v["stride"], v["padding"], v["dilation"], v["groups"]),
             gradients=gradients,
@@ -136,8 +133,7 @@ def _embedding(args: Any, kwargs: Any, split: Split) -> Rule:
     return Rule(
         parameters=_tensors(v, "weight"),
         arguments=v,
-        samples=v["input"],
-        saved=v["input"],
+        input=v["input"],
         run=lambda p: F.embedding(v["input"], p["weight"], v["padding_idx"]),
         gradients=gradients,
     )
@@ -166,8 +162,7 @@ def _layer_norm(args: Any, kwargs: Any, split: Split) -> Rule:
     return Rule(
         parameters=_tensors(v, "weight", "bias"),
         arguments=v,
-        samples=_with_others(v["input"], len(shape)),
-        saved=v["input"],
+        input=_with_others(v["input"], len(shape)),
         without_input=BIAS,
         run=lambda p: F.layer_norm(v["input"], shape, p.get("weight"), p.get("bias"), v["eps"]),
         gradients=_normalised(lambda x: F.layer_norm(x, shape, eps=v["eps"]), False, split, shape),
@@ -181,8 +176,7 @@ def _rms_norm(args: Any, kwargs: Any, split: Split) -> Rule:
     return Rule(
         parameters=_tensors(v, "weight"),
         arguments=v,
-        samples=_with_others(v["input"], len(shape)),
-        saved=v["input"],
+        input=_with_others(v["input"], len(shape)),
         run=lambda p: F.rms_norm(v["input"], shape, p.get("weight"), v["eps"]),
         gradients=_normalised(lambda x: F.rms_norm(x, shape, eps=eps), False, split, shape),
     )
@@ -193,8 +187,7 @@ def _group_norm(args: Any, kwargs: Any, split: Split) -> Rule:
     return Rule(
         parameters=_tensors(v, "weight", "bias"),
         arguments=v,
-        samples=v["input"],
-        saved=v["input"],
+        input=v["input"],
         without_input=BIAS,
         run=lambda p: F.group_norm(v["input"], v["num_groups"], p.get("weight"), p.get("bias"), v["eps"]),
         gradients=_normalised(lambda x: F.group_norm(x, v["num_groups"], eps=v["eps"]), True, split, torch.Size([v["input"].shape[1]])),
@@ -213,8 +206,7 @@ def _batch_norm(args: Any, kwargs: Any, split: Split) -> Rule:
     return Rule(
         parameters=_tensors(v, "weight", "bias"),
         arguments=v,
-        samples=v["input"],
-        saved=v["input"],
+        input=v["input"],
         without_input=BIAS,
         run=lambda p: F.batch_norm(v["input"], v["running_mean"], v["running_var"], p.get("weight"), p.get("bias"), eps=v["eps"]),
         gradients=_normalised(normalise, True, split, torch.Size([v["input"].shape[1]])),
@@ -247,8 +239,8 @@ def _broadcast(function: Callable[[Tensor, Tensor], Tensor], product: bool) -> C
 
         return Rule(
             parameters={"weight": w},
-            samples=x,
-            saved=x if product else None,
+            input=x,
+            without_input=frozenset() if product else frozenset({"weight"}),
             run=lambda p: function(x, p["weight"]),
             gradients=gradients,
         )

@@ -44,6 +44,7 @@ def main(out: Path) -> None:
     except ValueError as error:
         found["error"] = str(error)
     (out / f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
 
 
