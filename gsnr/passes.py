@@ -209,18 +209,18 @@ class _Accumulate:
 
 
 def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tensor, q: dict[str, Tensor]) -> None:
-    """Two samples of the first chunk, one of the second, fourth, eighth, ...: against one plain backward each."""
+    """One sample of chunk number 0, 1, 7, 31, 127, ... against one plain backward of its own. A lone chunk is also checked as number 1."""
     by_ghost = plan.engine is ghost.per_sample
-    if (number + 1) & number or (number and plan.engine is loop.per_sample):
+    if number and ((number + 1) & number or (number + 1).bit_length() % 2 or plan.engine is loop.per_sample):
         return
     n = len(losses) // plan.draws
     with _random_state_kept(plan.device):
         if not by_ghost and not number:  # the other engines never saw the samples together
             losses = losses_of(plan.model, loss, chunk).detach()
-        for i in dict.fromkeys((n - 1, n // 2) if number == 0 else (n - 1 - number % n,)):
-            same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, q)
-            if not same and by_ghost and not number:
-                ghost.verify(plan.model, loss, chunk, plan.selected)
+        i = n // 2 if number == 1 else n - 1 - number % n
+        same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, q)
+        if not same and by_ghost and not number:
+            ghost.verify(plan.model, loss, chunk, plan.selected)
 
 
 def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
@@ -229,6 +229,7 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
     x_parts: list[dict[str, Array]] = []
     budget = _Budget(plan.memory_bytes if keep else 0)
     chunks: list[list[Gradients] | RandomState] = []
+    latest: dict[Loss, tuple[Batch, Tensor, dict[str, Tensor]]] = {}
     with undisturbed(plan.model, plan.device):
         for chunk in plan.chunks():
             n = batch_size(chunk) // plan.draws
@@ -240,11 +241,14 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
                 losses = plan.engine(plan.model, loss, chunk, plan.selected, visit)
                 mine.append(visit.q, visit.draw_q, signs, losses)
                 _check_finite(mine.q[ALL][-n:], mine.n - n)
+                latest[loss] = chunk, losses, visit.q
                 _spot_check(plan, loss, chunk, len(chunks), losses, visit.q)
                 held.append(visit.held)
             if visit.x:
                 x_parts.append(by_group(visit.x, plan.labels))
             chunks.append(held if budget.close() else state)
+        for loss, (chunk, losses, q) in latest.items() if len(chunks) == 1 else ():
+            _spot_check(plan, loss, chunk, 1, losses, q)
     x = {group: np.concatenate([part[group] for part in x_parts] or [np.empty(0)]) for group in moments[0].q}
     return FirstPass(moments, x if len(moments) > 1 else {}, chunks)
 
