@@ -5,12 +5,13 @@ RUN ?= runs/demo
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa
 export HF_HUB_OFFLINE := 1
 export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check notebooks clean
+.PHONY: help demo ablations methods test check notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +29,12 @@ demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a rout
 	$(BIN)/python -m train.sample --ckpt $(RUN) --cfg 2.5 --sampling-steps 25
 	$(BIN)/python -m gsnr.probe --ckpt $(RUN)
 	$(BIN)/python -m figures --run $(RUN)
+
+ablations: $(STAMP) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
+	$(BIN)/python -m train.grid --out runs/ablations --steps 200
+
+methods: $(STAMP) ## the methods at the demo's full length, three seeds each, with the Fréchet distance: runs/methods; hours, goes on where it stopped
+	$(BIN)/python -m train.grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs 2 --rows $(METHODS)
 
 test: $(STAMP) ## runs the tests
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 python -m figures --run runs/demo                     into runs/demo/figures
 python -m figures --run runs/demo --figure fig5_router --out figures-for-the-paper
+python -m figures --run runs/raw --run runs/standardised --figure fig_beta          several runs side by side
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import pkgutil
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+
+import pandas as pd
 
 from figures.style import save
 from gsnr import table
@@ -29,25 +32,41 @@ def find(name: str) -> ModuleType:
     return import_module(f"figures.{name}")
 
 
+def _several(figure: ModuleType) -> bool:
+    """Whether a figure compares runs."""
+    return getattr(figure, "SEVERAL_RUNS", False)
+
+
+def _allows(runs: list[Path], figure: ModuleType) -> bool:
+    """Whether the runs have its table, and it is a figure of one run or of several."""
+    return _several(figure) == (len(runs) > 1) and all((run / "probes" / f"{figure.TABLE}.parquet").is_file() for run in runs)
+
+
+def _table(run: Path, name: str) -> pd.DataFrame:
+    path = run / "probes" / f"{name}.parquet"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such table; measure it with `python -m gsnr.probe --ckpt {run} --probe {name}`")
+    return table.read(path)
+
+
 def main(argv: list[str]) -> int:
     assert __doc__ is not None
     parser = Parser("python -m figures", __doc__)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder with probes/*.parquet")
-    parser.add_argument("--figure", metavar="A,B", help=f"figures to draw (default: all whose table is there): {', '.join(names())}")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: RUN/figures)")
+    parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help="run folder with probes/*.parquet; may be repeated")
+    parser.add_argument("--figure", metavar="A,B", help=f"figures to draw (default: all that the tables of the runs allow): {', '.join(names())}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
     args = parser.parse_args(argv)
-    probes = args.run / "probes"
-    asked = args.figure.split(",") if args.figure else [name for name in names() if (probes / f"{find(name).TABLE}.parquet").is_file()]
+    runs: list[Path] = args.run
+    asked = args.figure.split(",") if args.figure else [name for name in names() if _allows(runs, find(name))]
     if not asked:
-        raise ValueError(f"{probes}: no tables; measure first with `python -m gsnr.probe --ckpt {args.run}`")
-    out = args.out or args.run / "figures"
+        raise ValueError(f"{runs[0] / 'probes'}: no tables; measure first with `python -m gsnr.probe --ckpt {runs[0]}`")
+    out = args.out or runs[0] / "figures"
     written = []
     for name in asked:
         figure = find(name)
-        path = probes / f"{figure.TABLE}.parquet"
-        if not path.is_file():
-            raise ValueError(f"{path}: no such table; measure it with `python -m gsnr.probe --ckpt {args.run} --probe {figure.TABLE}`")
-        drawn = figure.draw(table.read(path))
+        if len(runs) > 1 and not _several(figure):
+            raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
+        drawn = figure.draw(pd.concat([_table(run, figure.TABLE) for run in runs], ignore_index=True))
         for suffix in ("png", "pdf"):
             written.append(out / f"{name}.{suffix}")
             save(drawn, written[-1])

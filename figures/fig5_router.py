@@ -17,9 +17,12 @@ def _lines(axes: Axes, rows: pd.DataFrame, title: str, uniform: float) -> None:
     for i, (name, curve) in enumerate(rows.groupby("group", sort=False)):
         curve = curve.sort_values("t_low")
         axes.plot(curve["t_low"], curve["value"], color=COLOURS[i % len(COLOURS)], ls=LINES[i % len(LINES)], label=_short(str(name)))
-    axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
     axes.set(xlim=(0, 1), ylim=WEIGHT_LIMITS, xlabel=T_LABEL)
     axes.set_title(title, loc="left")
+    if rows.empty:
+        axes.text(0.5, 0.5, "not in this target", ha="center", va="center", transform=axes.transAxes)
+        return
+    axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
     axes.legend(loc="best")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,42 +42,53 @@ class Candidate:
         marks = [mark for mark in (self.control, self.projector) if mark not in (NONE, "fit")]
         return " ".join([self.target, *(f"[{mark}]" for mark in marks)])
 
-    def target_BTC(self, batch: Batch, shuffled: Batch) -> Tensor:
-        """The target of a batch; `shuffled` holds the features of other images for the same samples."""
-        return self.alignment.target(shuffled if self.control == SHUFFLED else batch, batch["t"]).detach()
+    def target_BTC(self, batch: Batch, shuffled: Batch, h_BTD: Tensor) -> Tensor:
+        """The target of a batch whose hidden states are h; `shuffled` holds other images with the same times and noise."""
+        return self.alignment.target(shuffled if self.control == SHUFFLED else batch, h_BTD).detach()
 
     def loss(self, h_BTD: Tensor, target_BTC: Tensor) -> Tensor:
         """(B,): the alignment's own discrepancy between the projected hidden state and a target."""
         return self.alignment.discrepancy(self.alignment.projector(h_BTD), target_BTC)
 
 
-def own_target(subject: Subject) -> str | None:
-    """What the checkpoint itself was aligned to, by the names of this module; None for no alignment."""
+def own_target(subject: Subject) -> tuple[str, dict[str, Any], AlignmentModule] | None:
+    """(name, options, module) of what the checkpoint's hidden states at `subject.tap` were aligned to; None for no alignment."""
+    alignment = subject.checkpoint.alignment
+    if not alignment.parts:
+        return None
     options = subject.checkpoint.config.alignment
-    if options["name"] == "uniform":
-        return f"uniform_{options['source']}"
-    return None if options["name"] == "none" else options["name"]
+    first = options["parts"][0] if options["name"] == "multi" else options
+    name = f"uniform_{first['source']}" if first["name"] == "uniform" else first["name"]
+    return name, first, alignment.parts[0]
+
+
+def options_of(subject: Subject) -> dict[str, dict[str, Any]]:
+    """target -> options of its alignment: the checkpoint's own, and uniform mid and deep where the cache has their features.
+
+    The uniform targets take what is not the target from the checkpoint's alignment, where that is one of VAE features.
+    """
+    own = own_target(subject)
+    shared = {key: own[1][key] for key in ("split", "features", "projector", "loss") if own and "source" in own[1]}
+    sources = ("mid", "deep") if {"G3", "G4"} <= subject.header.groups.keys() else ()
+    uniform = {f"uniform_{source}": {"name": "uniform", "source": source, "tap": subject.tap} | shared for source in sources}
+    return uniform if own is None else {own[0]: own[1]} | {name: o for name, o in uniform.items() if name != own[0]}
 
 
 def candidates(subject: Subject, seed: int) -> list[Candidate]:
     """The checkpoint's own target, uniform mid, uniform deep, and the own target shuffled (uniform mid where there is none), each with a
     projector to be fitted; and the own target with the checkpoint's projector.
-
-    The uniform targets take split, projector and tap from the checkpoint's alignment, so that they differ from it in the target alone.
     """
-    c, own = subject.checkpoint, own_target(subject)
-    shared = {key: value for key, value in c.config.alignment.items() if key in ("split", "projector")} | {"tap": subject.tap}
-    options = {f"uniform_{source}": {"name": "uniform", "source": source} | shared for source in ("mid", "deep")}
-    if own is not None:
-        options = {own: c.config.alignment} | {name: o for name, o in options.items() if name != own}
+    c, own, options = subject.checkpoint, own_target(subject), options_of(subject)
 
     def fresh(name: str) -> AlignmentModule:
         """A target as it is in the checkpoint (its router, say), with a newly initialised projector."""
         torch.manual_seed(seed)
         made = make_alignment(options[name], c.config.model, subject.header.groups)
-        if name == own:
-            learned = {key: value for key, value in c.alignment.state_dict().items() if not key.startswith("projector.")}
+        if own is not None and name == own[0]:
+            learned = {key: value for key, value in own[2].state_dict().items() if not key.startswith("projector.")}
             made.load_state_dict(learned, strict=False)
+        else:
+            made.calibrate(subject.splits["train"])
         return made.to(subject.device)
 
     first = next(iter(options))
@@ -84,19 +96,25 @@ def candidates(subject: Subject, seed: int) -> list[Candidate]:
     control = Candidate(target=first, control=SHUFFLED, projector="fit", alignment=fresh(first))
     if own is None:
         return [*true, control]
-    as_trained = Candidate(target=own, control=NONE, projector="ckpt", alignment=copy.deepcopy(c.alignment).to(subject.device))
+    as_trained = Candidate(target=own[0], control=NONE, projector="ckpt", alignment=copy.deepcopy(own[2]).to(subject.device))
     return [*true, control, as_trained]
 
 
-def with_shuffled(subject: Subject, split: str, index_N: np.ndarray, batch: Batch) -> Batch:
-    """The same samples with the features of other images."""
-    s = subject.splits[split]
-    rows = s.take(another_image(index_N, s.size), subject.groups)
-    return batch | {group: torch.from_numpy(rows[group]) for group in subject.groups}
+@torch.no_grad()
+def ready(subject: Subject, made: list[Candidate], batch: Batch) -> Batch:
+    """A batch on the device, with what the candidates' targets read of the moving average."""
+    batch = {key: x.to(subject.device) for key, x in batch.items()}
+    for candidate in made:
+        batch = candidate.alignment.prepare(batch, subject.ema)
+    return batch
 
 
-def to_device(batch: Batch, device: str) -> Batch:
-    return {key: x.to(device) for key, x in batch.items()}
+@torch.no_grad()
+def hidden_at_tap(subject: Subject, batch: Batch) -> Tensor:
+    """(B,T,D) hidden states at the tap."""
+    x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
+    _, hidden = subject.checkpoint.model.forward_with_taps(x_t, batch["t"], batch["label"], taps=(subject.tap,), stop=True)
+    return hidden[subject.tap]
 
 
 def fit(subject: Subject, options: Options, made: list[Candidate]) -> dict[str, float]:
@@ -105,7 +123,7 @@ def fit(subject: Subject, options: Options, made: list[Candidate]) -> dict[str, 
     The final loss is the mean over the last tenth of the steps.
     """
     to_fit = [c for c in made if c.projector == "fit"]
-    model = subject.checkpoint.model.to(subject.device)
+    subject.checkpoint.model.to(subject.device)
     optimizer = torch.optim.AdamW([p for c in to_fit for p in c.alignment.projector.parameters()], lr=FIT_LR, weight_decay=0.0)
     split = subject.splits["train"]
     tail = max(1, options.fit_steps // 10)
@@ -115,13 +133,10 @@ def fit(subject: Subject, options: Options, made: list[Candidate]) -> dict[str, 
         samples = np.arange(step * FIT_BATCH, (step + 1) * FIT_BATCH, dtype=np.int64)
         index = order.image_of(samples, split.size, options.seed)
         drawn = draws.draw(options.seed, "fit", samples, subject.header.latent_shape)
-        plain = assemble(split, index, drawn, drawn.u, subject.groups)
-        shuffled = to_device(with_shuffled(subject, "train", index, plain), subject.device)
-        batch = to_device(plain, subject.device)
-        with torch.no_grad():
-            x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-            _, hidden = model.forward_with_taps(x_t, batch["t"], batch["label"], taps=(subject.tap,), stop=True)
-        each = {c.name: c.loss(hidden[subject.tap], c.target_BTC(batch, shuffled)).mean() for c in to_fit}
+        batch = ready(subject, to_fit, assemble(split, index, drawn, drawn.u, subject.groups))
+        shuffled = ready(subject, to_fit, assemble(split, another_image(index, split.size), drawn, drawn.u, subject.groups))
+        h_BTD = hidden_at_tap(subject, batch)
+        each = {c.name: c.loss(h_BTD, c.target_BTC(batch, shuffled, h_BTD)).mean() for c in to_fit}
         optimizer.param_groups[0]["lr"] = FIT_LR * 0.5 * (1 + np.cos(np.pi * step / options.fit_steps))
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(each.values())).sum().backward()

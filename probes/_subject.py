@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from train.alignments import ahpa
 from train.config import resolve
 from train.data.cache import Header, Split, open_cache
 from train.interpolant import log_snr
+from train.models.sit import SiT
 from train.objective import check_cache
 
 
@@ -42,9 +44,9 @@ class Subject:
 
     @property
     def tap(self) -> int:
-        """The block that is aligned; for a checkpoint without an alignment, the one that AHPA would tap."""
-        own = self.checkpoint.alignment.tap
-        return own or ahpa.default_tap(self.checkpoint.config.model.depth)
+        """The block that is aligned (the first of several); for a checkpoint without an alignment, the one that AHPA would tap."""
+        taps = self.checkpoint.alignment.taps
+        return taps[0] if taps else ahpa.Config.default_tap(self.checkpoint.config.model.depth)
 
     @property
     def default_out(self) -> Path:
@@ -53,8 +55,15 @@ class Subject:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The VAE feature groups that any of the compared targets reads."""
-        return tuple(dict.fromkeys([*self.checkpoint.alignment.needs, "G3", "G4"]))
+        """The feature groups that any of the compared targets reads."""
+        return tuple(dict.fromkeys([*self.checkpoint.alignment.needs, *(g for g in ("G3", "G4") if g in self.header.groups)]))
+
+    @cached_property
+    def ema(self) -> SiT:
+        """The averaged backbone, whatever weights are probed: the teacher of alignments to it."""
+        if self.checkpoint.weights == "ema":
+            return self.checkpoint.model
+        return checkpoint.load(self.checkpoint.folder, "ema").model.to(self.device)
 
     @property
     def device(self) -> str:
@@ -94,7 +103,7 @@ def load(ckpt: Path, *, data: str | None, vae_name: str | None, model: str | Non
     elif data == "demo":
         header, splits = trainer.open_data(resolve({"data": {"path": "demo"}}))
     else:
-        header, splits = open_cache(Path(data), ("G3", "G4"))
+        header, splits = open_cache(Path(data), loaded.alignment.needs)
     checkpoint.require_same_vae(loaded, header)
     check_cache(loaded.config.model, header)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import gsnr
 from gsnr.bins import uniform_edges
 from gsnr.table import NAN, estimate_columns
-from probes._fit import FIT_BATCH, FIT_LR, Candidate, candidates, fit, to_device, with_shuffled
+from probes._fit import FIT_BATCH, FIT_LR, Candidate, candidates, fit, hidden_at_tap, options_of, ready
 from probes._subject import Options, Subject, bin_columns
 from train.alignments import AlignmentModule
 from train.data.batches import Batch
@@ -62,7 +62,9 @@ def group_of(name: str, tap: int) -> tuple[str, ...]:
 
 
 def cannot(subject: Subject) -> str | None:
-    return None
+    if options_of(subject):
+        return None
+    return f"{subject.checkpoint.folder}: aligned to nothing, and the data hold no VAE features (G3, G4) to compare; name other data with --data"
 
 
 def plan(subject: Subject, options: Options) -> list[str]:
@@ -78,22 +80,24 @@ def plan(subject: Subject, options: Options) -> list[str]:
     ]
 
 
-def _heldout(subject: Subject, options: Options, low: float, high: float) -> list[tuple[Batch, Batch]]:
-    """(batch, the same with other images' features) of one bin."""
-    split = subject.splits["heldout"]
-    batches = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, subject.groups, repeats=options.draws)
-    return [
-        (to_device(batch, subject.device), to_device(with_shuffled(subject, "heldout", index, batch), subject.device)) for index, batch in batches
-    ]
+def _heldout(subject: Subject, options: Options, made: list[Candidate], low: float, high: float) -> list[tuple[Batch, Batch]]:
+    """(batch, the same times and noise with other images) of one bin."""
+
+    def batches(shuffled: bool) -> Iterator[Batch]:
+        split, groups = subject.splits["heldout"], subject.groups
+        drawn = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, groups, repeats=options.draws, shuffled=shuffled)
+        return (ready(subject, made, batch) for _, batch in drawn)
+
+    return list(zip(batches(False), batches(True), strict=True))
 
 
-def _batches(candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator[Batch]:
+def _batches(subject: Subject, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator[Batch]:
     for batch, shuffled in pairs:
         yield {
             "x": interpolate(batch["latent"], batch["noise"], batch["t"]),
             "t": batch["t"],
             "label": batch["label"],
-            "target": candidate.target_BTC(batch, shuffled),
+            "target": candidate.target_BTC(batch, shuffled, hidden_at_tap(subject, batch)),
             "velocity": velocity(batch["latent"], batch["noise"]),
         }
 
@@ -129,7 +133,7 @@ def measure(subject: Subject, options: Options, candidate: Candidate, pairs: lis
         model,
         lambda m, batch: m(batch),
         _denoising_loss,
-        list(_batches(candidate, pairs)),
+        list(_batches(subject, candidate, pairs)),
         engine=options.engine,
         parameters=lambda name: bool(group_of(name, subject.tap)),
         groups=lambda name: group_of(name, subject.tap),
@@ -147,7 +151,7 @@ def run(subject: Subject, options: Options, sums: Path | None) -> tuple[dict[str
     bar = tqdm(total=options.bins * len(made), desc="alignment", unit="cell", mininterval=0.5, leave=False)
     for index in range(options.bins):
         low, high = float(edges[index]), float(edges[index + 1])
-        pairs = _heldout(subject, options, low, high)
+        pairs = _heldout(subject, options, made, low, high)
         t_N = torch.cat([batch["t"] for batch, _ in pairs]).view(-1, options.draws).mean(1).tolist()
         for candidate in made:
             result = measure(subject, options, candidate, pairs)

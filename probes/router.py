@@ -26,10 +26,12 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [f"{ROUTER_GRID} times in [0, 1], at the checkpoint and at every logged step"]
 
 
-def _layer_names(subject: Subject, mid: int) -> dict[str, list[str]]:
-    """group -> "number:name" of its layers, the first `mid` of which are mid."""
-    layers = [*subject.header.layers["G3"], *subject.header.layers["G4"]]
-    return {"mid": layers[:mid], "deep": layers[mid:]}
+def _layer_names(subject: Subject, weights: dict[str, list[list[float]]]) -> dict[str, list[str]]:
+    """group -> "number:name" of its layers; mid and deep are as many of G3 and G4 together as they have weights."""
+    named = {group: list(layers) for group, layers in subject.header.layers.items()}
+    layers = [*named.get("G3", ()), *named.get("G4", ())]
+    mid = len(weights["mid"][0]) if "mid" in weights else len(layers) - len(weights.get("deep", [[]])[0])
+    return named | {"mid": layers[:mid], "deep": layers[mid:]}
 
 
 def _rows(base: dict[str, Any], times: list[float], weights: dict[str, list[list[float]]], names: dict[str, list[str]]) -> list[dict[str, Any]]:
@@ -51,7 +53,7 @@ def run(subject: Subject, options: Options, sums: Path | None) -> tuple[dict[str
     t_K = torch.linspace(0, 1, ROUTER_GRID)
     with torch.no_grad():
         now = {name: w.tolist() for name, w in subject.checkpoint.alignment.router_weights(t_K).items()}
-    names = _layer_names(subject, mid=len(now["mid"][0]))
+    names = _layer_names(subject, now)
     rows = _rows(shared | {"target": "router"}, t_K.tolist(), now, names)
     run = subject.checkpoint.run_folder
     lines = runlog.read(run / "router.jsonl", subject.checkpoint.step) if run else []

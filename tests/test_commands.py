@@ -22,7 +22,7 @@ from tests.conftest import REPO, call, run_module
         (("gsnr.probe", "--ckpt", "runs", "--bins", "zero"), "argument --bins: invalid int value: 'zero'"),
         (("gsnr.probe", "--nope"), "unrecognized arguments: --nope"),
         (("gsnr.probe",), "--ckpt is needed"),
-        (("train", "--preset", "nope", "--out", "x"), "preset 'nope' does not exist; choose from demo, smoke"),
+        (("train", "--preset", "nope", "--out", "x"), "preset 'nope' does not exist; choose demo, smoke, or ROW-demo"),
         (("train", "--preset", "smoke", "--out", "x", "--optim.nope", "1"), "unknown option 'optim.nope'"),
         (("train", "--preset", "smoke", "--out", "x", "--batch"), "--batch needs a value"),
         (("train", "--preset", "smoke"), "--out and one of --preset and --config are needed"),
@@ -45,7 +45,21 @@ def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], message: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["train", "gsnr.probe", "figures", "train.sample", "train.evaluate", "train.prepare", "train.fit_demo_vae"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "train",
+        "gsnr.probe",
+        "figures",
+        "train.sample",
+        "train.evaluate",
+        "train.prepare",
+        "train.fit_demo_vae",
+        "train.fit_demo_teacher",
+        "train.grid",
+        "train.cost",
+    ],
+)
 def test_help_teaches(module: str) -> None:
     done = run_module(module, "--help")
     assert done.returncode == 0
@@ -66,7 +80,7 @@ def test_train_help_lists_every_option() -> None:
 def test_presets_are_listed() -> None:
     done = run_module("train", "--list-presets")
     assert done.returncode == 0
-    assert {"demo", "smoke", "ahpa-b2", "ahpa-l2", "ahpa-xl2", "sit-b2", "sit-l2", "sit-xl2"} <= {x.split()[0] for x in done.stdout.splitlines()}
+    assert {"ahpa", "sit", "repa", "multi"} <= {line.split()[0] for line in done.stdout.splitlines() if line}
 
 
 def test_figures_are_written(probed_run: Path, tmp_path: Path) -> None:

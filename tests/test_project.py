@@ -100,4 +100,9 @@ def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, m
     assert {"deep_l1", "uniform_mid", "uniform_deep"} == set(cells["target"])
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["align"] > 0
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["alignment"] == {"name": "deep_l1", "tap": 1, "weight": 0.5}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["alignment"] == {
+        "name": "deep_l1",
+        "tap": 1,
+        "weight": 0.5,
+        "projector": "conv3x3",
+    }

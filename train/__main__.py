@@ -3,6 +3,7 @@
 python -m train --preset demo --out runs/demo                      minutes on two CPU cores
 python -m train --preset demo --out runs/demo --steps 1600 --resume
 torchrun --nproc-per-node 8 -m train --preset ahpa-xl2 --data.path CACHE --out runs/ahpa-xl2
+python -m train --preset router-lookup-b2 --data.path CACHE --out runs/lookup      a row of Table D.17; --list-presets shows them all
 python -m train --preset ahpa-b2 --data.path CACHE --alignment uniform --alignment.source mid --out runs/uniform-mid
 """
 
@@ -53,26 +54,38 @@ def _overrides(rest: list[str], parser: Parser) -> dict[str, Any]:
     return flat
 
 
+def _list_presets() -> None:
+    """One line a row: the table of the paper it belongs to, the sizes it comes in, and what it sets."""
+    from train import presets
+
+    print(f"{'ROW':20} {'TABLE':19} {'SIZES (preset = ROW-SIZE)':31} ALIGNMENT")
+    for name, row in presets.ROWS.items():
+        options = ", ".join(f"{key} {value}" for key, value in row.alignment.items() if key not in ("name", "parts"))
+        if "parts" in row.alignment:
+            options = f"{len(row.alignment['parts'])} of uniform deep, at blocks {', '.join(str(part['tap']) for part in row.alignment['parts'])}"
+        print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {row.alignment['name']}{': ' + options if options else ''}")
+    print("\ndemo is ahpa-demo; smoke is a demo of seconds, for tests. At size demo, blocks 2, 3, 4, 8 of B's 12 are blocks 1, 2, 3, 4 of 6.")
+    print("repa, irepa, sra, sra2 keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
+
+
 def main(argv: list[str]) -> int:
     from train import presets
 
     wants_help = "-h" in argv or "--help" in argv
     assert __doc__ is not None
     parser = Parser("python -m train", __doc__, "\n".join(_option_lines()) if wants_help else None)
-    parser.add_argument("--preset", metavar="NAME", help=f"what to start from: {', '.join(presets.PRESETS)}")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="what to start from: demo, smoke, ahpa-b2, repa-xl2, router-lookup-demo, ... (--list-presets)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="JSON laid over the preset (a run's config.json will do)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder to create or, with --resume, to continue")
     parser.add_argument("--steps", type=int, metavar="N", help="steps in all")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out (start it if there is none); --steps may grow")
-    parser.add_argument("--list-presets", action="store_true", help="list the presets and stop")
+    parser.add_argument("--list-presets", action="store_true", help="list the presets with the table of the paper they belong to, and stop")
     args, rest = parser.parse_known_args(argv)
     if args.list_presets:
-        from train.config import resolve
-
-        for name in presets.PRESETS:
-            c = resolve(presets.find(name))
-            print(f"{name:10} {c.alignment['name']:8} depth {c.model.depth:2}, width {c.model.hidden_size:4}, {c.steps} steps of {c.batch}")
+        _list_presets()
         return 0
     if args.out is None or (args.preset is None and args.config is None):
         parser.error("--out and one of --preset and --config are needed")

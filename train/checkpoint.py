@@ -82,7 +82,7 @@ def save(
         "step": step,
         "time_convention": TIME_CONVENTION,
         "latent_scale": header.scale,
-        "tap": objective.alignment.tap,
+        "taps": objective.alignment.taps,
         "config": asdict(config),
         "cache": asdict(header),
         "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},

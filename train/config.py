@@ -6,6 +6,7 @@ An alignment's own options live in its own file (`train/alignments/NAME.py`, cla
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -21,6 +22,7 @@ def _option(default: Any, text: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = _option("", "`demo`, or a cache folder made by `python -m train.prepare`")
+    vae: str = _option("", "if given, the VAE (hub id, folder or `demo`) that must have made the cache")
     resampling: str = _option("adaptive", "how VAE features reach the token grid: adaptive (paper Sec. 4.2) or bilinear (App. A)")
     demo_train: int = _option(4096, "demo only: number of training images")
     demo_heldout: int = _option(512, "demo only: number of held-out images (at most 512)")
@@ -37,6 +39,11 @@ class ModelConfig:
     num_heads: int = _option(16, "attention heads")
     mlp_ratio: float = _option(4.0, "MLP width over hidden size")
     num_classes: int = _option(1000, "classes, the null class not counted")
+
+    @property
+    def grid(self) -> int:
+        """Tokens a side."""
+        return self.input_size // self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +79,13 @@ def _cast(annotation: Any, value: Any, where: str) -> Any:
     if annotation is bool and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     if annotation is tuple or typing.get_origin(annotation) is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        return tuple(_cast(typing.get_args(annotation)[0], item, where) for item in items)
+        inner = typing.get_args(annotation)[0]
+        items = (_json_list(value, where) if inner is dict else value.split(",")) if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ValueError(f"{where}: {value!r} is not a list")
+        return tuple(_cast(inner, item, where) for item in items)
+    if annotation is dict and isinstance(value, dict):
+        return dict(value)
     if isinstance(annotation, types.UnionType):
         inner = next(a for a in typing.get_args(annotation) if a is not type(None))
         return None if value in (None, "none") else _cast(inner, value, where)
@@ -86,6 +98,13 @@ def _cast(annotation: Any, value: Any, where: str) -> Any:
         except (TypeError, ValueError):
             pass
     raise ValueError(f"{where}: {value!r} is not of type {getattr(annotation, '__name__', annotation)}")
+
+
+def _json_list(value: str, where: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: {value!r} is not a JSON list ({error})") from error
 
 
 def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
@@ -115,13 +134,13 @@ def resolve_alignment(values: dict[str, Any], model: ModelConfig) -> dict[str, A
 
     Raises ValueError for unknown options.
     """
-    options = dict(values)
-    name = options.pop("name", "none")
-    module = plugins.find("alignments", name)
-    resolved = asdict(build(module.Config, options, "alignment."))
-    if "tap" in resolved and resolved["tap"] is None:
-        resolved["tap"] = module.default_tap(model.depth)
-    return {"name": name} | resolved
+    return {"name": values.get("name", "none")} | asdict(alignment_config(values).for_depth(model.depth))
+
+
+def alignment_config(values: dict[str, Any]) -> Any:
+    """An alignment's options as the Config of its file (an `AlignmentConfig`). Raises ValueError for an unknown name or option."""
+    module = plugins.find("alignments", values.get("name", "none"))
+    return build(module.Config, {key: value for key, value in values.items() if key != "name"}, "alignment.")
 
 
 def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

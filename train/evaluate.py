@@ -1,4 +1,5 @@
-"""`python -m train.evaluate`: held-out velocity loss of a checkpoint, beside that of a model which ignores its input.
+"""`python -m train.evaluate`: held-out velocity loss of a checkpoint, beside that of a model which ignores its input; with --frechet, the
+Fréchet distance of samples to the train split in the feature space of the cache's teacher.
 
 The reference predicts one constant, the train split's mean velocity at every position: E (eps - x_0) = -E x_0. Its loss is what a
 network that has learnt nothing but the mean reaches. Every held-out image is used once at each of several stratified times.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,25 +19,20 @@ from tqdm import tqdm
 from gsnr.commandline import Parser, run
 
 TIMES = 10  # strata of t each image is evaluated in
+HEUN_STEPS = 12  # of a sample for the Fréchet distance
+LEAST_SAMPLES = 64
 
 
-def main(argv: list[str]) -> int:
-    assert __doc__ is not None
-    parser = Parser("python -m train.evaluate", __doc__)
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
-    parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
-    parser.add_argument("--n-images", type=int, metavar="N", help="held-out images (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    if args.seed < 0 or (args.n_images is not None and args.n_images < 2):
-        parser.error("--seed must not be negative and --n-images at least 2")
-
+def evaluate(ckpt: Path, weights: str = "ema", n_images: int | None = None, seed: int = 0, frechet: int = 0) -> dict[str, Any]:
+    """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
     from train import checkpoint, interpolant, trainer
     from train.data.heldout import heldout_batches
 
-    loaded = checkpoint.load(args.ckpt, args.weights)
+    loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
     header, splits = trainer.open_data(loaded.config)
     checkpoint.require_same_vae(loaded, header)
+    if frechet and "teacher" not in header.groups:
+        raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = loaded.model.to(device)
     train_mean = np.zeros(header.latent_shape)
@@ -44,13 +41,13 @@ def main(argv: list[str]) -> int:
         train_mean += splits["train"].take(index, ("mean",))["mean"].sum(0, dtype=np.float64)
     constant = -torch.from_numpy(train_mean / splits["train"].size * header.scale).float().to(device)
 
-    images = splits["heldout"].size if args.n_images is None else args.n_images
+    images = splits["heldout"].size if n_images is None else n_images
     per_image = {"model": np.zeros(images), "constant": np.zeros(images)}
     edges = np.linspace(0, 1, TIMES + 1)
     with torch.no_grad():
         for low, high in tqdm(list(pairwise(edges)), desc="evaluating", unit="bin", leave=False):
             first = 0
-            for _, batch in heldout_batches(splits["heldout"], images, args.seed, "evaluate", low, high, ()):
+            for _, batch in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, ()):
                 batch = {key: x.to(device) for key, x in batch.items()}
                 v = interpolant.velocity(batch["latent"], batch["noise"])
                 x_t = interpolant.interpolate(batch["latent"], batch["noise"], batch["t"])
@@ -62,14 +59,45 @@ def main(argv: list[str]) -> int:
     result = {
         "checkpoint": str(loaded.folder),
         "step": loaded.step,
-        "weights": args.weights,
+        "weights": weights,
         "heldout_images": images,
         "velocity_loss": round(float(loss.mean()), 5),
         "velocity_loss_se": round(float(loss.std(ddof=1) / np.sqrt(images)), 5),
         "input_blind_loss": round(float(reference.mean()), 5),
         "ratio": round(float(loss.mean() / reference.mean()), 5),
     }
-    print(json.dumps(result, indent=2))
+    if not frechet:
+        return result
+    from train.frechet import Gaussian, cached_features, distance, sampled_features
+
+    train = Gaussian.of(cached_features(splits["train"]))
+    sampled = distance(Gaussian.of(sampled_features(loaded, frechet, HEUN_STEPS, seed)), train)
+    heldout = cached_features(splits["heldout"])
+    floor = distance(Gaussian.of(heldout), train)
+    return result | {
+        "teacher": header.teacher,
+        "frechet_samples": frechet,
+        "frechet_sampler": f"Heun ODE, {HEUN_STEPS} steps, no guidance",
+        "frechet": round(sampled, 4),
+        "frechet_heldout": round(floor, 4),
+        "frechet_heldout_images": len(heldout),
+    }
+
+
+def main(argv: list[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser("python -m train.evaluate", __doc__)
+    parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
+    parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
+    parser.add_argument("--n-images", type=int, metavar="N", help="held-out images (default: all)")
+    parser.add_argument("--frechet", type=int, default=0, metavar="N", help="also draw N samples for the Fréchet distance (default: 0, none)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.seed < 0 or (args.n_images is not None and args.n_images < 2):
+        parser.error("--seed must not be negative and --n-images at least 2")
+    if args.frechet and args.frechet < LEAST_SAMPLES:
+        parser.error(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
+    print(json.dumps(evaluate(args.ckpt, args.weights, args.n_images, args.seed, args.frechet), indent=2))
     return 0
 
 

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
+
+BETA = 0.05  # where smooth L1 turns from square to line; SRA's and SRA 2's
 
 
 def cosine(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
     """(B,): 1 - mean over tokens of the cosine over channels (AHPA Eq. 5)."""
     return 1 - F.cosine_similarity(prediction_BTC.float(), target_BTC.float(), dim=-1).mean(dim=1)
+
+
+def l1(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+    """(B,): mean absolute difference over tokens and channels (AHPA Table D.13 (b))."""
+    return (prediction_BTC.float() - target_BTC.float()).abs().mean(dim=(1, 2))
+
+
+def smooth_l1(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+    """(B,): mean over tokens and channels of d^2 / (2 beta) below beta and |d| - beta / 2 above, beta = 0.05 (SRA; AHPA Table D.13 (c))."""
+    return F.smooth_l1_loss(prediction_BTC.float(), target_BTC.float(), beta=BETA, reduction="none").mean(dim=(1, 2))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": cosine, "l1": l1, "smooth_l1": smooth_l1}
+
+
+def find(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Raises ValueError listing the valid names."""
+    if name not in LOSSES:
+        raise ValueError(f"alignment.loss {name!r} does not exist; choose from {', '.join(LOSSES)}")
+    return LOSSES[name]

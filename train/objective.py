@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from train import plugins
 from train.alignments import AlignmentModule
-from train.config import ModelConfig, build
+from train.config import ModelConfig, alignment_config
 from train.data.batches import Batch
 from train.data.cache import Header
 from train.interpolant import interpolate, velocity
@@ -30,14 +30,14 @@ class Objective(nn.Module):
         self.alignment = alignment
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        taps = () if self.alignment.tap is None else (self.alignment.tap,)
+        taps = self.alignment.taps
         x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
         predicted, hidden = self.model.forward_with_taps(x_t, batch["t"], batch["label"], batch["label_drop"], taps=taps)
         assert predicted is not None
         error = predicted.float() - velocity(batch["latent"], batch["noise"])
         losses = {"velocity": error.square().flatten(1).mean(1)}
-        if self.alignment.tap is not None:
-            losses["align"] = self.alignment.loss(hidden[self.alignment.tap], batch)
+        if taps:
+            losses["align"] = self.alignment.loss(hidden, batch)
         return losses
 
 
@@ -46,15 +46,13 @@ def make_alignment(options: dict[str, Any], model: ModelConfig, groups: Mapping[
 
     Raises ValueError where the cache lacks a group that it reads or has another token grid.
     """
-    module = plugins.find("alignments", options["name"])
-    config = build(module.Config, {k: v for k, v in options.items() if k != "name"}, "alignment.")
-    grid = model.input_size // model.patch_size
-    for group in module.Alignment.needs:
+    config, grid = alignment_config(options), model.grid
+    for group in config.needs:
         if group not in groups:
             raise ValueError(f"alignment {options['name']!r} reads features of {group}; the cache has {', '.join(groups) or 'none'}")
         if groups[group][-1] != grid:
             raise ValueError(f"the cache's features of {group} lie on a {groups[group][-1]}-token grid, the model's tokens on {grid}")
-    return module.Alignment(config, hidden_size=model.hidden_size, grid=grid, groups=groups)
+    return plugins.find("alignments", options["name"]).Alignment(config, model, groups)
 
 
 def check_cache(model: ModelConfig, header: Header) -> None:

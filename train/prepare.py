@@ -62,12 +62,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="cache folder to create")
     parser.add_argument("--resolution", type=int, default=256, help="side in pixels (default: 256)")
     parser.add_argument("--patch", type=int, default=2, help="the model's patch size, which sets the token grid of the features (default: 2)")
+    parser.add_argument("--teacher", metavar="ID", help="also keep patch tokens of a DINOv2 (hub id, folder) or `demo`, for REPA (default: none)")
     parser.add_argument("--features", default="G3,G4", metavar="G,G", help="groups of VAE layers to keep, or none (default: G3,G4)")
     parser.add_argument("--resampling", default="adaptive", help="how features reach the token grid: adaptive, bilinear (default: adaptive)")
     parser.add_argument("--heldout", type=int, default=512, metavar="N", help="images set aside for probes, drawn at random (default: 512)")
     parser.add_argument("--batch", type=int, default=16, help="images per VAE pass (default: 16)")
     args = parser.parse_args(argv)
 
+    from train import teacher as teachers
     from train import vae as vaes
     from train.data import cache, encode
     from train.priors.features import RESAMPLINGS
@@ -83,12 +85,14 @@ def main(argv: list[str]) -> int:
     if not 0 < args.heldout < len(files):
         raise ValueError(f"--heldout {args.heldout}: must be at least 1 and leave some of the {len(files)} images for training")
     frozen = vaes.load(args.vae)
+    teacher = teachers.load(args.teacher) if args.teacher else None
     if args.patch < 1 or args.resolution < 1 or args.resolution % (frozen.downsampling * args.patch):
         raise ValueError(f"--resolution {args.resolution}: must be a multiple of {frozen.downsampling} (the VAE) times --patch {args.patch}")
     order = np.random.default_rng(0).permutation(len(files))
     members = {"heldout": np.sort(order[: args.heldout]), "train": np.sort(order[args.heldout :])}
     header = encode.make_header(
         frozen,
+        teacher=teacher,
         data=str(args.data),
         resolution=args.resolution,
         num_classes=classes,
@@ -100,6 +104,8 @@ def main(argv: list[str]) -> int:
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     frozen.model.to(device)
+    if teacher is not None:
+        teacher.model.to(device)
     bar = tqdm(total=len(files), desc="prepare", unit="image", mininterval=1.0)
 
     def batches(split: str) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -108,7 +114,7 @@ def main(argv: list[str]) -> int:
             yield np.stack([read_image(files[i], args.resolution) for i in which]), labels[which]
             bar.update(len(which))
 
-    cache.write(args.out, header, {split: encode.encode_rows(frozen, batches(split), header, device) for split in cache.SPLITS})
+    cache.write(args.out, header, {split: encode.encode_rows(frozen, batches(split), header, device, teacher) for split in cache.SPLITS})
     bar.close()
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"wrote {args.out}: {len(files)} images of {classes} classes, {size / len(files) / 2**20:.3f} MiB an image")

@@ -1,41 +1,136 @@
-"""Presets: what a run differs in from the defaults of `train.config`. One aligned table of sizes, and functions over it."""
+"""Presets: what a run differs in from the defaults of `train.config`. METHOD-SIZE and ROW-SIZE, from one table of sizes and one of rows.
+
+A row is one line of a table of the paper (or a control that it lacks): an alignment and its options. Every row exists at the size the
+paper runs it at and at demo size; all rows of a size share data, recipe and seed and differ in the alignment alone. Only the methods of REPA's
+family keep REPA's learning rate and clip at full size (its published recipe).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-#          depth  hidden_size  num_heads     (SiT Table 1; the tap follows from the depth, see the alignment's file)
+#              depth  hidden_size  num_heads  input_size     (SiT Table 1; input 32 is 256 pixels, 64 is 512)
 SIZES = {
-    "s2":  (12,     384,          6),
-    "b2":  (12,     768,         12),
-    "l2":  (24,    1024,         16),
-    "xl2": (28,    1152,         16),
+    "s2":      (12,     384,          6,        32),
+    "b2":      (12,     768,         12,        32),
+    "l2":      (24,    1024,         16,        32),
+    "xl2":     (28,    1152,         16,        32),
+    "xl2-512": (28,    1152,         16,        64),
 }  # fmt: skip
+DEMO, SMOKE = "demo", "smoke"
+
+DEMO_TAPS = {2: 1, 3: 2, 4: 3, 8: 4}  # blocks of B's 12 -> of the demo's 6: in proportion, but kept apart
+DEMO_PROJECTOR_WIDTH = 256  # REPA's 2048 is for widths of 768 and more
 
 
-def _model(size: str) -> dict[str, Any]:
-    depth, hidden_size, num_heads = SIZES[size]
-    return {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads}
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """table: of the AHPA paper, "-" for what it does not have. sizes: which full sizes it comes in. repa: REPA's learning rate and clip."""
+
+    table: str
+    alignment: dict[str, Any]
+    sizes: tuple[str, ...] = ("b2",)
+    repa: bool = False
 
 
-def sit(size: str) -> dict[str, Any]:
-    """Vanilla SiT at 256x256, with the same recipe as `ahpa`, so that the two differ in the alignment only."""
-    return {"model": _model(size), "alignment": {"name": "none"}}
+def _rows() -> dict[str, Row]:
+    every = tuple(SIZES)
+
+    def ahpa(table: str, **options: Any) -> Row:
+        return Row(table=table, alignment={"name": "ahpa"} | options)
+
+    def uniform(table: str, **options: Any) -> Row:
+        return Row(table=table, alignment={"name": "uniform"} | options)
+
+    def deep(tap: int) -> dict[str, Any]:
+        return {"name": "uniform", "source": "deep", "tap": tap}
+
+    return {
+        # methods
+        "sit": Row(table="2, 3, F.19", alignment={"name": "none"}, sizes=every),
+        "ahpa": Row(table="3, D.13-D.17, F.19", alignment={"name": "ahpa"}, sizes=every),
+        "uniform-mid": Row(table="7, E.18", alignment={"name": "uniform", "source": "mid"}, sizes=every),
+        "uniform-deep": Row(table="7, E.18", alignment={"name": "uniform", "source": "deep"}, sizes=every),
+        "uniform-both": Row(table="2, D.15", alignment={"name": "uniform"}, sizes=every),
+        "static": Row(table="-", alignment={"name": "static"}, sizes=every),
+        "heuristic": Row(table="D.15", alignment={"name": "heuristic"}, sizes=every),
+        "ahpa-standardise": Row(table="-", alignment={"name": "ahpa", "features": "standardise"}, sizes=every),
+        "ahpa-spatial": Row(table="-", alignment={"name": "ahpa", "features": "spatial"}, sizes=every),
+        "repa": Row(table="3, E.18", alignment={"name": "repa"}, sizes=every, repa=True),
+        "irepa": Row(table="-", alignment={"name": "irepa"}, sizes=every, repa=True),
+        "sra": Row(table="4", alignment={"name": "sra"}, sizes=every, repa=True),
+        "sra2": Row(table="3, E.18", alignment={"name": "sra2"}, sizes=every, repa=True),
+        # Table 1: uniform deep at blocks of B's 12
+        "tap2": uniform("1", source="deep", tap=2),
+        "tap3": uniform("1", source="deep", tap=3),
+        "tap4": uniform("1", source="deep", tap=4),
+        "tap8": uniform("1", source="deep", tap=8),
+        "multi": Row(table="1", alignment={"name": "multi", "parts": (deep(3), deep(4), deep(8))}),
+        # Table 2: sources (uniform-both is G3+G4)
+        "source-g1": uniform("2", source="G1"),
+        "source-g2": uniform("2", source="G2"),
+        "source-g3": uniform("2", source="G3"),
+        "source-g4": uniform("2", source="G4"),
+        "source-g1-g4": uniform("2, D.5", source="G1-G4"),
+        # Table D.13: loss, weight, projector
+        "loss-l1": ahpa("D.13 (b)", loss="l1"),
+        "loss-smooth-l1": ahpa("D.13 (c)", loss="smooth_l1"),
+        "weight-0.5": ahpa("D.13 (d)", weight=0.5),
+        "weight-2": ahpa("D.13 (e)", weight=2.0),
+        "projector-linear": ahpa("D.13 (f)", projector="linear"),
+        "projector-mlp3": ahpa("D.13 (g)", projector="mlp3"),
+        "projector-mlp5": ahpa("D.13 (h)", projector="mlp5"),
+        "projector-conv2": ahpa("D.13 (i)", projector="conv2"),
+        "projector-conv3": ahpa("D.13 (j)", projector="conv3"),
+        "projector-conv5": ahpa("D.13 (k)", projector="conv5"),
+        "projector-conv1x1": ahpa("-", projector="conv1x1"),
+        # Table D.14: split (4/4 is ahpa)
+        "split-2-6": ahpa("D.14", split="2/6"),
+        "split-6-2": ahpa("D.14", split="6/2"),
+        # Table D.16: AHPA's block (3 is ahpa)
+        "ahpa-tap4": ahpa("D.16", tap=4),
+        "ahpa-tap8": ahpa("D.16", tap=8),
+        # Table D.17: the router (mlp of depth 4 with the linear encoding is ahpa)
+        "encoding-sinusoidal": ahpa("D.17 (1)", t_encoding="sinusoidal"),
+        "encoding-fourier": ahpa("D.17 (2)", t_encoding="fourier"),
+        "router-content": ahpa("D.17 (3)", router="content"),
+        "router-lookup": ahpa("D.17 (4)", router="lookup"),
+        "router-attention": ahpa("D.17 (5)", router="attention"),
+        "router-depth3": ahpa("D.17 (6)", router_depth=3),
+        "router-depth8": ahpa("D.17 (8)", router_depth=8),
+        "beta-sigmoid": ahpa("-", beta="sigmoid"),
+        "heuristic-sigmoid": Row(table="D.3", alignment={"name": "heuristic", "schedule": "sigmoid"}),
+    }
 
 
-def ahpa(size: str) -> dict[str, Any]:
-    """AHPA at 256x256 (README of the authors' repository; Table A.9)."""
-    return {"model": _model(size), "alignment": {"name": "ahpa"}}
+ROWS = _rows()
 
 
-def demo() -> dict[str, Any]:
-    """AHPA on the 64x64 demo data: minutes on two CPU cores."""
+def _full(row: Row, size: str) -> dict[str, Any]:
+    """A row at 256x256 or 512x512 (README of the authors' repository; Table A.9)."""
+    depth, hidden_size, num_heads, input_size = SIZES[size]
+    model = {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads, "input_size": input_size}
+    return {"model": model, "alignment": row.alignment} | ({"optim": {"lr": 1e-4, "clip": 1.0}} if row.repa else {})
+
+
+def _at_demo_size(alignment: dict[str, Any]) -> dict[str, Any]:
+    small = dict(alignment)
+    if "tap" in small:
+        small["tap"] = DEMO_TAPS[small["tap"]]
+    if "parts" in small:
+        small["parts"] = tuple(_at_demo_size(part) for part in small["parts"])
+    if small["name"] == "repa":
+        small["projector_width"] = DEMO_PROJECTOR_WIDTH
+    return small
+
+
+def _demo(alignment: dict[str, Any]) -> dict[str, Any]:
+    """On the 64x64 demo data: minutes on two CPU cores."""
     return {
         "data": {"path": "demo", "workers": 0},
         "model": {"input_size": 8, "patch_size": 1, "hidden_size": 96, "depth": 6, "num_heads": 4, "num_classes": 10},
-        "alignment": {"name": "ahpa"},
+        "alignment": _at_demo_size(alignment),
         "optim": {"lr": 2e-3, "warmup": 50, "ema": 0.99},
         "steps": 2800,
         "batch": 16,
@@ -45,25 +140,36 @@ def demo() -> dict[str, Any]:
     }
 
 
-def smoke() -> dict[str, Any]:
+def _smoke() -> dict[str, Any]:
     """Every part of the demo in seconds: for tests and for seeing the moving parts. Its numbers mean nothing."""
-    small = demo()
+    small = _demo(ROWS["ahpa"].alignment)
     small["data"] |= {"demo_train": 256, "demo_heldout": 256}
     small["model"] |= {"hidden_size": 32, "depth": 3, "num_heads": 2}
     small["alignment"] |= {"tap": 2}
     return small | {"steps": 30, "batch": 16, "log_every": 5, "save_every": 10}
 
 
-PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
-    "demo": demo,
-    "smoke": smoke,
-    **{f"sit-{size}": partial(sit, size) for size in SIZES},
-    **{f"ahpa-{size}": partial(ahpa, size) for size in SIZES},
+# name -> row and size; `demo` is `ahpa-demo`
+NAMES: dict[str, tuple[str, str]] = {
+    DEMO: ("ahpa", DEMO),
+    SMOKE: ("ahpa", SMOKE),
+    **{f"{name}-{size}": (name, size) for name, row in ROWS.items() for size in (*row.sizes, DEMO)},
 }
 
 
 def find(name: str) -> dict[str, Any]:
     """The preset of that name. Raises ValueError listing the valid ones."""
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r} does not exist; choose from {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    if name not in NAMES:
+        sizes = ", ".join(SIZES)
+        raise ValueError(
+            f"preset {name!r} does not exist; choose demo, smoke, or ROW-demo and ROW-b2 for ROW in {', '.join(ROWS)}; "
+            f"methods also come in {sizes} (--list-presets shows all)"
+        )
+    return at(*NAMES[name])
+
+
+def at(row: str, size: str) -> dict[str, Any]:
+    """A row at any size, also one that it has no preset for."""
+    if size == SMOKE:
+        return _smoke()
+    return _demo(ROWS[row].alignment) if size == DEMO else _full(ROWS[row], size)

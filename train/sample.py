@@ -19,7 +19,7 @@ from gsnr.commandline import Parser, run
 
 
 @torch.no_grad()
-def heun(model: nn.Module, noise_BCHW: Tensor, y_B: Tensor, steps: int, guidance: float, null_class: int) -> Tensor:
+def heun(model: nn.Module, noise_BCHW: Tensor, y_B: Tensor, steps: int, guidance: float, null_class: int, quiet: bool = False) -> Tensor:
     """Final latents (B,C,h,w) float64 from standard normal noise: `steps` Heun steps, 2 * steps - 1 evaluations of the velocity."""
     dtype = next(model.parameters()).dtype
 
@@ -33,7 +33,7 @@ def heun(model: nn.Module, noise_BCHW: Tensor, y_B: Tensor, steps: int, guidance
 
     x = noise_BCHW.double()
     times = np.linspace(1.0, 0.0, steps + 1)
-    for t, s in tqdm(list(pairwise(times)), desc="sampling", unit="step", leave=False):
+    for t, s in tqdm(list(pairwise(times)), desc="sampling", unit="step", leave=False, disable=quiet):
         slope = v(x, t)
         moved = x + (s - t) * slope
         x = moved if s == 0 else x + (s - t) * 0.5 * (slope + v(moved, s))

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 import gsnr
 from gsnr import files
-from train import checkpoint, plugins, runlog, watch
-from train.config import TrainConfig
+from train import checkpoint, runlog, vae, watch
+from train.config import TrainConfig, alignment_config
 from train.data import encode
 from train.data.batches import Batch, StepBatches, loader
 from train.data.cache import Header, Split, header_from, open_cache
@@ -50,13 +50,15 @@ def make_objective(config: TrainConfig, header: Header) -> Objective:
 
 def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
     """The cache of a configuration; the demo's is built on first use. Raises ValueError where there is none or it does not fit."""
-    needs = plugins.find("alignments", config.alignment["name"]).Alignment.needs
+    needs = alignment_config(config.alignment).needs
     if not config.data.path:
         raise ValueError("--data.path is missing: name a cache folder made by `python -m train.prepare`, or `demo`")
     folder = Path(config.data.path)
     if config.data.path == "demo":
         folder = encode.demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
     header, splits = open_cache(folder, needs)
+    if config.data.vae and vae.load(config.data.vae).sha != header.vae_sha:
+        raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
     if needs and header.resampling != config.data.resampling:
         raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
     return header, splits
@@ -159,7 +161,16 @@ def _restore(out: Path, header: Header, objective: Objective, ema: Objective, op
     return checkpoint.restore(out, objective, ema, optimizer)
 
 
-def _step(accelerator: Accelerator, objective: nn.Module, raw: Objective, optimizer: AcceleratedOptimizer, batch: Batch, clip: float) -> Metrics:
+def ready(accelerator: Accelerator, batch: Batch, raw: Objective, ema: Objective) -> Batch:
+    """A batch on the device, with what the alignment reads of the moving average."""
+    moved = {key: x.to(accelerator.device, non_blocking=True) for key, x in batch.items()}
+    with torch.no_grad(), accelerator.autocast():
+        return raw.alignment.prepare(moved, ema.model)
+
+
+def optimisation_step(
+    accelerator: Accelerator, objective: nn.Module, raw: Objective, optimizer: AcceleratedOptimizer, batch: Batch, clip: float
+) -> Metrics:
     """One optimisation step; its metrics, still on the device. `raw` is the objective without its distributed wrapper."""
     losses = {name: value.mean() for name, value in objective(batch).items()}
     loss = losses["velocity"] + raw.alignment.weight * losses.get("align", 0.0)
@@ -184,7 +195,8 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
         header, splits = open_data(config)
     watch.check(config, splits["heldout"])
     raw = make_objective(config, header)
-    ema = copy.deepcopy(raw).requires_grad_(False)
+    raw.alignment.calibrate(splits["train"])
+    ema = copy.deepcopy(raw).requires_grad_(False).eval()
     optim = config.optim
     betas = (optim.beta1, optim.beta2)
     adamw = torch.optim.AdamW(raw.parameters(), lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=True)
@@ -211,7 +223,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     if state.get("scaler") and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     average = get_ema_multi_avg_fn(optim.ema)
-    watching = watch.Watch(config, out, raw, splits["heldout"], device, accelerator.process_index, accelerator.num_processes)
+    watching = watch.Watch(config, out, raw, ema.model, splits["heldout"], device, accelerator.process_index, accelerator.num_processes)
     if not first:
         watching(0)
     window = Window(state.get("window", {}), device)
@@ -221,7 +233,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
         lr = optim.lr * min(1.0, step / optim.warmup) if optim.warmup else optim.lr
         for group in optimizer.param_groups:
             group["lr"] = lr
-        window.add(_step(accelerator, objective, raw, optimizer, {k: x.to(device, non_blocking=True) for k, x in batch.items()}, optim.clip))
+        window.add(optimisation_step(accelerator, objective, raw, optimizer, ready(accelerator, batch, raw, ema), optim.clip))
         with torch.no_grad():
             average(list(ema.parameters()), list(raw.parameters()), torch.tensor(step))
         watching(step)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
-import torch
 from diffusers import AutoencoderKL
 
+from train.identity import identity
+
 DEMO_FOLDER = Path(__file__).parent / "assets" / "demo_vae"
+# SD (sd-vae-ft-mse, -ema) and SDXL are AutoencoderKL with a scaling factor each; openai/consistency-decoder is the other
+KINDS = ("AutoencoderKL", "ConsistencyDecoderVAE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenVAE:
-    """name: as asked for; sha: its identity, see `identity`; scale: raw latent -> final latent factor."""
+    """name: as asked for; sha: its identity, weights and scaling factor; scale: raw latent -> final latent factor."""
 
-    model: AutoencoderKL
+    model: AutoencoderKL  # or another of KINDS
     name: str
     sha: str
 
@@ -28,19 +30,7 @@ class FrozenVAE:
     @property
     def downsampling(self) -> int:
         """Pixels per latent cell, a side."""
-        return 2 ** (len(self.model.config.block_out_channels) - 1)
-
-
-def identity(model: AutoencoderKL) -> str:
-    """SHA-256 over the scaling factor and the names, shapes and bytes of the weights in float32.
-
-    A VAE that was saved again, or as another file, keeps its identity; one with another latent scale does not.
-    """
-    digest = hashlib.sha256(f"scaling_factor {float(model.config.scaling_factor)!r};".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        return 2 ** (len(self.model.encoder.down_blocks) - 1)
 
 
 def load(name: str) -> FrozenVAE:
@@ -52,7 +42,10 @@ def load(name: str) -> FrozenVAE:
     verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)  # what it would log is in the error
     try:
-        stored, notes = AutoencoderKL.from_pretrained(source, output_loading_info=True)
+        kind = AutoencoderKL.load_config(source).get("_class_name", "AutoencoderKL")
+        if kind not in KINDS:
+            raise ValueError(f"it is a {kind}, not one of {', '.join(KINDS)}")
+        stored, notes = getattr(diffusers, kind).from_pretrained(source, output_loading_info=True)
         lacking = [*notes["missing_keys"], *notes["mismatched_keys"]]
         if lacking:
             raise ValueError(f"its weights lack {lacking[0]}")
@@ -62,4 +55,4 @@ def load(name: str) -> FrozenVAE:
     finally:
         diffusers.logging.set_verbosity(verbosity)
     model = stored.float().eval().requires_grad_(False)
-    return FrozenVAE(model=model, name=name, sha=identity(model))
+    return FrozenVAE(model=model, name=name, sha=identity(model, f"scaling_factor {float(model.config.scaling_factor)!r};"))

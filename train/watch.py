@@ -5,6 +5,8 @@ The images, their times and noise are the same at every step and whatever the wo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from torch import Tensor
 
 import gsnr
 from train import runlog
+from train.alignments import AlignmentModule
 from train.config import TrainConfig
 from train.data.batches import Batch
 from train.data.cache import Split
 from train.data.heldout import heldout_batches
+from train.models.sit import SiT
 from train.objective import Objective
 
 LOG = "gsnr.jsonl"
@@ -26,7 +30,7 @@ def group_of(name: str) -> tuple[str, ...]:
     """Groups of a parameter of an Objective: "backbone", and its blocks; "projector", "router"."""
     part, _, rest = name.partition(".")
     if part == "alignment":
-        return (rest.split(".")[0],)
+        return (next(name for name in rest.split(".") if name in ("projector", "router")),)
     return ("backbone", f"block {int(rest.split('.')[1]) + 1}") if rest.startswith("blocks.") else ("backbone",)
 
 
@@ -39,15 +43,18 @@ def check(config: TrainConfig, heldout: Split) -> None:
 class Watch:
     """Measures the losses of an objective every `config.gsnr_every` steps (0: never); every rank has to call it with every step."""
 
-    def __init__(self, config: TrainConfig, out: Path, objective: Objective, heldout: Split, device: torch.device, rank: int, world: int) -> None:
+    def __init__(
+        self, config: TrainConfig, out: Path, objective: Objective, ema: SiT, heldout: Split, device: torch.device, rank: int, world: int
+    ) -> None:
         self.path = out / LOG if rank == 0 else None
         self.monitor: gsnr.Monitor | None = None
         if not config.gsnr_every:
             return
         size = min(64, -(-config.gsnr_images // world))
         batches = list(heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, objective.alignment.needs, size))[rank::world]
-        losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.tap is not None else ()))}
-        self.monitor = gsnr.Monitor(objective, losses, [_ready(batch, device) for _, batch in batches], every=config.gsnr_every, groups=group_of)
+        losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.taps else ()))}
+        prepared = _Prepared([_ready(batch, device) for _, batch in batches], objective.alignment, ema)
+        self.monitor = gsnr.Monitor(objective, losses, prepared, every=config.gsnr_every, groups=group_of)
 
     def __call__(self, step: int) -> None:
         if self.monitor is None:
@@ -61,6 +68,20 @@ class Watch:
     def cost(self) -> str | None:
         """What measuring cost, in words; None where it is off."""
         return self.monitor.cost if self.monitor else None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Batches with what the alignment reads of the moving average as it is at the time."""
+
+    batches: list[Batch]
+    alignment: AlignmentModule
+    ema: SiT
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            with torch.no_grad():
+                yield self.alignment.prepare(batch, self.ema)
 
 
 def _loss(name: str) -> Any:

@@ -105,7 +105,7 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
         model(x_t[i : i + 1], t[i : i + 1], torch.from_numpy(rows["label"][i : i + 1]))
         handle.remove()
         grid = hidden["h"][0].T.reshape(1, -1, 8, 8)
-        z = F.conv2d(grid, alignment.projector.conv.weight, alignment.projector.conv.bias, padding=1)[0].flatten(1).T
+        z = F.conv2d(grid, *alignment.projector.conv[0].parameters(), padding=1)[0].flatten(1).T
         loss = 1 - ((z * y).sum(1) / z.norm(dim=1) / y.norm(dim=1)).mean()
         loss.backward()
         losses.append(float(loss.detach()))
@@ -159,8 +159,8 @@ def test_a_uniform_run_is_probed_with_its_own_split(tmp_path: Path, capsys: pyte
     words = ("--preset", "smoke", "--alignment", "uniform", "--alignment.source", "mid", "--alignment.split", "2/6", "--steps", 2)
     assert call(train, *words, "--out", run) == 0
     made = _fit.candidates(subject_of(run), seed=0)
-    assert [(c.name, c.alignment.split) for c in made] == [
-        (name, "2/6") for name in ("uniform_mid", "uniform_deep", "uniform_mid [shuffled]", "uniform_mid [ckpt]")
+    assert [(c.name, c.alignment.mid_layers) for c in made] == [
+        (name, 2) for name in ("uniform_mid", "uniform_deep", "uniform_mid [shuffled]", "uniform_mid [ckpt]")
     ]
     assert call(main, "--ckpt", run, "--bins", 1, "--n-images", 4, "--fit-steps", 2) == 0
     assert "skipping router" in capsys.readouterr().out

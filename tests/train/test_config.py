@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,18 @@ def test_the_command_resolves_in_that_order(tmp_path: Path) -> None:
 
 def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
     config = resolve(presets.find("demo"), nest({"alignment": "uniform", "alignment.source": "mid"}))
-    assert config.alignment == {"name": "uniform", "source": "mid", "tap": 2, "weight": 1.0, "split": None, "projector": "conv3x3"}
-    assert resolve(presets.find("demo"), nest({"alignment": "none"})).alignment == {"name": "none"}
+    assert config.alignment == {
+        "name": "uniform",
+        "source": "mid",
+        "tap": 2,
+        "weight": 1.0,
+        "split": None,
+        "features": "none",
+        "beta": "softmax",
+        "projector": "conv3x3",
+        "loss": "cosine",
+    }
+    assert resolve(presets.find("demo"), nest({"alignment": "none"})).alignment == {"name": "none", "tap": None, "weight": 0.0}
     assert resolve(presets.find("demo"), nest({"alignment.weight": "0.5"})).alignment["tap"] == 2
 
 
@@ -49,8 +60,21 @@ def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
         ({"steps": "1.5"}, "steps: '1.5' is not of type int"),
         ({"steps": "0"}, "at least 1"),
         ({"precision": "fp8"}, "choose from no, bf16, fp16"),
-        ({"alignment": "magic"}, "choose from ahpa, none, uniform"),
+        ({"alignment": "magic"}, "choose from ahpa, heuristic, irepa, multi, none, repa, sra, sra2, static, uniform"),
         ({"alignment.tap": "7"}, "blocks 1 to 6"),
+        ({"alignment": "none", "alignment.tap": "2"}, "'none' has no tap"),
+        ({"alignment": "sra", "alignment.teacher_tap": "9"}, "alignment.teacher_tap 9: this model has blocks 1 to 6"),
+        ({"alignment": "sra", "alignment.offset": "2"}, "alignment.offset 2.0: must be between 0 and 1"),
+        ({"alignment": "multi"}, "alignment.parts is missing: a JSON list"),
+        ({"alignment": "multi", "alignment.parts": "ahpa"}, "'ahpa' is not a JSON list"),
+        ({"alignment": "multi", "alignment.parts": "3"}, "'3' is not a list"),
+        ({"alignment": "multi", "alignment.parts": "[3]"}, "3 is not of type dict"),
+        ({"alignment": "multi", "alignment.parts": '[{"tap": 2}]'}, "each part names an alignment"),
+        ({"alignment": "multi", "alignment.parts": '[{"name": "multi"}]'}, "neither none nor multi"),
+        ({"alignment": "multi", "alignment.parts": '[{"name": "ahpa", "tap": 8}]'}, "tap 8 of 'ahpa': this model has blocks 1 to 6"),
+        ({"alignment": "multi", "alignment.parts": '[{"name": "ahpa", "colour": 8}]'}, "unknown option 'alignment.parts.colour'"),
+        ({"alignment": "multi", "alignment.parts": '[{"name": "ahpa", "weight": -1}]'}, "weight -1.0 of 'ahpa'"),
+        ({"alignment": "multi", "alignment.tap": "2"}, "a tap in each of its parts"),
         ({"seed": "-1"}, "--seed -1: must be at least 0"),
         ({"seed": "99999999999999999999"}, "--seed"),
         ({"model.num_heads": "0"}, "--model.num-heads 0: must be at least 1"),
@@ -78,14 +102,65 @@ def test_bad_files_are_named(text: str, tmp_path: Path) -> None:
 
 
 def test_presets() -> None:
-    assert {"demo", "smoke", "ahpa-b2", "ahpa-l2", "ahpa-xl2", "sit-b2", "sit-l2", "sit-xl2"} <= set(presets.PRESETS)
-    for name in presets.PRESETS:
+    assert {"demo", "smoke", "ahpa-b2", "ahpa-l2", "ahpa-xl2", "sit-b2", "sit-l2", "sit-xl2", "repa-xl2-512"} <= set(presets.NAMES)
+    for name in presets.NAMES:
         resolve(presets.find(name))
     assert [resolve(presets.find(f"ahpa-{s}")).alignment["tap"] for s in ("b2", "l2", "xl2")] == [3, 6, 7]  # Table A.9
     a, b = resolve(presets.find("ahpa-b2")), resolve(presets.find("sit-b2"))
     assert (a.optim, a.model, a.steps, a.batch) == (b.optim, b.model, b.steps, b.batch), "they differ in the alignment only"
-    with pytest.raises(ValueError, match="choose from demo, smoke"):
+    with pytest.raises(ValueError, match="choose demo, smoke, or ROW-demo"):
         presets.find("nope")
+
+
+def test_published_defaults_per_model_size() -> None:
+    """Taps of B, L, XL and weights as DESIGN.md, section 5, states them from the papers' code."""
+    published = {
+        "ahpa": ((3, 6, 7), 1.0),
+        "repa": ((4, 8, 8), 0.5),
+        "irepa": ((4, 8, 8), 1.0),
+        "sra": ((3, 6, 8), 0.2),
+        "sra2": ((2, 8, 8), 1.0),
+    }
+    for method, (taps, weight) in published.items():
+        found = [resolve(presets.find(f"{method}-{size}")) for size in ("b2", "l2", "xl2")]
+        assert tuple(c.alignment["tap"] for c in found) == taps
+        assert {c.alignment["weight"] for c in found} == {weight}
+    assert [resolve(presets.find(f"sra-{size}")).alignment["teacher_tap"] for size in ("b2", "l2", "xl2")] == [8, 16, 20]
+    repa, ahpa = resolve(presets.find("repa-b2")).optim, resolve(presets.find("ahpa-b2")).optim
+    assert (repa.lr, repa.clip, ahpa.lr, ahpa.clip) == (1e-4, 1.0, 2e-4, 2.0)
+
+
+def test_every_row_is_a_preset_of_the_demo_and_differs_in_the_alignment_alone() -> None:
+    """The rows of Tables 1, 2, D.13-D.17 by what they set; at demo size all share everything else."""
+    demo = resolve(presets.find("demo"))
+    for row in presets.ROWS:
+        assert replace(resolve(presets.find(f"{row}-demo")), alignment=demo.alignment) == demo
+    b2 = {row: resolve(presets.find(f"{row}-b2")).alignment for row in presets.ROWS}
+    assert [b2[f"tap{k}"]["tap"] for k in (2, 3, 4, 8)] == [2, 3, 4, 8]
+    assert [part["tap"] for part in b2["multi"]["parts"]] == [3, 4, 8]
+    assert [b2[f"projector-{p}"]["projector"] for p in ("linear", "mlp3", "mlp5", "conv2", "conv3", "conv5")] == [
+        "linear",
+        "mlp3",
+        "mlp5",
+        "conv2",
+        "conv3",
+        "conv5",
+    ]
+    assert [b2[f"router-{r}"]["router"] for r in ("content", "lookup", "attention")] == ["content", "lookup", "attention"]
+    different = {json.dumps(options, sort_keys=True) for row, options in b2.items()}
+    same = {"tap3": "uniform-deep", "source-g3": "uniform-mid", "source-g4": "uniform-deep"}  # one thing under the names of two tables
+    for row, twin in same.items():
+        assert b2[row] | {"source": b2[twin]["source"]} == b2[twin]
+    assert len(different) >= len(b2) - len(same)
+
+
+def test_the_list_names_every_row_and_its_table(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--list-presets"]) == 0
+    printed = capsys.readouterr().out
+    for row in presets.ROWS:
+        assert f"\n{row} " in printed
+    for table in ("D.13 (b)", "D.14", "D.15", "D.16", "D.17 (8)"):
+        assert table in printed
 
 
 def test_uniform_takes_its_tap_from_the_preset() -> None:

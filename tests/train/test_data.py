@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_image
 from train.data import cache, demo, draws, encode, order
 from train.data.batches import StepBatches, loader
 from train.data.heldout import another_image, heldout_batches
+from train.priors import normalise
 
 
 def test_demo_is_deterministic_and_prefix_stable() -> None:
@@ -119,8 +120,15 @@ def test_damaged_caches_are_named(opened, tmp_path: Path) -> None:
     folder, _, _ = opened
     with pytest.raises(ValueError, match="not a gsnr cache"):
         cache.open_cache(tmp_path, ())
-    with pytest.raises(ValueError, match=r"no features of G1 \(it has G3, G4\)"):
-        cache.open_cache(folder, ("G1",))
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    fewer = json.loads((bare / cache.HEADER).read_text())
+    fewer["groups"] = {group: fewer["groups"][group] for group in ("G3", "G4")}
+    (bare / cache.HEADER).write_text(json.dumps(fewer))
+    with pytest.raises(ValueError, match=r"no features of G1 \(it has G3, G4\); prepare it again with --features G1"):
+        cache.open_cache(bare, ("G1",))
+    with pytest.raises(ValueError, match=r"no features of teacher .*--teacher facebook/dinov2-base"):
+        cache.open_cache(bare, ("teacher",))
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     shard = next((copy / "train").glob("*.arrow"))
@@ -129,6 +137,9 @@ def test_damaged_caches_are_named(opened, tmp_path: Path) -> None:
         cache.open_cache(copy, ("G3",))
     header = json.loads((copy / cache.HEADER).read_text())
     (copy / cache.HEADER).write_text(json.dumps(header | {"schema_version": 9}))
+    (copy / cache.STATISTICS).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"statistics.safetensors: missing or damaged"):
+        cache.Split(copy, "heldout", cache.read_header(folder)).statistics()
     with pytest.raises(ValueError, match="schema version 9"):
         cache.open_cache(copy, ())
     (copy / cache.HEADER).write_text("{")
@@ -184,6 +195,39 @@ def test_heldout_samples_are_the_same_in_every_bin(opened) -> None:
     assert (low["t"] < 0.5).all() and (high["t"] >= 0.5).all()
     with pytest.raises(ValueError, match="has 256"):
         next(heldout_batches(splits["heldout"], 257, 0, "heldout", 0.0, 1.0, ()))
+
+
+def test_statistics_are_those_of_the_train_split(opened) -> None:
+    """Mean and standard deviation per layer and channel over images and tokens, in float64 from the rows."""
+    _, header, splits = opened
+    rows = splits["train"].take(np.arange(256), ("G1", "G4", "teacher"))
+    found = splits["heldout"].statistics()
+    for group, f in rows.items():
+        f = f.astype(np.float64)
+        np.testing.assert_allclose(found[f"{group}_mean"], f.mean((0, 3, 4)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[f"{group}_std"], f.std((0, 3, 4)), rtol=1e-4, atol=1e-6)
+    assert set(found) == {f"{group}_{which}" for group in header.groups for which in ("mean", "std")}
+
+
+def test_standardised_features_have_mean_zero_and_deviation_one(opened) -> None:
+    _, header, splits = opened
+    normaliser = normalise.make("standardise", {group: header.groups[group][:2] for group in ("G3", "G4")})
+    normaliser.calibrate(splits["train"])
+    rows = splits["train"].take(np.arange(256), ("G3", "G4"))
+    for group, f in rows.items():
+        z = normaliser(group, torch.from_numpy(f).float())
+        torch.testing.assert_close(z.mean((0, 3, 4)), torch.zeros(header.groups[group][:2]), rtol=0, atol=1e-3)
+        torch.testing.assert_close(z.std((0, 3, 4), correction=0), torch.ones(header.groups[group][:2]), rtol=1e-3, atol=1e-3)
+
+
+def test_shuffled_samples_are_other_images_with_the_same_noise(opened) -> None:
+    _, _, splits = opened
+    split = splits["heldout"]
+    index, plain = next(heldout_batches(split, 16, 0, "heldout", 0.0, 1.0, ("G4",)))
+    _, other = next(heldout_batches(split, 16, 0, "heldout", 0.0, 1.0, ("G4",), shuffled=True))
+    assert all(torch.equal(plain[key], other[key]) for key in ("noise", "t", "offset_u"))
+    rows = split.take(another_image(index, split.size), ("G4", "label"))
+    assert torch.equal(other["G4"], torch.from_numpy(rows["G4"])) and torch.equal(other["label"], torch.from_numpy(rows["label"]))
 
 
 def test_shuffling_never_keeps_an_image() -> None:

@@ -192,7 +192,7 @@ def test_load_model(smoke_run: Path) -> None:
 def test_checkpoint_says_what_it_is(smoke_run: Path) -> None:
     state = json.loads((checkpoint.locate(smoke_run) / "state.json").read_text())
     assert state["time_convention"] == "t=1 is noise"
-    assert state["tap"] == 2 and state["step"] == 30
+    assert state["taps"] == [2] and state["step"] == 30
     assert state["cache"]["vae_sha"] and state["latent_scale"] == state["cache"]["scale"]
     assert set(state["versions"]) >= {"gsnr", "torch", "diffusers"}
 

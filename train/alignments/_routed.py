@@ -1,68 +1,122 @@
-"""What `ahpa` and `uniform` share: a router over groups of VAE layers, a projector, a loss. The two differ in the router alone."""
+"""What `ahpa`, `uniform`, `static` and `heuristic` share: a router over groups of VAE layers, a projector, a loss. Only the routers differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from train import losses, plugins
-from train.alignments import AlignmentModule
+from train.alignments import AlignmentConfig, AlignmentModule
+from train.config import ModelConfig
 from train.data.batches import Batch
+from train.data.cache import Split
+from train.priors import normalise
 from train.priors.mixture import mid_deep, mix
+from train.routers import RouterConfig
+
+# The parts of the target, shallow first, always in this order (AHPA Table 2).
+SOURCES = {
+    "both": ("mid", "deep"),
+    "mid": ("mid",),
+    "deep": ("deep",),
+    "G1": ("G1",),
+    "G2": ("G2",),
+    "G3": ("mid",),
+    "G4": ("deep",),
+    "G1-G4": ("G1", "G2", "mid", "deep"),
+}
+CACHED = {"mid": "G3", "deep": "G4"}  # unless a split moves layers between them
 
 
-def default_tap(depth: int) -> int:
-    """A quarter of the depth: block 3 of B, 6 of L, 7 of XL (AHPA Table A.9, Sec. 5.2.1)."""
-    return max(1, round(depth / 4))
+@dataclass(frozen=True, kw_only=True)
+class RoutedConfig(AlignmentConfig):
+    source: str = "both"  # Table 2: both (= G3+G4), mid (= G3), deep (= G4), G1, G2, G1-G4
+    split: str | None = None  # mid/deep layers, Table D.14; None: as the cache groups them, 4/4 on SD-VAE
+    features: str = "none"  # normalisation of each layer: none (literal reading), standardise, spatial; see train/priors/normalise.py
+    beta: str = "softmax"  # "scaling factors" between the groups (Sec. 4.3): softmax or sigmoid
+    projector: str = "conv3x3"  # Table D.13 (l)
+    loss: str = "cosine"  # Eq. 5; l1 and smooth_l1 are Table D.13 (b), (c)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        if self.source not in SOURCES:
+            raise ValueError(f"alignment.source {self.source!r} does not exist; choose from {', '.join(SOURCES)}")
+        groups = {CACHED.get(part, part) for part in SOURCES[self.source]}
+        return tuple(sorted(groups | ({"G3", "G4"} if self.split and groups & {"G3", "G4"} else set())))
+
+
+def _counts(split: str, mid: tuple[int, ...], deep: tuple[int, ...]) -> tuple[int, int]:
+    """Numbers of mid and deep layers. Raises ValueError for a split that the cached groups cannot make."""
+    cached = (mid[0], deep[0])
+    counts = tuple(int(part) for part in split.split("/")) if split.count("/") == 1 and split.replace("/", "").isdigit() else ()
+    if counts != cached and not (len(counts) == 2 and min(counts) > 0 and sum(counts) == sum(cached) and mid[1] == deep[1]):
+        raise ValueError(
+            f"alignment.split {split!r} does not divide this VAE's {cached[0]} + {cached[1]} mid and deep layers; "
+            f"it has {cached[0]}/{cached[1]}, and any a/b of {sum(cached)} layers where their widths agree"
+        )
+    return counts[0], counts[1]
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """No autocast; the meta device, on which costs are counted, knows none."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 class RoutedAlignment(AlignmentModule):
-    """Pulls projected hidden states towards a router's mixture of VAE features.
-
-    sources: the groups of the target, of "mid" and "deep". Raises ValueError for a split that the cached groups cannot make.
-    """
-
-    needs = ("G3", "G4")
+    """Pulls projected hidden states towards a router's mixture of VAE features (AHPA Eq. 2-5)."""
 
     def __init__(
         self,
-        *,
-        tap: int | None,
-        weight: float,
-        split: str | None,
-        sources: tuple[str, ...],
-        router: str,
-        projector: str,
-        hidden_size: int,
-        grid: int,
+        config: RoutedConfig,
+        model: ModelConfig,
         groups: Mapping[str, tuple[int, ...]],
+        *,
+        router: str,
+        router_depth: int = 4,
+        t_encoding: str = "linear",
     ) -> None:
-        super().__init__()
-        (mid_layers, mid_channels, *_), (deep_layers, deep_channels, *_) = groups["G3"], groups["G4"]
-        split = split or f"{mid_layers}/{deep_layers}"
-        counts = tuple(int(part) for part in split.split("/")) if split.count("/") == 1 and split.replace("/", "").isdigit() else ()
-        regrouped = len(counts) == 2 and min(counts) > 0 and sum(counts) == mid_layers + deep_layers and mid_channels == deep_channels
-        if counts != (mid_layers, deep_layers) and not regrouped:
-            raise ValueError(
-                f"alignment.split {split!r} does not divide this VAE's {mid_layers} + {deep_layers} mid and deep layers; "
-                f"it has {mid_layers}/{deep_layers}, and any a/b of {mid_layers + deep_layers} layers where their widths agree"
-            )
-        self.tap, self.weight, self.split, self.sources = tap, weight, split, sources
-        sizes = dict(zip(("mid", "deep"), counts, strict=True))
-        channels = {"mid": mid_channels, "deep": deep_channels}
-        self.router = plugins.find("routers", router).Router({source: sizes[source] for source in sources})
-        out = sum(channels[source] for source in sources)
-        self.projector = plugins.find("projectors", projector).Projector(hidden_size, out, grid)
+        super().__init__(config)
+        self.sources = SOURCES[config.source]
+        sizes = {source: groups[CACHED.get(source, source)][0] for source in self.sources}
+        channels = {source: groups[CACHED.get(source, source)][1] for source in self.sources}
+        self.mid_layers: int | None = None  # as cached
+        if config.split is not None:
+            if not set(self.sources) & CACHED.keys():
+                raise ValueError(f"alignment.split {config.split!r}: divides mid and deep layers; source {config.source!r} has neither")
+            self.mid_layers, deep_layers = _counts(config.split, groups["G3"], groups["G4"])
+            sizes |= {"mid": self.mid_layers, "deep": deep_layers}
+        self.normaliser = normalise.make(config.features, {group: groups[group][:2] for group in self.needs})
+        shape = RouterConfig(
+            sizes={source: sizes[source] for source in self.sources},
+            beta=config.beta,
+            depth=router_depth,
+            encoding=t_encoding,
+            hidden_size=model.hidden_size,
+        )
+        self.router = plugins.find("routers", router).Router(shape)
+        out = sum(channels[source] for source in self.sources)
+        self.projector = plugins.find("projectors", config.projector).Projector(model.hidden_size, out, model.grid)
+        self.loss_function = losses.find(config.loss)
 
-    def target(self, batch: Batch, t_B: Tensor) -> Tensor:
-        features = mid_deep(batch, self.split)
-        with torch.autocast(t_B.device.type, enabled=False):  # bf16 would round t to 8 bits, and the router with it
-            return mix({source: features[source] for source in self.sources}, self.router(t_B.float()))
+    def calibrate(self, train: Split) -> None:
+        self.normaliser.calibrate(train)
+
+    def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
+        t_B = batch["t"]
+        with _full_precision(t_B.device):  # bf16 would round t to 8 bits, and the router with it
+            features = {group: self.normaliser(group, batch[group].detach().float()) for group in self.needs}
+            if self.mid_layers is not None:
+                features |= mid_deep(features["G3"], features["G4"], self.mid_layers)
+            chosen = {source: features[source if source in features else CACHED[source]] for source in self.sources}
+            return mix(chosen, self.router(t_B.float(), h_BTD.detach().float()))
 
     def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
-        return losses.cosine(projected_BTC, target_BTC)
+        return self.loss_function(projected_BTC, target_BTC)
 
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
-        return self.router(t_B) if any(True for _ in self.router.parameters()) else {}
+        learned = any(True for _ in self.router.parameters())
+        return self.router(t_B, None) if learned and not self.router.reads_content else {}

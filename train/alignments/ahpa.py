@@ -5,30 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from train.alignments._routed import RoutedAlignment, default_tap
-
-__all__ = ["Alignment", "Config", "default_tap"]
+from train.alignments._routed import RoutedAlignment, RoutedConfig
+from train.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    tap: int | None = None  # block; None: a quarter of the depth, Table A.9 (3 of B, 6 of L, 7 of XL)
-    weight: float = 1.0  # lambda, Table D.13
-    split: str | None = None  # mid/deep layers, Table D.14; None: as the cache groups them, 4/4 on SD-VAE
-    router: str = "mlp"  # Table D.17
-    projector: str = "conv3x3"  # Table D.13 (l)
+class Config(RoutedConfig):
+    router: str = "mlp"  # Table D.17: mlp, lookup, attention, content
+    router_depth: int = 4  # linear layers of its MLP, Tables A.9 and D.17
+    t_encoding: str = "linear"  # Table D.17: linear, sinusoidal, fourier
 
 
 class Alignment(RoutedAlignment):
-    def __init__(self, config: Config, *, hidden_size: int, grid: int, groups: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__(
-            tap=config.tap,
-            weight=config.weight,
-            split=config.split,
-            sources=("mid", "deep"),
-            router=config.router,
-            projector=config.projector,
-            hidden_size=hidden_size,
-            grid=grid,
-            groups=groups,
-        )
+    def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config, model, groups, router=config.router, router_depth=config.router_depth, t_encoding=config.t_encoding)

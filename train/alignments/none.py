@@ -7,24 +7,28 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from train.alignments import AlignmentModule
+from train.alignments import AlignmentConfig, AlignmentModule
+from train.config import ModelConfig
 from train.data.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    pass
+class Config(AlignmentConfig):
+    weight: float = 0.0
+
+    def for_depth(self, depth: int) -> Config:
+        if self.tap is not None:
+            raise ValueError(f"alignment.tap {self.tap}: alignment 'none' has no tap; choose another alignment")
+        return self
 
 
 class Alignment(AlignmentModule):
-    tap = None
-    weight = 0.0
-    needs = ()
+    parts = ()
 
-    def __init__(self, config: Config, *, hidden_size: int, grid: int, groups: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__()
+    def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config)
 
-    def target(self, batch: Batch, t_B: Tensor) -> Tensor:
+    def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
         raise ValueError("alignment 'none' has no target")
 
     def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:

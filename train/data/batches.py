@@ -1,8 +1,8 @@
 """The batch of training step s: a pure function of (seed, s), whatever the world size and the number of workers.
 
 Sample number j of the run is image `order.image_of(j)` with the draws of j; step s holds samples s*B .. (s+1)*B - 1, of which each rank
-takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t (B,) float32; label (B,) int64; label_drop (B,) bool;
-one entry a feature group, (B,L,C,g,g) float16.
+takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t, offset_u (B,) float32; label (B,) int64; label_drop (B,)
+bool; one entry a feature group, (B,L,C,g,g) float16.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def assemble(split: Split, index_N: NDArray[np.int64], drawn: draws.Draws, t_N: 
     rows = split.take(index_N, ("mean", "std", "label", *groups))
     latent = (rows["mean"] + rows["std"] * drawn.posterior) * np.float32(split.header.scale)
     arrays = {"latent": latent, "noise": drawn.noise, "t": t_N.astype(np.float32), "label": rows["label"]}
+    arrays["offset_u"] = drawn.offset_u.astype(np.float32)
     return {key: torch.from_numpy(value) for key, value in arrays.items()} | {g: torch.from_numpy(rows[g]) for g in groups}
 
 

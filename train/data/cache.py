@@ -1,6 +1,7 @@
 """The cache: latents as moments, labels, and pooled VAE features, as a Hugging Face `datasets` folder that is memory-mapped.
 
-    CACHE/gsnr_cache.json       the Header: which VAE (hash), preprocessing, groups, shapes, dtype; schema version 1
+    CACHE/gsnr_cache.json       the Header: which VAE and teacher (hashes), preprocessing, groups, shapes, dtype; schema version 1
+    CACHE/statistics.safetensors  GROUP_mean, GROUP_std: (L,C) float32 over images and tokens of the train split
     CACHE/dataset_dict.json     `datasets.load_from_disk` reads the folder; one sub-folder a split
     columns                     image_id, label, view (1 = mirrored), mean, std (C*h*w float32), one column a group (L*C*g*g float16)
 
@@ -20,16 +21,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 SCHEMA_VERSION = 1
 HEADER = "gsnr_cache.json"
+STATISTICS = "statistics.safetensors"
 SPLITS = ("train", "heldout")
 Rows = dict[str, NDArray]  # column -> (N, ...) array
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a cache holds and which VAE made it. groups: name -> (L,C,g,g); layers: name -> "number:name under `encoder.`"."""
+    """What a cache holds and which VAE made it. groups: name -> (L,C,g,g); layers: name -> "number:name under `encoder.`". Group "teacher"
+    is (1,C,g,g), the patch tokens of an image teacher, whose name and hash are `teacher` and `teacher_sha` ("" where there is none)."""
 
     schema_version: int
     data: str
@@ -45,6 +50,34 @@ class Header:
     groups: dict[str, tuple[int, int, int, int]]
     layers: dict[str, tuple[str, ...]]
     sizes: dict[str, int]
+    teacher: str = ""
+    teacher_sha: str = ""
+
+
+class _Statistics:
+    """Mean and standard deviation per layer and channel, over images and tokens, of the rows that pass by; float64 sums."""
+
+    def __init__(self, groups: dict[str, tuple[int, int, int, int]]) -> None:
+        self.count = 0
+        self.sums = {group: np.zeros((2, *shape[:2])) for group, shape in groups.items()}
+
+    def watch(self, rows: Iterator[Rows]) -> Iterator[Rows]:
+        for chunk in rows:
+            self.count += len(chunk["image_id"])
+            for group, sums in self.sums.items():
+                f = chunk[group].astype(np.float64)
+                sums += np.stack([f.sum(axis=(0, 3, 4)), np.square(f).sum(axis=(0, 3, 4))])
+            yield chunk
+
+    def tensors(self, groups: dict[str, tuple[int, int, int, int]]) -> dict[str, NDArray[np.float32]]:
+        """GROUP_mean, GROUP_std. A deviation below what float16 resolves of its mean is 0: the channel does not vary."""
+        found: dict[str, NDArray[np.float32]] = {}
+        for group, (total, squares) in self.sums.items():
+            n = self.count * groups[group][2] * groups[group][3]
+            mean = total / n
+            std = np.sqrt(np.maximum(squares / n - mean**2, 0.0))
+            found |= {f"{group}_mean": mean.astype(np.float32), f"{group}_std": np.where(std > 1e-4 * np.abs(mean), std, 0.0).astype(np.float32)}
+        return found
 
 
 def _fixed(array: NDArray) -> pa.FixedSizeListArray:
@@ -64,7 +97,9 @@ def write(out: Path, header: Header, splits: dict[str, Iterator[Rows]]) -> None:
     try:
         streams = aside / "streams"
         streams.mkdir(parents=True)
+        statistics = _Statistics(header.groups)
         for split, rows in splits.items():
+            rows = statistics.watch(rows) if split == "train" else rows
             writer = None
             with pa.OSFile(str(streams / f"{split}.arrow"), "wb") as sink:
                 for chunk in rows:
@@ -81,6 +116,7 @@ def write(out: Path, header: Header, splits: dict[str, Iterator[Rows]]) -> None:
         datasets.DatasetDict(opened).save_to_disk(str(aside / "done"))
         if progress:
             datasets.enable_progress_bar()
+        save_file(statistics.tensors(header.groups), aside / "done" / STATISTICS)
         (aside / "done" / HEADER).write_text(json.dumps(asdict(header), indent=2) + "\n")
         try:
             os.rename(aside / "done", out)
@@ -158,6 +194,14 @@ class Split:
     def take(self, index_N: NDArray[np.int64], columns: tuple[str, ...]) -> Rows:
         return {name: self.columns[name].take(index_N) for name in columns}
 
+    def statistics(self) -> dict[str, NDArray[np.float32]]:
+        """GROUP_mean, GROUP_std: (L,C) of the train split. Raises ValueError where the file is missing or damaged."""
+        path = self.opened_as[0] / STATISTICS
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path}: missing or damaged; prepare the data again") from error
+
 
 def open_cache(folder: Path, groups: tuple[str, ...]) -> tuple[Header, dict[str, Split]]:
     """(header, split -> Split). Raises ValueError where the folder is no cache or lacks a group that is needed."""
@@ -165,5 +209,6 @@ def open_cache(folder: Path, groups: tuple[str, ...]) -> tuple[Header, dict[str,
     missing = [g for g in groups if g not in header.groups]
     if missing:
         have = ", ".join(header.groups) or "none"
-        raise ValueError(f"{folder}: holds no features of {missing[0]} (it has {have}); prepare it again with --features {','.join(groups)}")
+        again = f"--features {','.join(g for g in groups if g != 'teacher')}" if missing[0] != "teacher" else "--teacher facebook/dinov2-base"
+        raise ValueError(f"{folder}: holds no features of {missing[0]} (it has {have}); prepare it again with {again}")
     return header, {split: Split(folder, split, header) for split in SPLITS}

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,10 @@ from train import vae as vaes
 from train.data import cache, demo
 from train.priors import features, layers
 
-DEMO_GROUPS = ("G3", "G4")
+if TYPE_CHECKING:
+    from train.teacher import FrozenTeacher
+
+TEACHER = "teacher"  # the feature group of an image teacher's patch tokens
 
 
 def to_pixels(images_NHWC: NDArray[np.uint8]) -> torch.Tensor:
@@ -31,13 +35,17 @@ def encode_rows(
     batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]],
     header: cache.Header,
     device: str,
+    teacher: FrozenTeacher | None = None,
 ) -> Iterator[cache.Rows]:
     """Streams of (images (N,H,W,3), labels (N,)) -> streams of cache rows; image_id counts up from 0."""
     chosen = [layer for layer in layers.layers(vae.model.encoder) if layer.group in header.groups]
     grid = next(iter(header.groups.values()))[-1] if header.groups else 0
     first = 0
     for images, labels in batches:
-        mean, std, by_group = features.encode(vae.model, to_pixels(images).to(device), chosen, grid, header.resampling)
+        pixels = to_pixels(images).to(device)
+        mean, std, by_group = features.encode(vae.model, pixels, chosen, grid, header.resampling)
+        if teacher is not None:
+            by_group[TEACHER] = teacher.features(pixels).unsqueeze(1)
         ids = np.arange(first, first + len(images), dtype=np.int64)
         first += len(images)
         rows: cache.Rows = {"image_id": ids, "label": labels, "view": np.zeros(len(images), dtype=np.int8)}
@@ -60,13 +68,26 @@ def make_header(
     resampling: str,
     preprocessing: str,
     sizes: dict[str, int],
+    teacher: FrozenTeacher | None = None,
 ) -> cache.Header:
-    """The header of a cache made with this VAE: group shapes from its layer walk. Raises ValueError for an unknown group."""
+    """The header of a cache made with this VAE: group shapes from its layer walk.
+
+    Raises ValueError for an unknown group, or a teacher whose grid is not the model's.
+    """
     unknown = [g for g in groups if g not in layers.GROUPS]
     if unknown:
         raise ValueError(f"feature group {unknown[0]!r} does not exist; choose from {', '.join(layers.GROUPS)}")
     walked = layers.layers(vae.model.encoder)
     members = {g: [layer for layer in walked if layer.group == g] for g in groups}
+    shapes = {g: (len(ls), ls[0].channels, grid, grid) for g, ls in members.items()}
+    names = {g: tuple(f"{layer.number}:{layer.name}" for layer in ls) for g, ls in members.items()}
+    if teacher is not None:
+        if teacher.grid(resolution) != grid:
+            raise ValueError(
+                f"teacher {teacher.name!r} has {teacher.grid(resolution)}x{teacher.grid(resolution)} tokens at {resolution} pixels; "
+                f"the model has {grid}x{grid}"
+            )
+        shapes[TEACHER], names[TEACHER] = (1, teacher.channels, grid, grid), (teacher.name,)
     side = resolution // vae.downsampling
     return cache.Header(
         schema_version=cache.SCHEMA_VERSION,
@@ -80,9 +101,11 @@ def make_header(
         resampling=resampling,
         preprocessing=preprocessing,
         dtype="float16",
-        groups={g: (len(ls), ls[0].channels, grid, grid) for g, ls in members.items()},
-        layers={g: tuple(f"{layer.number}:{layer.name}" for layer in ls) for g, ls in members.items()},
+        groups=shapes,
+        layers=names,
         sizes=sizes,
+        teacher=teacher.name if teacher else "",
+        teacher_sha=teacher.sha if teacher else "",
     )
 
 
@@ -95,14 +118,17 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
     """The demo's cache folder, built if it is not there. Its name is a hash of everything that went into it."""
     demo.check("train", n_train)
     demo.check("heldout", n_heldout)
-    vae = vaes.load("demo")
+    from train import teacher as teachers  # brings transformers, which takes seconds
+
+    vae, teacher = vaes.load("demo"), teachers.load("demo")
     header = make_header(
         vae,
+        teacher=teacher,
         data="demo",
         resolution=demo.RESOLUTION,
         num_classes=demo.NUM_CLASSES,
         grid=grid,
-        groups=DEMO_GROUPS,
+        groups=layers.GROUPS,
         resampling=resampling,
         preprocessing=f"demo images, version {demo.VERSION}, seed 0",
         sizes={"train": n_train, "heldout": n_heldout},
@@ -114,6 +140,7 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
     folder.parent.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vae.model.to(device)
+    teacher.model.to(device)
     bar = tqdm(total=n_train + n_heldout, desc="demo cache", unit="image", mininterval=1.0)
 
     def batches(split: str, n: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -122,6 +149,6 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
             yield images[start : start + batch], labels[start : start + batch]
             bar.update(len(images[start : start + batch]))
 
-    cache.write(folder, header, {split: encode_rows(vae, batches(split, n), header, device) for split, n in header.sizes.items()})
+    cache.write(folder, header, {split: encode_rows(vae, batches(split, n), header, device, teacher) for split, n in header.sizes.items()})
     bar.close()
     return folder

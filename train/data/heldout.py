@@ -15,12 +15,23 @@ REPEAT = 1 << 40  # sample numbers of an image's second, third, ... draw lie thi
 
 
 def heldout_batches(
-    split: Split, images: int, seed: int, stream: str, low: float, high: float, groups: tuple[str, ...], batch: int = 64, repeats: int = 1
+    split: Split,
+    images: int,
+    seed: int,
+    stream: str,
+    low: float,
+    high: float,
+    groups: tuple[str, ...],
+    batch: int = 64,
+    repeats: int = 1,
+    shuffled: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
     """(image numbers, batch) over the first `images` held-out images: t = low + (high - low) u; u, noise and posterior draw are the image's own.
 
     `repeats` rows an image, one after another, differ in u, noise and posterior draw. The same (seed, stream, image, repeat) gives the same
-    numbers in every call, so bins and targets are compared on identical samples. Raises ValueError where the split holds fewer images.
+    numbers in every call, so bins and targets are compared on identical samples. `shuffled`: the same draws for `another_image`.
+
+    Raises ValueError where the split holds fewer images.
     """
     if images > split.size:
         raise ValueError(f"--n-images {images}: the held-out split of {split.header.data!r} has {split.size}")
@@ -29,7 +40,8 @@ def heldout_batches(
         index = np.repeat(np.arange(start, min(start + together, images), dtype=np.int64), repeats)
         numbers = index + REPEAT * np.tile(np.arange(repeats), len(index) // repeats)
         drawn = draws.draw(seed, stream, numbers, split.header.latent_shape)
-        yield index, assemble(split, index, drawn, low + (high - low) * drawn.u, groups)
+        which = another_image(index, split.size) if shuffled else index
+        yield index, assemble(split, which, drawn, low + (high - low) * drawn.u, groups)
 
 
 def another_image(index_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:

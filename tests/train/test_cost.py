@@ -1,0 +1,59 @@
+"""The account of multiply-accumulates against the published numbers and against sums by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from train import presets
+from train.config import resolve
+from train.cost import macs, main
+
+
+def counted(row: str, size: str) -> tuple[int, int]:
+    m = macs(resolve(presets.at(row, size)))
+    return m.backbone, m.alignment
+
+
+def test_sit_xl2_has_the_published_macs() -> None:
+    """DESIGN.md, section 10: matrix products of SiT-XL/2 at 256 are 118.62 G with attention products; the published 118.66 (Table 6) adds
+    small operations."""
+    backbone, alignment = counted("sit", "xl2")
+    assert round(backbone / 1e9, 2) == 118.62 and alignment == 0
+
+
+@pytest.mark.parametrize(("size", "share"), [("b2", 7.9), ("l2", 3.0), ("xl2", 2.3)])
+def test_ahpas_share(size: str, share: float) -> None:
+    """The 3x3 projector is 7.9 % of B/2's MACs, 3.0 % of L/2's, 2.3 % of XL/2's; router and mixture add less than 0.01 % and 0.02 %."""
+    backbone, alignment = counted("ahpa", size)
+    width = presets.SIZES[size][1]
+    projector = 9 * width * 1024 * 256
+    assert round(100 * projector / backbone, 1) == share
+    mixture = 8 * 512 * 256  # each of eight layers' 512 channels at 256 tokens, once
+    router = 128 + 128 * 256 + 2 * 256 * 256 + 256 * 10
+    assert alignment == projector + mixture + router
+
+
+def test_the_other_methods_by_hand() -> None:
+    """At B/2: REPA's head; SRA's head and its teacher's eight blocks; SRA 2's five layers. d = 768, T = 256."""
+    d, tokens = 768, 256
+    assert counted("repa", "b2")[1] == tokens * (d * 2048 + 2048 * 2048 + 2048 * 768)
+    assert counted("sra2", "b2")[1] == tokens * (4 * d * d + d * 16)
+    block = tokens * 12 * d * d + 2 * tokens**2 * d + 6 * d * d  # attention and MLP, attention products, adaLN
+    embedders = tokens * 16 * d + 256 * d + d * d
+    assert counted("sra", "b2")[1] == tokens * (2 * d * d + 2 * d * d) + 8 * block + embedders
+
+
+def test_the_command_measures_a_step(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--size", "demo", "--rows", "sit,ahpa,sra,repa", "--batch", "2", "--rounds", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["rows"]
+    assert found["sit"]["time"] == 1.0 and found["sit"]["alignment_parameters"] == 0
+    assert all(found[row]["seconds"] > 0 for row in ("ahpa", "sra", "repa"))
+
+
+def test_bad_names() -> None:
+    with pytest.raises(ValueError, match="--size 'h2' does not exist; choose from s2"):
+        main(["--size", "h2"])
+    with pytest.raises(ValueError, match="--rows 'nope' does not exist; choose from sit"):
+        main(["--rows", "nope"])

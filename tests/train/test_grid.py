@@ -1,0 +1,79 @@
+"""The grid of runs and its table; the Fréchet distance against closed forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.linalg
+
+from tests.conftest import call
+from train import evaluate, grid
+from train.frechet import Gaussian, distance
+
+TINY = ("--data.demo-train", "256", "--data.demo-heldout", "256", "--model.hidden-size", "32", "--model.depth", "6", "--model.num-heads", "2")
+
+
+def test_distance_of_gaussians() -> None:
+    """Closed form where the covariances commute; scipy's sqrtm where they do not; zero for the same."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    a, b = rng.uniform(0.5, 2, 6), rng.uniform(0.5, 2, 6)
+    m = rng.normal(size=6)
+    one = Gaussian(mean=np.zeros(6), covariance=basis @ np.diag(a) @ basis.T)
+    two = Gaussian(mean=m, covariance=basis @ np.diag(b) @ basis.T)
+    assert distance(one, two) == pytest.approx(m @ m + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-10)
+    x, y = rng.normal(size=(50, 6)) * [1, 2, 3, 1, 1, 1], rng.normal(size=(40, 6)) + 1
+    p, q = Gaussian.of(x), Gaussian.of(y)
+    root = scipy.linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
+    assert distance(p, q) == pytest.approx(expected, rel=1e-8)
+    assert distance(p, q) == pytest.approx(distance(q, p), rel=1e-10)
+    assert distance(p, p) == pytest.approx(0, abs=1e-10)
+
+
+def test_summary_is_paired_by_seed() -> None:
+    runs = pd.DataFrame(
+        {
+            "row": ["sit", "sit", "sit", "ahpa", "ahpa"],
+            "seed": [0, 1, 2, 0, 1],
+            "velocity_loss": [1.0, 1.2, 1.1, 0.9, 1.0],
+        }
+    )
+    lines = grid.summary(runs).splitlines()
+    assert lines[0] == "| alignment | seeds | held-out velocity loss | held-out velocity loss minus sit |"
+    assert lines[2] == "| sit | 3 | 1.1000 ± 0.0577 |  |"
+    assert lines[3] == "| ahpa | 2 | 0.9500 ± 0.0500 | -0.1500 ± 0.0500 |"  # differences -0.1 and -0.2
+
+
+def test_grid_trains_evaluates_and_goes_on(tmp_path: Path) -> None:
+    words = ("--out", tmp_path / "g", "--rows", "sit,ahpa", "--seeds", "1", "--steps", "3", "--frechet", "64", "--jobs", "2", *TINY)
+    assert call(grid.main, *words) == 0
+    runs = pd.read_csv(tmp_path / "g" / "table.csv")
+    assert list(zip(runs["row"], runs["seed"], strict=True)) == [("sit", 1), ("ahpa", 1)]
+    assert set(runs["step"]) == {3} and (runs["frechet"] > 0).all() and set(runs["frechet_samples"]) == {64}
+    assert (tmp_path / "g" / "table.md").read_text() == grid.summary(runs)
+    one = json.loads((tmp_path / "g" / "ahpa-s1" / "evaluation.json").read_text())
+    again = evaluate.evaluate(tmp_path / "g" / "ahpa-s1", frechet=64)
+    for key, value in one["result"].items():  # up to the number of threads
+        assert again[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3)), key
+
+    before = (tmp_path / "g" / "ahpa-s1" / "LAST").stat().st_mtime_ns
+    (tmp_path / "g" / "sit-s1" / "evaluation.json").unlink()  # as if it had been killed there
+    (tmp_path / "g" / "table.csv").unlink()
+    assert call(grid.main, *words) == 0
+    assert (tmp_path / "g" / "ahpa-s1" / "LAST").stat().st_mtime_ns == before, "a finished run is left alone"
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "g" / "table.csv"), runs, rtol=1e-3)
+
+
+def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--rows 'nope' does not exist; choose from sit, ahpa"):
+        call(grid.main, "--out", tmp_path / "g", "--rows", "nope")
+    with pytest.raises(ValueError, match="--seeds 'a'"):
+        call(grid.main, "--out", tmp_path / "g", "--seeds", "a")
+    with pytest.raises(ValueError, match=r"1 of 1 runs failed; the first: .*unknown option 'colour'"):
+        call(grid.main, "--out", tmp_path / "g", "--rows", "sit", "--colour", "red")
+    assert not (tmp_path / "g" / "table.csv").exists()

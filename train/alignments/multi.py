@@ -1,0 +1,85 @@
+"""Multi: several alignments at once, each with a tap, target, projector and weight of its own (AHPA Table 1, "Multi").
+
+    --alignment multi --alignment.parts '[{"name": "uniform", "source": "deep", "tap": 3}, {"name": "sra2", "tap": 8, "weight": 0.5}]'
+
+The loss is the weighted sum of the parts' losses, times the weight of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train import plugins
+from train.alignments import AlignmentConfig, AlignmentModule
+from train.config import ModelConfig, build
+from train.data.batches import Batch
+from train.data.cache import Split
+from train.models.sit import SiT
+
+
+def _config(part: dict[str, Any]) -> AlignmentConfig:
+    """One part's options as its own Config. Raises ValueError for an unknown alignment or option."""
+    name = part.get("name") or "none"
+    if name in ("none", "multi"):
+        raise ValueError('alignment.parts: each part names an alignment, {"name": "uniform", ...}, that is neither none nor multi')
+    return build(plugins.find("alignments", name).Config, {key: value for key, value in part.items() if key != "name"}, "alignment.parts.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(AlignmentConfig):
+    parts: tuple[dict, ...] = ()  # alignments with their options, a JSON list on the command line
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(group for part in self.parts for group in _config(part).needs))
+
+    def for_depth(self, depth: int) -> Config:
+        if self.tap is not None:
+            raise ValueError("alignment.tap: alignment 'multi' has a tap in each of its parts")
+        if not self.parts:
+            raise ValueError('alignment.parts is missing: a JSON list of alignments, [{"name": "uniform", "source": "deep", "tap": 3}, ...]')
+        resolved: list[dict[str, Any]] = [{"name": part.get("name")} | asdict(_config(part).for_depth(depth)) for part in self.parts]
+        for part in resolved:
+            if not 1 <= part["tap"] <= depth:
+                raise ValueError(f"alignment.parts: tap {part['tap']} of {part['name']!r}: this model has blocks 1 to {depth}")
+            if not 0 <= part["weight"] < float("inf"):
+                raise ValueError(f"alignment.parts: weight {part['weight']} of {part['name']!r} must be a number of at least 0")
+        return replace(self, parts=tuple(resolved))
+
+
+class Alignment(AlignmentModule):
+    def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config)
+        built = [plugins.find("alignments", part["name"]).Alignment(_config(part), model, groups) for part in config.parts]
+        self.each = nn.ModuleList(built)
+
+    @property
+    def parts(self) -> tuple[AlignmentModule, ...]:
+        return tuple(part for part in self.each if isinstance(part, AlignmentModule))
+
+    def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
+        raise ValueError("alignment 'multi' has one target a part")
+
+    def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+        raise ValueError("alignment 'multi' has one loss a part")
+
+    def prepare(self, batch: Batch, ema: SiT) -> Batch:
+        for part in self.parts:
+            batch = part.prepare(batch, ema)
+        return batch
+
+    def calibrate(self, train: Split) -> None:
+        for part in self.parts:
+            part.calibrate(train)
+
+    def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
+        """Those of the first part that has any."""
+        return next((weights for part in self.parts if (weights := part.router_weights(t_B))), {})
+
+    def loss(self, hidden: dict[int, Tensor], batch: Batch) -> Tensor:
+        return torch.stack([part.weight * part.loss(hidden, batch) for part in self.parts]).sum(0)

@@ -1,0 +1,45 @@
+"""REPA: patch tokens of a frozen image teacher, DINOv2-B in the paper (Yu et al. 2025, "Representation Alignment for Generation").
+
+The cache holds the teacher's tokens (`python -m train.prepare --teacher facebook/dinov2-base`). REPA's loss is the negative cosine; ours
+is larger by the constant 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from train import losses
+from train.alignments import AlignmentConfig, AlignmentModule
+from train.config import ModelConfig
+from train.data.batches import Batch
+from train.projectors import repa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(AlignmentConfig):
+    weight: float = 0.5  # REPA's --proj-coeff
+    projector_width: int = 2048  # of its MLP's two hidden layers, REPA's projector_dim
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("teacher",)
+
+    @staticmethod
+    def default_tap(depth: int) -> int:
+        """REPA's --encoder-depth: 4 of B, 8 of L and XL."""
+        return max(1, min(8, round(depth / 3)))
+
+
+class Alignment(AlignmentModule):
+    def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config)
+        self.projector = repa.Projector(model.hidden_size, groups["teacher"][1], model.grid, config.projector_width)
+
+    def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
+        return batch["teacher"][:, 0].detach().float().flatten(2).transpose(1, 2)
+
+    def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+        return losses.cosine(projected_BTC, target_BTC)

@@ -1,0 +1,61 @@
+"""SRA: an earlier block of the model is pulled towards a later block of its own moving average, which sees less noise (Jiang et al. 2026,
+"No Other Representation Component Is Needed")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from train import losses
+from train.alignments import AlignmentConfig, AlignmentModule
+from train.config import ModelConfig
+from train.data.batches import Batch
+from train.interpolant import interpolate
+from train.models.sit import SiT
+from train.projectors import sra
+
+#         depth: student, teacher block (SRA's B, L and XL)
+BLOCKS = {12: (3, 8), 24: (6, 16), 28: (8, 20)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(AlignmentConfig):
+    weight: float = 0.2  # SRA's --proj-coeff
+    teacher_tap: int | None = None  # block of the moving average; None: 8 of B, 16 of L, 20 of XL, else two thirds of the depth
+    offset: float = 0.2  # the teacher's time is t - offset u, u uniform in [0, 1), not below 0
+
+    @staticmethod
+    def default_tap(depth: int) -> int:
+        """3 of B, 6 of L, 8 of XL; else a quarter of the depth."""
+        return BLOCKS[depth][0] if depth in BLOCKS else max(1, round(depth / 4))
+
+    def for_depth(self, depth: int) -> Config:
+        teacher = self.teacher_tap or (BLOCKS[depth][1] if depth in BLOCKS else max(1, round(depth * 2 / 3)))
+        if not 1 <= teacher <= depth:
+            raise ValueError(f"alignment.teacher_tap {teacher}: this model has blocks 1 to {depth}")
+        if not 0 <= self.offset <= 1:
+            raise ValueError(f"alignment.offset {self.offset}: must be between 0 and 1")
+        return replace(super().for_depth(depth), teacher_tap=teacher)
+
+
+class Alignment(AlignmentModule):
+    def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(config)
+        assert config.teacher_tap is not None
+        self.teacher_tap, self.offset = config.teacher_tap, config.offset
+        self.key = f"ema_block_{self.teacher_tap}_offset_{self.offset:g}"  # of the teacher's states in a batch
+        self.projector = sra.Projector(model.hidden_size, model.hidden_size, model.grid)
+
+    def prepare(self, batch: Batch, ema: SiT) -> Batch:
+        t_B = (batch["t"] - self.offset * batch["offset_u"]).clamp(0, 1)
+        x_t = interpolate(batch["latent"], batch["noise"], t_B)
+        _, hidden = ema.forward_with_taps(x_t, t_B, batch["label"], batch.get("label_drop"), taps=(self.teacher_tap,), stop=True)
+        return batch | {self.key: hidden[self.teacher_tap].float()}
+
+    def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
+        return batch[self.key].detach()
+
+    def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+        return losses.smooth_l1(projected_BTC, target_BTC)

@@ -1,0 +1,174 @@
+"""`python -m train.cost`: what each alignment adds to a training step: multiply-accumulates, parameters, and measured time.
+
+    python -m train.cost --size b2 --rows sit,ahpa,repa,sra,sra2      the first row is what the others are compared with
+    python -m train.cost --size xl2 --rows sit,ahpa --macs-only       counts alone; nothing is allocated
+
+MACs are those of matrix products and convolutions in one forward pass of one sample (half of PyTorch's flop count), attention products
+included; the alignment's are the projector's, router's and mixture's, and those of SRA's teacher. Features of VAE and image teacher come
+from the cache, so making them is no part of a step. Time is a whole step of the trainer (forward, backward, clipping, AdamW, moving
+average) on one synthetic batch that stays on the device: rows take turns, and the ratio is the median over rounds of row / first row of
+that round.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from gsnr.commandline import Parser, run
+from train.config import ModelConfig, TrainConfig, resolve
+from train.data.batches import Batch
+from train.models.sit import SiT
+from train.objective import Objective, make_alignment
+
+#            layers, channels: SD-VAE's groups and DINOv2-B's tokens; and the demo's
+FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), "teacher": (1, 768)}
+DEMO_GROUPS = {"G1": (4, 16), "G2": (3, 32), "G3": (4, 64), "G4": (4, 64), "teacher": (1, 128)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macs:
+    """Of one forward pass of one sample."""
+
+    backbone: int
+    alignment: int
+
+
+def objective_of(config: TrainConfig, device: str) -> Objective:
+    """Freshly initialised on a device ("meta" allocates nothing)."""
+    groups = groups_of(config)
+    with torch.device(device):
+        objective = Objective(SiT(**vars(config.model)), make_alignment(config.alignment, config.model, groups))
+    return objective.to(device)  # the position table is made by numpy
+
+
+def groups_of(config: TrainConfig) -> dict[str, tuple[int, ...]]:
+    shapes = DEMO_GROUPS if config.data.path == "demo" else FULL_GROUPS
+    return {name: (*shape, config.model.grid, config.model.grid) for name, shape in shapes.items()}
+
+
+def synthetic_batch(config: TrainConfig, samples: int, device: str) -> Batch:
+    """What a cache would give, at random."""
+    m: ModelConfig = config.model
+    with torch.device(device):
+        batch = {name: torch.randn(samples, *shape).half() for name, shape in groups_of(config).items()}
+        batch |= {name: torch.randn(samples, m.in_channels, m.input_size, m.input_size) for name in ("latent", "noise")}
+        batch |= {name: torch.rand(samples) for name in ("t", "offset_u")}
+        labels = torch.randint(m.num_classes, (samples,))
+    return batch | {"label": labels, "label_drop": torch.zeros_like(labels, dtype=torch.bool)}
+
+
+def _count(work: Callable[[], object]) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    return counter.get_total_flops() // 2
+
+
+def macs(config: TrainConfig) -> Macs:
+    """Counted on the meta device."""
+    objective, batch = objective_of(config, "meta"), synthetic_batch(config, 1, "meta")
+    model, alignment = objective.model, objective.alignment
+    hidden = {tap: torch.empty(1, config.model.grid**2, config.model.hidden_size, device="meta") for tap in alignment.taps}
+
+    def aligned() -> None:
+        alignment.loss(hidden, alignment.prepare(batch, model))
+
+    return Macs(
+        backbone=_count(lambda: model(batch["latent"], batch["t"], batch["label"], batch["label_drop"])),
+        alignment=_count(aligned) if alignment.taps else 0,
+    )
+
+
+def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
+    """A whole training step, warmed up, on the machine's accelerator or CPU."""
+    from accelerate import Accelerator
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+    from train.trainer import optimisation_step, ready
+
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.precision)
+    raw = objective_of(config, "cpu")
+    raw.to(accelerator.device)
+    ema = copy.deepcopy(raw).requires_grad_(False).eval()
+    objective, optimizer = accelerator.prepare(raw, torch.optim.AdamW(raw.parameters(), lr=1e-6, fused=True))
+    average = get_ema_multi_avg_fn(config.optim.ema)
+    batch = synthetic_batch(config, samples, str(accelerator.device))
+
+    def one() -> None:
+        optimisation_step(accelerator, objective, raw, optimizer, ready(accelerator, batch, raw, ema), config.optim.clip)
+        with torch.no_grad():
+            average(list(ema.parameters()), list(raw.parameters()), torch.tensor(1))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    one()
+    return one
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main(argv: list[str]) -> int:
+    from train import presets
+
+    assert __doc__ is not None
+    parser = Parser("python -m train.cost", __doc__)
+    parser.add_argument("--size", default="b2", help=f"{', '.join(presets.SIZES)} or demo (default: b2)")
+    parser.add_argument("--rows", default="sit,ahpa,uniform-both,repa,irepa,sra,sra2", metavar="A,B", help="rows of `python -m train --list-presets`")
+    parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples of a step (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns of each row (default: 5)")
+    parser.add_argument("--precision", default="no", help="no (fp32), bf16 or fp16 (default: no)")
+    parser.add_argument("--macs-only", action="store_true", help="count, do not measure")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    if min(args.batch, args.rounds) < 1:
+        raise ValueError("--batch and --rounds must be at least 1")
+    if args.size not in (*presets.SIZES, presets.DEMO):
+        raise ValueError(f"--size {args.size!r} does not exist; choose from {', '.join(presets.SIZES)}, demo")
+    rows = args.rows.split(",")
+    for row in rows:
+        if row not in presets.ROWS:
+            raise ValueError(f"--rows {row!r} does not exist; choose from {', '.join(presets.ROWS)}")
+    configs = {row: resolve(presets.at(row, args.size), {"precision": args.precision}) for row in rows}
+    found: dict[str, dict[str, Any]] = {}
+    for row, config in configs.items():
+        counted = macs(config)
+        parameters = sum(p.numel() for p in objective_of(config, "meta").alignment.parameters())
+        found[row] = {"backbone_macs": counted.backbone, "alignment_macs": counted.alignment, "alignment_parameters": parameters}
+    if not args.macs_only:
+        steps = {row: stepper(config, args.batch) for row, config in tqdm(configs.items(), desc="building", leave=False)}
+        spent: dict[str, list[float]] = {row: [] for row in rows}
+        for _ in tqdm(range(args.rounds), desc="timing", unit="round", leave=False):
+            for row, step in steps.items():
+                spent[row].append(_seconds(step))
+        for row in rows:
+            ratios = [mine / first for mine, first in zip(spent[row], spent[rows[0]], strict=True)]
+            found[row] |= {"seconds": statistics.median(spent[row]), "time": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    if args.json:
+        print(json.dumps({"size": args.size, "batch": args.batch, "precision": args.precision, "rows": found}, indent=1))
+        return 0
+    print(f"{args.size}, batch {args.batch}, precision {args.precision}, {torch.get_num_threads()} threads; time as a ratio to {rows[0]}")
+    print(f"{'row':20}{'backbone':>12}{'alignment':>13}{'share':>8}{'parameters':>12}{'time':>8}  [min-max]")
+    for row, r in found.items():
+        timed = f"{r['time']:8.3f}  [{r['low']:.3f}-{r['high']:.3f}]  {r['seconds']:.3f} s" if "time" in r else ""
+        share = 100 * r["alignment_macs"] / r["backbone_macs"]
+        counts = f"{r['backbone_macs'] / 1e9:9.3f} G {r['alignment_macs'] / 1e9:10.3f} G {share:6.1f} %{r['alignment_parameters'] / 1e6:10.2f} M"
+        print(f"{row:20}{counts}{timed}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

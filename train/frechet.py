@@ -1,0 +1,78 @@
+"""Fréchet distance between two sets of images in the feature space of a frozen teacher (Heusel et al. 2017, with another network).
+
+    d^2 = ||m_1 - m_2||^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
+
+m, C: mean and covariance of the teacher's features, averaged over its tokens. It is not the FID: the network is another one. It is biased
+upwards by an amount that falls with the number of images, so compare only equal numbers. Shapes: N images, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from train import checkpoint, sample
+from train import teacher as teachers
+from train import vae as vaes
+from train.data.cache import Split
+from train.data.encode import TEACHER
+
+Features = NDArray[np.float64]
+CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """mean (F,), covariance (F,F) (unbiased) of N feature vectors."""
+
+    mean: Features
+    covariance: Features
+
+    @staticmethod
+    def of(features_NF: Features) -> Gaussian:
+        return Gaussian(mean=features_NF.mean(0), covariance=np.cov(features_NF, rowvar=False))
+
+
+def distance(a: Gaussian, b: Gaussian) -> float:
+    """d^2. The root's trace is that of (C_a^(1/2) C_b C_a^(1/2))^(1/2), which is symmetric and has real eigenvalues."""
+    values, vectors = scipy.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    cross = np.sqrt(np.maximum(scipy.linalg.eigvalsh(root @ b.covariance @ root), 0.0)).sum()
+    return float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def cached_features(split: Split) -> Features:
+    """(N,F): the teacher's features of a split's images, from the cache."""
+    parts = []
+    for start in range(0, split.size, CHUNK):
+        index = np.arange(start, min(start + CHUNK, split.size), dtype=np.int64)
+        parts.append(split.take(index, (TEACHER,))[TEACHER][:, 0].astype(np.float64).mean(axis=(2, 3)))
+    return np.concatenate(parts)
+
+
+@torch.no_grad()
+def sampled_features(loaded: checkpoint.Checkpoint, images: int, steps: int, seed: int) -> Features:
+    """(N,F): the teacher's features of samples, classes in turn, no guidance, `steps` Heun steps; a function of (weights, seed)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    frozen, teacher = vaes.load(loaded.header.vae), teachers.load(loaded.header.teacher)
+    if (frozen.sha, teacher.sha) != (loaded.header.vae_sha, loaded.header.teacher_sha):
+        raise ValueError(f"{loaded.folder}: VAE {frozen.name!r} or teacher {teacher.name!r} is not the one its data were made with")
+    model, decoder = loaded.model.to(device), frozen.model.to(device)
+    teacher.model.to(device)
+    classes = loaded.header.num_classes
+    noise = torch.randn(images, *loaded.header.latent_shape, generator=torch.Generator().manual_seed(seed))
+    y_N = torch.arange(images) % classes
+    parts = []
+    for start in tqdm(range(0, images, CHUNK), desc="sampling for the Fréchet distance", unit=f"x{CHUNK}", leave=False, mininterval=1.0):
+        rows = slice(start, start + CHUNK)
+        latents = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True).float() / loaded.header.scale
+        for part in latents.split(32):
+            pixels = decoder.decode(part).sample.clamp(-1, 1)
+            eight_bit = ((pixels + 1) * 127.5).round() / 127.5 - 1  # as an image file would hold it
+            parts.append(teacher.features(eight_bit).mean(dim=(2, 3)).double().cpu().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,160 @@
+"""`python -m train.grid`: trains and evaluates several presets, each with several seeds, and writes one table.
+
+    python -m train.grid --out runs/ablations --steps 200                                   every row at demo size, one seed
+    python -m train.grid --out runs/methods --rows sit,ahpa,repa --seeds 0,1,2 --frechet 2048
+
+One run a folder, OUT/ROW-s0, OUT/ROW-s1, ...; killed and called again, it goes on where it stopped. OUT/table.csv has one line a run,
+OUT/table.md one line a row, mean and standard error over seeds, and the difference from the first row, paired by seed. Other options
+(--batch 32, --optim.lr 1e-3, ...) are given to every run as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from gsnr import files
+from gsnr.commandline import Parser, run
+
+RESULT = "evaluation.json"
+METRICS = {"velocity_loss": "held-out velocity loss", "frechet": "Fréchet distance"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run: a row's preset at demo size with a seed."""
+
+    row: str
+    seed: int
+    out: Path
+    steps: int | None
+    frechet: int
+    options: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f"{self.row}-s{self.seed}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an evaluation must have been made with to be used again."""
+        return {"steps": self.steps, "frechet": self.frechet, "options": list(self.options)}
+
+    def done(self) -> dict[str, Any] | None:
+        """The evaluation, where there is one of this length."""
+        path = self.folder / RESULT
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        return found["result"] if found.get("identity") == self.identity else None
+
+    def work(self, threads: int) -> None:
+        """Trains what is left and evaluates. Raises ValueError with the last line of a command that failed."""
+        if self.done() is not None:
+            return
+        length = [] if self.steps is None else ["--steps", str(self.steps)]
+        train = ["train", "--preset", f"{self.row}-demo", "--out", str(self.folder), "--seed", str(self.seed), "--resume", *length, *self.options]
+        _call(train, threads)
+        result = json.loads(_call(["train.evaluate", "--ckpt", str(self.folder), "--frechet", str(self.frechet)], threads))
+        files.write_text(self.folder / RESULT, json.dumps({"identity": self.identity, "result": result}, indent=2) + "\n")
+
+
+def _call(command: list[str], threads: int) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ValueError(f"{' '.join(command)}: {lines[-1]}")
+    return done.stdout
+
+
+def table(jobs: list[Job]) -> pd.DataFrame:
+    """One line a finished run."""
+    lines = [{"row": job.row, "seed": job.seed} | result for job in jobs if (result := job.done()) is not None]
+    return pd.DataFrame(lines)
+
+
+def _mean_se(values: np.ndarray, digits: int = 4) -> str:
+    if len(values) < 2:
+        return f"{values.mean():.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
+
+
+def summary(runs: pd.DataFrame) -> str:
+    """Markdown: one line a row in the order of `runs`; differences are from the first row, over the seeds that both have."""
+    first = runs["row"].iloc[0]
+    metrics = {key: name for key, name in METRICS.items() if key in runs}
+    head = ["alignment", "seeds", *(f"{name}{end}" for name in metrics.values() for end in ("", f" minus {first}"))]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    baseline = runs[runs["row"] == first].set_index("seed")
+    for row, group in runs.groupby("row", sort=False):
+        mine = group.set_index("seed")
+        shared = mine.index.intersection(baseline.index)
+        cells = [str(row), str(len(group))]
+        for key in metrics:
+            difference = (mine.loc[shared, key] - baseline.loc[shared, key]).to_numpy()
+            cells += [_mean_se(group[key].to_numpy()), "" if row == first or not len(shared) else _mean_se(difference)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    if not all(part.isdigit() for part in text.split(",")):
+        raise ValueError(f"{flag} {text!r}: a list of whole numbers, such as 0,1,2")
+    return [int(part) for part in text.split(",")]
+
+
+def main(argv: list[str]) -> int:
+    from train import presets
+
+    assert __doc__ is not None
+    parser = Parser("python -m train.grid", __doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and the table")
+    parser.add_argument("--rows", metavar="A,B", help="rows of `python -m train --list-presets` (default: all); the first is the baseline")
+    parser.add_argument("--seeds", default="0", metavar="S,S", help="seeds (default: 0)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of each run (default: the demo's)")
+    parser.add_argument("--frechet", type=int, default=0, metavar="N", help="samples for the Fréchet distance (default: 0, none)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs side by side, which share the cores (default: 1)")
+    args, options = parser.parse_known_args(argv)
+    rows = list(presets.ROWS) if args.rows is None else args.rows.split(",")
+    for row in rows:
+        if row not in presets.ROWS:
+            raise ValueError(f"--rows {row!r} does not exist; choose from {', '.join(presets.ROWS)}")
+    if args.jobs < 1 or (args.steps is not None and args.steps < 1) or args.frechet < 0:
+        raise ValueError("--jobs and --steps must be at least 1, --frechet at least 0")
+    files.check_writable(args.out, "--out")
+    seeds = _numbers("--seeds", args.seeds)
+    shared: dict[str, Any] = {"out": args.out, "steps": args.steps, "frechet": args.frechet, "options": tuple(options)}
+    jobs = [Job(row=row, seed=seed, **shared) for seed in seeds for row in rows]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    failed: list[str] = []
+    with ThreadPoolExecutor(args.jobs) as pool:
+        working = {pool.submit(job.work, threads): job for job in jobs}
+        for future in tqdm(as_completed(working), total=len(jobs), desc="grid", unit="run", mininterval=1.0):
+            if (error := future.exception()) is not None:
+                failed.append(str(error))
+                if not isinstance(error, ValueError):
+                    raise error
+    runs = table(sorted(jobs, key=lambda job: (rows.index(job.row), job.seed)))
+    if len(runs):
+        args.out.mkdir(parents=True, exist_ok=True)
+        files.write_text(args.out / "table.csv", runs.to_csv(index=False))
+        files.write_text(args.out / "table.md", summary(runs))
+        print(summary(runs))
+        print(f"wrote {args.out / 'table.csv'} and {args.out / 'table.md'}: {len(runs)} of {len(jobs)} runs")
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(jobs)} runs failed; the first: {failed[0]}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,78 @@
+"""Normalisations of VAE features after resampling, before they are mixed. The paper mentions none; raw layers differ in scale and mean, and a
+layer with a large mean is an easy cosine target.
+
+    none          as they are
+    standardise   per layer and channel, by the train split's mean and standard deviation over images and tokens
+    spatial       per sample, layer and channel, over its tokens (iREPA, Singh et al. 2025): (f - gamma mean) / (std + 1e-6), gamma = 0.6
+
+Shapes: B samples, L layers, C channels, (g,g) token grid.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from train.data.cache import Split
+
+GAMMA = 0.6  # iREPA
+SPATIAL_EPSILON = 1e-6  # iREPA
+
+
+def spatial(f_BLCgg: Tensor, gamma: float = GAMMA) -> Tensor:
+    """(f - gamma mean) / (std + 1e-6), mean and (unbiased) standard deviation over the tokens of one sample."""
+    tokens = f_BLCgg.flatten(-2)
+    mean, std = tokens.mean(-1, keepdim=True), tokens.std(-1, keepdim=True)
+    return ((tokens - gamma * mean) / (std + SPATIAL_EPSILON)).view_as(f_BLCgg)
+
+
+class Normaliser(nn.Module, ABC):
+    """normaliser(group, f_BLCgg) -> the same shape."""
+
+    @abstractmethod
+    def forward(self, group: str, f_BLCgg: Tensor) -> Tensor: ...
+
+    def calibrate(self, train: Split) -> None:
+        """Takes what it needs of the train split."""
+
+
+class Raw(Normaliser):
+    def forward(self, group: str, f_BLCgg: Tensor) -> Tensor:
+        return f_BLCgg
+
+
+class Spatial(Normaliser):
+    def forward(self, group: str, f_BLCgg: Tensor) -> Tensor:
+        return spatial(f_BLCgg)
+
+
+class Standardise(Normaliser):
+    """Its buffers GROUP_mean and GROUP_std, (L,C), lie in the checkpoint. A channel that never varies in the train split becomes 0."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for group, shape in shapes.items():
+            self.register_buffer(f"{group}_mean", torch.full(shape, torch.nan))
+            self.register_buffer(f"{group}_std", torch.full(shape, torch.nan))
+
+    def calibrate(self, train: Split) -> None:
+        statistics = train.statistics()
+        for name, buffer in self.named_buffers():
+            buffer.copy_(torch.from_numpy(statistics[name]))
+
+    def forward(self, group: str, f_BLCgg: Tensor) -> Tensor:
+        mean, std = (getattr(self, f"{group}_{which}")[..., None, None] for which in ("mean", "std"))
+        return torch.where(std == 0, 0, (f_BLCgg - mean) / std)
+
+
+NORMALISATIONS = ("none", "standardise", "spatial")
+
+
+def make(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Normaliser:
+    """shapes: group -> (L,C). Raises ValueError listing the valid names."""
+    if name not in NORMALISATIONS:
+        raise ValueError(f"alignment.features {name!r} does not exist; choose from {', '.join(NORMALISATIONS)}")
+    return Standardise(shapes) if name == "standardise" else Spatial() if name == "spatial" else Raw()

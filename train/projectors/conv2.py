@@ -1,0 +1,10 @@
+"""`conv2`: convolution, GroupNorm, SiLU, convolution (AHPA Table D.13 (i))."""
+
+from __future__ import annotations
+
+from train.projectors._conv import GridConv
+
+
+class Projector(GridConv):
+    def __init__(self, hidden_size: int, out_channels: int, grid: int) -> None:
+        super().__init__(hidden_size, out_channels, grid, (3,) * 2)

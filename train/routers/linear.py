@@ -1,0 +1,12 @@
+"""`linear`: beta = (1 - t, t), from mid at the data to deep at the noise (AHPA Table D.15, "Heuristic (Linear)")."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from train.routers._schedule import Schedule
+
+
+class Router(Schedule):
+    def deep(self, t_B: Tensor) -> Tensor:
+        return t_B

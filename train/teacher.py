@@ -1,0 +1,151 @@
+"""Frozen image teachers: what REPA aligns to, and what a Fréchet distance on teacher features is taken on.
+
+A teacher is DINOv2 as REPA uses it (Yu et al. 2024, arXiv:2410.06940), or the demo's own small classifier.
+
+Shapes: B batch, H = W = R image side in pixels, C teacher channels, g tokens a side, T = g^2 tokens. Images in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from train.identity import identity
+from train.models.convnet import ConvNet
+
+DEMO_FOLDER = Path(__file__).parent / "assets" / "demo_teacher"
+DINO = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}  # model_type in config.json: transformers' class
+DINO_DOWNSAMPLING = 16  # REPA resizes so that 256 pixels give 16 tokens a side, whatever the patch size
+IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenTeacher:
+    """name: as asked for; sha: its identity (weights and, for DINOv2, the normalisation of images); channels: C; downsampling: pixels per
+    token, a side."""
+
+    model: nn.Module
+    name: str
+    sha: str
+    channels: int
+    downsampling: int
+
+    def grid(self, resolution: int) -> int:
+        """Tokens a side for images of `resolution` pixels a side. Raises ValueError where that is no whole number."""
+        if resolution < 1 or resolution % self.downsampling:
+            raise ValueError(f"teacher {self.name!r}: an image side must be a multiple of {self.downsampling} pixels, not {resolution}")
+        return resolution // self.downsampling
+
+    @torch.no_grad()
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B,3,R,R) in [-1, 1] -> (B,C,g,g) float32, under autocast too. Raises ValueError as `grid` does."""
+        grid = self.grid(images_BCHW.shape[-1])
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            features_BCHW = self.model(images_BCHW.float())
+        assert features_BCHW.shape[1:] == (self.channels, grid, grid)
+        return features_BCHW
+
+
+class PatchTokens(nn.Module):
+    """DINOv2's patch tokens after the final layer norm (`x_norm_patchtokens`), as a map: images (B,3,R,R) -> (B,C,g,g).
+
+    Images are normalised, then resized bicubically without antialiasing, and the position embeddings resampled to the grid with it, as in
+    REPA (which does the latter by timm; transformers alone would do it without).
+    """
+
+    mean: Tensor
+    std: Tensor
+    positions: Tensor
+
+    def __init__(self, backbone: Any, patch_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone, self.patch_size = backbone, patch_size
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("positions", backbone.embeddings.position_embeddings.detach().float().clone())  # as stored, whatever grid is set
+
+    def set_grid(self, grid: int) -> None:
+        """Resamples the stored position embeddings (1, 1 + n^2, C) to a grid of that many tokens a side."""
+        first_11C, stored_1nC = self.positions[:, :1], self.positions[:, 1:]
+        side = round(stored_1nC.shape[1] ** 0.5)
+        map_1Cnn = stored_1nC.transpose(1, 2).unflatten(2, (side, side))
+        resized_1Cgg = map_1Cnn if side == grid else F.interpolate(map_1Cnn, size=grid, mode="bicubic", antialias=True)
+        embeddings = torch.cat([first_11C, resized_1Cgg.flatten(2).transpose(1, 2)], dim=1)
+        self.backbone.embeddings.position_embeddings = nn.Parameter(embeddings, requires_grad=False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        grid = images_BCHW.shape[-1] // DINO_DOWNSAMPLING
+        if self.backbone.embeddings.position_embeddings.shape[1] != 1 + grid * grid:
+            self.set_grid(grid)
+        x_BCHW = F.interpolate(((images_BCHW + 1) / 2 - self.mean) / self.std, size=grid * self.patch_size, mode="bicubic")
+        tokens_BTC = self.backbone(x_BCHW).last_hidden_state[:, -grid * grid :]  # the class token and the registers come first
+        return tokens_BTC.transpose(1, 2).unflatten(2, (grid, grid))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log and no bar from either library: what they would log is in the error."""
+    before = [(library.logging, library.logging.get_verbosity()) for library in (diffusers, transformers)]
+    bars = transformers.logging.is_progress_bar_enabled()
+    for logging, _ in before:
+        logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, verbosity in before:
+            logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _read_json(source: str, file: str, **options: bool) -> dict[str, Any]:
+    """A JSON file of a folder or hub id."""
+    found = cached_file(source, file, **options)
+    return json.loads(Path(found).read_text()) if found else {}
+
+
+def _stored(source: str) -> tuple[nn.Module, int, int]:
+    """(model, C, pixels per token) of a folder or hub id; raises whatever the libraries do."""
+    config = _read_json(source, "config.json")
+    kind = config.get("model_type") or config.get("_class_name")
+    if kind not in (*DINO, ConvNet.__name__):
+        raise ValueError(f"its config.json names {kind}, not one of {', '.join(DINO)}, {ConvNet.__name__}")
+    cls = getattr(transformers, DINO[kind]) if kind in DINO else ConvNet
+    model, notes = cls.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
+    lacking = sorted([*notes["missing_keys"], *(key for key, *_ in notes["mismatched_keys"])])
+    if lacking:
+        raise ValueError(f"its weights lack {lacking[0]}, or have it in another shape")
+    if isinstance(model, ConvNet):
+        return model, model.config.widths[-1], 2 ** len(model.config.widths)
+    norm = IMAGENET | _read_json(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    for key in IMAGENET:
+        if len(norm[key]) != 3:
+            raise ValueError(f"its preprocessor_config.json has {key} {norm[key]}, not three numbers")
+    return PatchTokens(model, model.config.patch_size, norm["image_mean"], norm["image_std"]), model.config.hidden_size, DINO_DOWNSAMPLING
+
+
+def load(name: str) -> FrozenTeacher:
+    """Loads a teacher, float32, eval mode, no gradients. name: "demo", a folder in the Hugging Face format, or a hub id (facebook/dinov2-base).
+
+    Raises ValueError naming the teacher where it is missing, damaged or of another kind.
+    """
+    try:
+        with _quiet():
+            model, channels, downsampling = _stored(str(DEMO_FOLDER) if name == "demo" else name)
+    except Exception as error:  # the libraries raise a dozen kinds for a missing, damaged or foreign folder
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"teacher {name!r} cannot be loaded (name a DINOv2 folder, a hub id or `demo`): {reason}") from error
+    model = model.float().eval().requires_grad_(False)
+    return FrozenTeacher(model=model, name=name, sha=identity(model), channels=channels, downsampling=downsampling)
