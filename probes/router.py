@@ -9,7 +9,7 @@ import torch
 
 from probes._subject import Options, Subject, bin_columns
 from train import runlog
-from train.trainer import ROUTER_GRID
+from train.runfolder import ROUTER_GRID
 
 SUMMARY = "the router's beta and alpha over t, at the checkpoint and over training steps"
 KIND = "metrics"

@@ -68,8 +68,16 @@ class TrainConfig:
     seed: int = _option(0, "seed of everything random")
     label_dropout: float = _option(0.1, "share of labels replaced by the null class")
     precision: str = _option("bf16", "no (fp32), bf16 or fp16: autocast, with losses and norms in fp32")
+    accumulate: int = _option(1, "micro-batches that each process computes its part of a step in; the step is that of the whole batch")
+    compile: bool = _option(False, "torch.compile the blocks (once for all of them); needs a C++ compiler on a CPU")
+    checkpointing: bool = _option(False, "compute the blocks' activations again in backward: less memory, about a third more time")
+    max_skipped: int = _option(20, "stop after more than this many steps in a row whose gradient is not finite (each is skipped and counted)")
     log_every: int = _option(100, "steps between lines of metrics.jsonl and router.jsonl")
     save_every: int = _option(10_000, "steps between checkpoints")
+    keep_last: int = _option(0, "checkpoints to keep; 0: all")
+    keep_every: int = _option(0, "with --keep-last, also keep checkpoints at multiples of this many steps; 0: none")
+    sample_every: int = _option(0, "steps between grids of samples of the averaged weights, to samples/; 0: never")
+    trackers: str = _option("tensorboard", "where metrics go beside metrics.jsonl: tensorboard, wandb, both (tensorboard,wandb) or none")
     gsnr_every: int = _option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never")
     gsnr_images: int = _option(256, "held-out images that gsnr_every measures on")
 
@@ -179,6 +187,11 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
 def _check(config: TrainConfig) -> None:
     least = {
         "gsnr_every": 0,
+        "sample_every": 0,
+        "keep_last": 0,
+        "keep_every": 0,
+        "max_skipped": 0,
+        "accumulate": 1,
         "gsnr_images": 3,
         "data.workers": 0,
         "optim.warmup": 0,
@@ -196,6 +209,11 @@ def _check(config: TrainConfig) -> None:
             raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least {low} and below 2^63")
     if config.precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"precision {config.precision!r} does not exist; choose from no, bf16, fp16")
+    for tracker in config.trackers.split(","):
+        if tracker not in ("tensorboard", "wandb", "none"):
+            raise ValueError(f"--trackers {tracker!r} does not exist; choose from tensorboard, wandb, none, or tensorboard,wandb")
+    if config.batch % config.accumulate:
+        raise ValueError(f"--batch {config.batch} is not a multiple of --accumulate {config.accumulate}")
     if not 0 <= config.label_dropout <= 1:
         raise ValueError(f"label_dropout {config.label_dropout}: must be between 0 and 1")
     if not 0 <= config.optim.ema < 1:

@@ -94,7 +94,7 @@ def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
     from accelerate import Accelerator
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-    from train.trainer import optimisation_step, ready
+    from train.step import optimisation_step
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.precision)
     raw = objective_of(config, "cpu")
@@ -105,7 +105,7 @@ def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
     batch = synthetic_batch(config, samples, str(accelerator.device))
 
     def one() -> None:
-        optimisation_step(accelerator, objective, raw, optimizer, ready(accelerator, batch, raw, ema), config.optim.clip)
+        optimisation_step(accelerator, objective, raw, ema, optimizer, batch, config.optim.clip, config.accumulate)
         with torch.no_grad():
             average(list(ema.parameters()), list(raw.parameters()), torch.tensor(1))
         if torch.cuda.is_available():

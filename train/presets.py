@@ -137,6 +137,7 @@ def _demo(alignment: dict[str, Any]) -> dict[str, Any]:
         "precision": "no",
         "log_every": 10,
         "save_every": 700,
+        "sample_every": 1400,
     }
 
 
@@ -146,7 +147,7 @@ def _smoke() -> dict[str, Any]:
     small["data"] |= {"demo_train": 256, "demo_heldout": 256}
     small["model"] |= {"hidden_size": 32, "depth": 3, "num_heads": 2}
     small["alignment"] |= {"tap": 2}
-    return small | {"steps": 30, "batch": 16, "log_every": 5, "save_every": 10}
+    return small | {"steps": 30, "batch": 16, "log_every": 5, "save_every": 10, "sample_every": 0}
 
 
 # name -> row and size; `demo` is `ahpa-demo`

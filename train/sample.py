@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gsnr.commandline import Parser, run
+from train.data.cache import Header
+from train.vae import FrozenVAE
 
 
 @torch.no_grad()
@@ -53,6 +55,27 @@ def grid_image(images_RKHWC: np.ndarray, labels: list[str], scale: int = 2) -> I
     return sheet
 
 
+@torch.no_grad()
+def decode(frozen: FrozenVAE, latents_BCHW: Tensor) -> np.ndarray:
+    """Final latents -> (B,H,W,3) uint8. The global random state stays as it was (a Consistency decoder draws from it)."""
+    device = latents_BCHW.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        pixels = torch.cat([frozen.model.decode(part).sample for part in (latents_BCHW.float() / frozen.scale).split(16)])
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def picture(
+    model: nn.Module, frozen: FrozenVAE, header: Header, *, classes: int, per_class: int, steps: int, guidance: float, seed: int, quiet: bool = False
+) -> Image.Image:
+    """The first `classes` classes in rows; a function of (weights, seed)."""
+    device = next(model.parameters()).device
+    classes = min(classes, header.num_classes)
+    y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
+    noise = torch.randn(len(y_B), *header.latent_shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    eight_bit = decode(frozen, heun(model, noise, y_B, steps, guidance, header.num_classes, quiet))
+    return grid_image(eight_bit.reshape(classes, per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)])
+
+
 def main(argv: list[str]) -> int:
     assert __doc__ is not None
     parser = Parser("python -m train.sample", __doc__)
@@ -77,17 +100,21 @@ def main(argv: list[str]) -> int:
     if frozen.sha != loaded.header.vae_sha:
         raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({loaded.header.vae})")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, decoder = loaded.model.to(device), frozen.model.to(device)
-    classes = min(args.classes, loaded.header.num_classes)
-    y = torch.arange(classes, device=device).repeat_interleave(args.per_class)
-    noise = torch.randn(len(y), *loaded.header.latent_shape, generator=torch.Generator().manual_seed(args.seed)).to(device)
-    latents = heun(model, noise, y, args.sampling_steps, args.cfg, loaded.header.num_classes).float() / loaded.header.scale
-    with torch.no_grad():
-        pixels = torch.cat([decoder.decode(part).sample for part in latents.split(16)])
-    eight_bit = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    frozen.model.to(device)
+    drawn = picture(
+        loaded.model.to(device),
+        frozen,
+        loaded.header,
+        classes=args.classes,
+        per_class=args.per_class,
+        steps=args.sampling_steps,
+        guidance=args.cfg,
+        seed=args.seed,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    grid_image(eight_bit.reshape(classes, args.per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)]).save(out)
-    print(f"wrote {out}: {len(y)} samples of {args.weights} weights at step {loaded.step}, Heun ODE, {args.sampling_steps} steps, cfg {args.cfg}")
+    drawn.save(out)
+    sampler = f"Heun ODE, {args.sampling_steps} steps, cfg {args.cfg}"
+    print(f"wrote {out}: {args.per_class} samples a class of {args.weights} weights at step {loaded.step}, {sampler}")
     return 0
 
 

@@ -40,10 +40,12 @@ class StepBatches(Dataset):
     label_dropout: float
     rank: int = 0
     world: int = 1
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch % self.world:
-            raise ValueError(f"--batch {self.batch} is not a multiple of the {self.world} processes")
+        if self.batch % (self.world * self.accumulate):
+            parts = f" times --accumulate {self.accumulate}" if self.accumulate > 1 else ""
+            raise ValueError(f"--batch {self.batch} is not a multiple of the {self.world} processes{parts}")
 
     def __getitem__(self, step: int) -> Batch:
         local = self.batch // self.world

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 FREQUENCIES = 256  # of the timestep embedding
 
@@ -158,6 +159,7 @@ class SiT(ModelMixin, ConfigMixin):
         self.register_buffer("pos_embed", sincos_2d(self.grid, hidden_size))
         self.blocks = nn.ModuleList(SiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * in_channels)
+        self.checkpointing = False  # compute the blocks' activations again in backward
         self._initialise()
 
     def _initialise(self) -> None:
@@ -202,7 +204,8 @@ class SiT(ModelMixin, ConfigMixin):
         for k, block in enumerate(self.blocks, start=1):
             if stop and k > max(taps):
                 return None, hidden
-            h_BTD = block(h_BTD, c_BD)
+            recompute = self.checkpointing and torch.is_grad_enabled()
+            h_BTD = checkpoint(block, h_BTD, c_BD, use_reentrant=False) if recompute else block(h_BTD, c_BD)
             if k in taps:
                 hidden[k] = h_BTD
         return self.unpatchify(self.final_layer(h_BTD, c_BD)), hidden
