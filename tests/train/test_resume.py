@@ -55,6 +55,60 @@ def test_stopped_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path: Pat
     assert_same_run(smoke_run, out, 30)
 
 
+PARTS = '[{"name": "uniform", "source": "deep", "tap": 1}, {"name": "sra", "tap": 2, "teacher_tap": 3}]'
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--alignment", "sra"),
+        ("--alignment", "multi", "--alignment.parts", PARTS),
+        ("--alignment.features", "standardise", "--alignment.router", "content"),
+        ("--alignment.router", "lookup", "--alignment.t-encoding", "fourier"),
+        ("--alignment", "repa", "--alignment.projector-width", "16", "--accumulate", "2", "--data.workers", "1"),
+        ("--accumulate", "4", "--data.workers", "2"),
+    ],
+    ids=lambda words: " ".join(words[1:4:2]),
+)
+def test_whatever_is_trained_resumes_bit_for_bit(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Each alignment that has more state or inputs than AHPA; micro-batches; data workers."""
+    common = ("--preset", "smoke", "--trackers", "none", *words, "--out")
+    assert call(main, *common, tmp_path / "whole", "--steps", 7) == 0
+    assert call(main, *common, tmp_path / "parts", "--steps", 3) == 0
+    assert call(main, *common, tmp_path / "parts", "--steps", 7, "--resume") == 0
+    one, two = (tensors(checkpoint.locate(tmp_path / run)) for run in ("whole", "parts"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+
+
+def _train_on(out: Path) -> None:
+    """What the killed child does: trains, or goes on training."""
+    os.setpgrp()
+    torch.set_num_threads(1)
+    main(["--preset", "smoke", "--trackers", "none", "--out", str(out), "--steps", "60", "--save-every", "2", "--resume"])
+
+
+def test_kill_minus_9_while_training_loses_only_the_steps_since_the_last_save(tmp_path: Path) -> None:
+    """Killed at random moments until it is through; the run that is left is the uninterrupted one."""
+    out, rng, kills = tmp_path / "killed", random.Random(1), 0
+    while True:
+        child = multiprocessing.get_context("fork").Process(target=_train_on, args=(out,))
+        child.start()
+        child.join(rng.uniform(0.3, 1.5))
+        if not child.is_alive():
+            assert child.exitcode == 0
+            break
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        kills += 1
+        assert kills < 200, "it never gets through"
+    assert kills > 2
+    assert call(main, "--preset", "smoke", "--trackers", "none", "--out", tmp_path / "whole", "--steps", "60", "--save-every", "2") == 0
+    assert_same_run(tmp_path / "whole", out, 60)
+
+
 def test_a_kill_between_saves_loses_only_the_steps_since(smoke_run: Path, tmp_path: Path) -> None:
     """As after a kill at step 27: logs are ahead of the last checkpoint, one line is cut short, a half-written save lies about."""
     out = tmp_path / "killed"
