@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -93,6 +94,23 @@ def test_figures_are_written(probed_run: Path, tmp_path: Path) -> None:
             assert min(image.size) > 600
             assert np.asarray(image.convert("L")).std() > 10, "something is drawn"
     assert b"/FontFile2" in (tmp_path / "fig2_gsnr.pdf").read_bytes(), "fonts are embedded as TrueType"
+
+
+def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
+    """beta of two seeds of one method and of another method: two panels; a figure of one run refuses several."""
+    from figures import fig_beta
+    from figures.__main__ import main
+    from gsnr import table
+
+    tables = table.read(probed_run / "probes" / "router.parquet")
+    runs = pd.concat([tables.assign(run=name) for name in ("raw-s0", "raw-s1", "standardised-s0")], ignore_index=True)
+    drawn = fig_beta.draw(runs)
+    panels = [axes for axes in drawn.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["(a) raw, 2 seeds", "(b) standardised"]
+    assert call(main, "--run", probed_run, "--run", probed_run, "--out", tmp_path) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fig_beta.pdf", "fig_beta.png"]
+    with pytest.raises(ValueError, match="figure 'fig2_gsnr' is of one run; 2 were named with --run"):
+        call(main, "--run", probed_run, "--run", probed_run, "--figure", "fig2_gsnr")
 
 
 def test_a_figure_whose_table_is_missing_names_the_command(smoke_run: Path, plain_run: Path) -> None:
