@@ -73,15 +73,22 @@ def main(argv: list[str]) -> int:
 
     loaded = checkpoint.load(args.ckpt, args.weights)
     out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
-    frozen = vae.load(args.vae or loaded.header.vae)
-    if frozen.sha != loaded.header.vae_sha:
-        raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({loaded.header.vae})")
+    header, shape = loaded.header, loaded.config.model
+    name = args.vae if header is None else args.vae or header.vae
+    if name is None:
+        raise ValueError(f"{loaded.folder}: does not say which VAE decodes its latents; name one with --vae")
+    frozen = vae.load(name)
+    if header is not None and frozen.sha != header.vae_sha:
+        raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({header.vae})")
+    if frozen.model.config.latent_channels != shape.in_channels:
+        raise ValueError(f"--vae {frozen.name}: decodes latents of {frozen.model.config.latent_channels} channels; the model has {shape.in_channels}")
+    scale = checkpoint.decoding_scale(loaded)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, decoder = loaded.model.to(device), frozen.model.to(device)
-    classes = min(args.classes, loaded.header.num_classes)
+    classes = min(args.classes, shape.num_classes)
     y = torch.arange(classes, device=device).repeat_interleave(args.per_class)
-    noise = torch.randn(len(y), *loaded.header.latent_shape, generator=torch.Generator().manual_seed(args.seed)).to(device)
-    latents = heun(model, noise, y, args.sampling_steps, args.cfg, loaded.header.num_classes).float() / loaded.header.scale
+    noise = torch.randn(len(y), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(args.seed)).to(device)
+    latents = heun(model, noise, y, args.sampling_steps, args.cfg, shape.num_classes).float() / scale
     with torch.no_grad():
         pixels = torch.cat([decoder.decode(part).sample for part in latents.split(16)])
     eight_bit = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

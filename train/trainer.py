@@ -28,7 +28,7 @@ from tqdm import tqdm
 import gsnr
 from gsnr import files
 from train import checkpoint, runlog, vae, watch
-from train.config import TrainConfig, alignment_config
+from train.config import TrainConfig, alignment_config, resolve
 from train.data import encode
 from train.data.batches import Batch, StepBatches, loader
 from train.data.cache import Header, Split, header_from, open_cache
@@ -61,6 +61,24 @@ def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
         raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
     if needs and header.resampling != config.data.resampling:
         raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
+    return header, splits
+
+
+def data_of(loaded: checkpoint.Checkpoint, data: str | None) -> tuple[Header, dict[str, Split]]:
+    """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on.
+
+    Raises ValueError where it does not say, and where they do not fit it.
+    """
+    if data is None and loaded.header is None:
+        raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
+    if data is None or data == loaded.config.data.path:
+        header, splits = open_data(loaded.config)
+    elif data == "demo":
+        header, splits = open_data(resolve({"data": {"path": "demo"}}))
+    else:
+        header, splits = open_cache(Path(data), loaded.alignment.needs)
+    check_cache(loaded.config.model, header)
+    checkpoint.require_same_data(loaded, header)
     return header, splits
 
 
