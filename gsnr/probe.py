@@ -2,6 +2,7 @@
 
     python -m gsnr.probe --ckpt runs/demo                          every probe that applies; tables in runs/demo/probes
     python -m gsnr.probe --ckpt runs/demo/checkpoints/0000400 --probe alignment --bins 5 --out tables
+    python -m gsnr.probe --ckpt 0400000.pt --data CACHE --out tables   a file of SiT, REPA, iREPA or SRA, converted on the fly
     python -m gsnr.probe --list
     python -m gsnr.probe --ckpt runs/demo --dry-run
 
@@ -39,7 +40,9 @@ def find(name: str) -> ModuleType:
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("python -m gsnr.probe", __doc__)
-    parser.add_argument("--ckpt", type=Path, metavar="PATH", help="run folder (its last checkpoint) or one checkpoint folder")
+    parser.add_argument(
+        "--ckpt", type=Path, metavar="PATH", help="run folder (its last checkpoint), checkpoint folder, or .pt file of SiT, REPA, iREPA, SRA"
+    )
     parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
     parser.add_argument("--bins", type=int, default=10, metavar="K", help="bins of t, equal in width (default: 10)")
     parser.add_argument("--n-images", type=int, default=256, metavar="N", help="held-out images, each used once in every bin (default: 256)")
@@ -51,8 +54,8 @@ def _parser() -> Parser:
     parser.add_argument("--fit-steps", type=int, default=1000, metavar="N", help="steps each target's projector is fitted for (default: 1000)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
-    parser.add_argument("--vae", metavar="ID", help="check that the checkpoint was trained with this VAE")
-    parser.add_argument("--model", metavar="NAME", help="architecture of a raw .pt file, which does not say it itself")
+    parser.add_argument("--vae", metavar="ID", help="check that the cache was made with this VAE")
+    parser.add_argument("--model", metavar="NAME", help="of a .pt file whose size is not published: SiT-DEPTHxWIDTHxHEADS/PATCH")
     parser.add_argument("--save-sums", action="store_true", help="also save each cell's gradient sums (twice the parameters), to merge results later")
     parser.add_argument("--overwrite", action="store_true", help="replace tables that were measured with other settings")
     parser.add_argument("--list", action="store_true", help="list the probes and stop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,12 @@ from typing import Any
 import torch
 
 import gsnr
-from train import checkpoint, trainer, vae
+from train import checkpoint, convert, foreign, trainer, vae
 from train.alignments import ahpa
-from train.config import resolve
-from train.data.cache import Header, Split, open_cache
+from train.checkpoint import Checkpoint, Weights
+from train.data.cache import Header, Split
 from train.interpolant import log_snr
 from train.models.sit import SiT
-from train.objective import check_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,10 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A loaded checkpoint with the cache it is measured on."""
+    """A loaded checkpoint with the cache it is measured on. again: reads the same checkpoint, with weights of choice."""
 
-    checkpoint: checkpoint.Checkpoint
+    checkpoint: Checkpoint
+    again: Callable[[Weights], Checkpoint]
     header: Header
     splits: dict[str, Split]
     created: str
@@ -63,7 +64,7 @@ class Subject:
         """The averaged backbone, whatever weights are probed: the teacher of alignments to it."""
         if self.checkpoint.weights == "ema":
             return self.checkpoint.model
-        return checkpoint.load(self.checkpoint.folder, "ema").model.to(self.device)
+        return self.again("ema").model.to(self.device)
 
     @property
     def device(self) -> str:
@@ -73,13 +74,13 @@ class Subject:
         """Columns with the same value in every row of a probe."""
         c, m = self.checkpoint, self.checkpoint.config.model
         return {
-            "run": c.run_folder.name if c.run_folder else c.folder.name,
+            "run": c.run_name,
             "checkpoint": c.folder.name,
             "checkpoint_sha": c.sha,
             "step": c.step,
             "weights": c.weights,
             "model": f"SiT depth {m.depth} width {m.hidden_size} patch {m.patch_size}",
-            "vae": c.header.vae,
+            "vae": self.header.vae,
             "data": self.header.data,
             "probe": probe,
             "seed": options.seed,
@@ -89,25 +90,37 @@ class Subject:
         }
 
 
+def _reader(ckpt: Path, data: str | None, model: str | None) -> Callable[[Weights], Checkpoint]:
+    """What reads a checkpoint: a run, a checkpoint folder, or another project's file, about which it says what it takes it for.
+
+    Raises ValueError naming every flag that a file needs and lacks.
+    """
+    if not ckpt.is_file():
+        if model is not None:
+            raise ValueError(f"--model {model}: only a raw .pt file needs it; {ckpt} says itself which model it is")
+        return lambda weights: checkpoint.load(ckpt, weights)
+    found = foreign.read(ckpt)
+    asked = {"--data CACHE": data is None, "--model SiT-DEPTHxWIDTHxHEADS/PATCH": found.attention_heads(model) is None}
+    lacking = [flag for flag, lacks in asked.items() if lacks]
+    if lacking:
+        raise ValueError(
+            f"{ckpt}: a file of {found.kind}, which does not say everything; add {' and '.join(lacking)} (--vae ID checks the cache's VAE)"
+        )
+    plan = convert.make_plan(found, model)
+    print("\n".join(plan.notes))
+    return lambda weights: convert.load(found, plan, weights)
+
+
 def load(ckpt: Path, *, data: str | None, vae_name: str | None, model: str | None, weights: str) -> Subject:
     """Opens a checkpoint and its data. Raises ValueError for anything missing, damaged or mismatched."""
-    if model is not None:
-        raise ValueError(f"--model {model}: only a raw .pt file needs it; {ckpt} says itself which model it is")
-    loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
-    if vae_name is not None:
-        named = vae.load(vae_name)
-        if named.sha != loaded.header.vae_sha:
-            raise ValueError(f"--vae {vae_name}: not the VAE this checkpoint was trained with ({loaded.header.vae!r}, {loaded.header.vae_sha[:12]})")
-    if data is None or data == loaded.config.data.path:
-        header, splits = trainer.open_data(loaded.config)
-    elif data == "demo":
-        header, splits = trainer.open_data(resolve({"data": {"path": "demo"}}))
-    else:
-        header, splits = open_cache(Path(data), loaded.alignment.needs)
-    checkpoint.require_same_vae(loaded, header)
-    check_cache(loaded.config.model, header)
+    again = _reader(ckpt, data, model)
+    loaded = again(weights)  # type: ignore[arg-type]
+    named = None if vae_name is None else vae.load(vae_name)
+    header, splits = trainer.data_of(loaded, data)
+    if named is not None and named.sha != header.vae_sha:
+        raise ValueError(f"--vae {vae_name}: not the VAE that made the latents ({header.vae!r}, {header.vae_sha[:12]})")
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Subject(checkpoint=loaded, header=header, splits=splits, created=created)
+    return Subject(checkpoint=loaded, again=again, header=header, splits=splits, created=created)
 
 
 def bin_columns(index: int, low: float, high: float) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from tests.conftest import REPO, call, run_module
         (("figures", "--run", "nowhere", "--figure", "fig9"), "figure 'fig9' does not exist; choose from fig2_gsnr, fig5_router"),
         (("train.sample", "--ckpt", "nowhere"), "nowhere: no such run"),
         (("train.evaluate", "--ckpt", "nowhere"), "nowhere: no such run"),
+        (("train.convert", "--ckpt", "nowhere.pt", "--out", "x"), "nowhere.pt: no such file"),
+        (("train.convert", "--ckpt", "nowhere.pt"), "the following arguments are required: --out"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -59,6 +61,7 @@ def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], message: 
         "train.fit_demo_teacher",
         "train.grid",
         "train.cost",
+        "train.convert",
     ],
 )
 def test_help_teaches(module: str) -> None:

@@ -6,7 +6,8 @@
                            /alignment.safetensors, alignment_ema.safetensors   router and projector
                            /optimizer.safetensors
 
-Loading never unpickles anything.
+Loading never unpickles anything. `train.convert` writes the same folder from another project's file: without optimizer, and with `cache`
+null, since those files name neither VAE nor data; `groups` then holds the shapes of the features that the alignment's head was built for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,16 +46,21 @@ Weights = Literal["ema", "raw"]
 class Checkpoint:
     """A checkpoint read back. model: SiT and alignment: its router and projector, both in eval mode, float32, on the CPU.
 
-    sha: SHA-256 over the files of the backbone and of the alignment. run_folder: None for a checkpoint that lies in no run.
+    sha: SHA-256 over the files of the backbone and of the alignment. run_folder: None for a checkpoint that lies in no run; run_name: what
+    tables call the run. header: None where the checkpoint does not know its data. groups: shapes of the features that the alignment was
+    built for. latent_scale: raw latent -> final latent; None where it is not one factor.
     """
 
     folder: Path
     run_folder: Path | None
+    run_name: str
     step: int
     weights: Weights
     sha: str
     config: TrainConfig
-    header: Header
+    header: Header | None
+    groups: Mapping[str, tuple[int, ...]]
+    latent_scale: float | None
     model: SiT
     alignment: AlignmentModule
 
@@ -61,6 +69,44 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> di
     """AdamW's state as "<parameter>|exp_avg" and so on; parameters in the order of `names`."""
     state = optimizer.state_dict()["state"]
     return {f"{name}|{key}": value.contiguous() for i, name in enumerate(names) if i in state for key, value in state[i].items()}
+
+
+def describe(step: int, config: TrainConfig, taps: tuple[int, ...], latent_scale: float | None) -> dict[str, Any]:
+    """What every state.json says, beside `cache`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "step": step,
+        "time_convention": TIME_CONVENTION,
+        "latent_scale": latent_scale,
+        "taps": taps,
+        "config": asdict(config),
+        "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+
+
+def check_weights(weights: str) -> None:
+    """Raises ValueError listing the valid names."""
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"--weights {weights!r} does not exist; choose from ema, raw")
+
+
+def weight_files(folder: Path, weights: Weights) -> tuple[Path, Path]:
+    """Where the backbone's and the alignment's tensors lie."""
+    backbone, alignment = ("ema", "alignment_ema") if weights == "ema" else ("model", "alignment")
+    return folder / backbone / WEIGHTS_FILE, folder / f"{alignment}.safetensors"
+
+
+def write_weights(folder: Path, weights: Weights, model: SiT, alignment: AlignmentModule) -> None:
+    backbone_file, alignment_file = weight_files(folder, weights)
+    model.save_pretrained(backbone_file.parent)
+    save_file({k: v.contiguous() for k, v in alignment.state_dict().items()}, alignment_file)
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """state.json, the last file of a checkpoint; afterwards all of the folder outlives a power loss."""
+    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    for path in [*folder.rglob("*"), folder]:
+        files.sync(path)
 
 
 def save(
@@ -77,29 +123,15 @@ def save(
     """Writes checkpoint `step` of a run and points LAST at it. Raises ValueError where it cannot be written (the last good one stays)."""
     folder = run / "checkpoints" / f"{step:07d}"
     aside = run / "checkpoints" / f".{step:07d}.{os.getpid()}"
-    state = {
-        "schema_version": SCHEMA_VERSION,
-        "step": step,
-        "time_convention": TIME_CONVENTION,
-        "latent_scale": header.scale,
-        "taps": objective.alignment.taps,
-        "config": asdict(config),
-        "cache": asdict(header),
-        "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
-        **extra,
-    }
+    state = describe(step, config, objective.alignment.taps, header.scale) | {"cache": asdict(header), **extra}
     try:
         _clear_asides(run)
         aside.mkdir(parents=True)
-        for name, module in (("model", objective), ("ema", ema)):
-            module.model.save_pretrained(aside / name)
-            suffix = "" if name == "model" else "_ema"
-            save_file({k: v.contiguous() for k, v in module.alignment.state_dict().items()}, aside / f"alignment{suffix}.safetensors")
+        write_weights(aside, "raw", objective.model, objective.alignment)
+        write_weights(aside, "ema", ema.model, ema.alignment)
         names = [name for name, _ in objective.named_parameters()]
         save_file(_flatten_optimizer(optimizer, names), aside / "optimizer.safetensors")
-        (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        for path in [*aside.rglob("*"), aside]:
-            files.sync(path)
+        write_state(aside, state)
         shutil.rmtree(folder, ignore_errors=True)  # a leftover that LAST never pointed at
         os.rename(aside, folder)
         files.sync(folder.parent)
@@ -121,7 +153,7 @@ def locate(path: Path) -> Path:
     if not path.exists():
         raise ValueError(f"{path}: no such run or checkpoint folder")
     if path.is_file():
-        raise ValueError(f"{path}: a file; name a run folder or one of its checkpoints/STEP folders (raw .pt files are not read yet)")
+        raise ValueError(f"{path}: a file; name a run folder or a checkpoint folder (`python -m train.convert --ckpt {path} --out DIR` makes one)")
     if (path / "state.json").is_file():
         return path
     if not (path / "LAST").is_file():
@@ -145,7 +177,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_into(module: nn.Module, path: Path) -> None:
     """Loads weights strictly. Raises ValueError naming the file and the first tensor that does not fit."""
-    tensors, own = read_tensors(path), module.state_dict()
+    assign(module, read_tensors(path), path)
+
+
+def assign(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copies weights strictly. Raises ValueError naming the file that they are from and the first tensor that does not fit."""
+    own = module.state_dict()
     for name in own.keys() | tensors.keys():
         if name not in tensors or name not in own:
             raise ValueError(f"{path}: {'lacks' if name not in tensors else 'has an unexpected'} tensor {name!r}")
@@ -170,29 +207,32 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
     """Reads a run's last checkpoint, or one checkpoint folder. Raises ValueError for anything missing, damaged or mismatched."""
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"--weights {weights!r} does not exist; choose from ema, raw")
+    check_weights(weights)
     folder = locate(Path(path))
     state = read_state(folder)
     config: TrainConfig = build(TrainConfig, state["config"])
-    header = header_from(state["cache"])
+    header = None if state["cache"] is None else header_from(state["cache"])
+    groups: Mapping[str, tuple[int, ...]] = {k: tuple(v) for k, v in state["groups"].items()} if header is None else header.groups
     model = SiT(**asdict(config.model))
-    alignment = make_alignment(config.alignment, config.model, header.groups)
-    backbone_file = folder / ("ema" if weights == "ema" else "model") / WEIGHTS_FILE
-    alignment_file = folder / ("alignment_ema.safetensors" if weights == "ema" else "alignment.safetensors")
+    alignment = make_alignment(config.alignment, config.model, groups)
+    backbone_file, alignment_file = weight_files(folder, weights)
     load_into(model, backbone_file)
     load_into(alignment, alignment_file)
     digest = hashlib.sha256(backbone_file.read_bytes())
     digest.update(alignment_file.read_bytes())
     run = folder.resolve().parent.parent
+    lies_in_run = (run / "LAST").is_file()
     return Checkpoint(
         folder=folder,
-        run_folder=run if (run / "LAST").is_file() else None,
+        run_folder=run if lies_in_run else None,
+        run_name=run.name if lies_in_run else folder.name,
         step=state["step"],
         weights=weights,
         sha=digest.hexdigest(),
         config=config,
         header=header,
+        groups=groups,
+        latent_scale=state["latent_scale"],
         model=model.eval(),
         alignment=alignment.eval(),
     )
@@ -209,9 +249,9 @@ def load_model(path: Path | str, weights: Weights = "ema") -> nn.Module:
 def restore(run: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Puts a run's last checkpoint back into a training state, exactly; returns state.json."""
     folder = locate(run)
-    for name, module in (("model", objective), ("ema", ema)):
-        load_into(module.model, folder / name / WEIGHTS_FILE)
-        load_into(module.alignment, folder / f"alignment{'' if name == 'model' else '_ema'}.safetensors")
+    for module, (backbone_file, alignment_file) in ((objective, weight_files(folder, "raw")), (ema, weight_files(folder, "ema"))):
+        load_into(module.model, backbone_file)
+        load_into(module.alignment, alignment_file)
     flat = read_tensors(folder / "optimizer.safetensors")
     names = [name for name, _ in objective.named_parameters()]
     per_parameter: dict[int, dict[str, Tensor]] = {}
@@ -229,9 +269,31 @@ def run_output(checkpoint: Checkpoint, name: str) -> Path:
     return checkpoint.run_folder / name
 
 
-def require_same_vae(checkpoint: Checkpoint, header: Header) -> None:
-    """Raises ValueError where a cache was made by another VAE than the one the checkpoint was trained with."""
-    if header.vae_sha != checkpoint.header.vae_sha:
+def decoding_scale(checkpoint: Checkpoint) -> float:
+    """What a final latent is divided by before the VAE decodes it. Raises ValueError for a checkpoint whose latents have no such factor."""
+    if checkpoint.latent_scale is None:
+        raise ValueError(f"{checkpoint.folder}: trained on latents normalised channel by channel, by statistics it does not hold; cannot be decoded")
+    return checkpoint.latent_scale
+
+
+def require_same_data(checkpoint: Checkpoint, header: Header) -> None:
+    """Raises ValueError where a cache was made by another VAE than the one the checkpoint was trained with, or holds features of another
+    shape than its alignment's. A checkpoint that does not know its VAE is warned about where the scale of the latents tells another one.
+    """
+    for group in checkpoint.alignment.needs:
+        if header.groups[group] != checkpoint.groups[group]:
+            raise ValueError(
+                f"{checkpoint.folder}: its alignment is to {group} features of shape {checkpoint.groups[group]}; those of the cache have "
+                f"{header.groups[group]}; name other data with --data"
+            )
+    if checkpoint.header is None:
+        if header.scale != checkpoint.latent_scale:
+            scale = "channel by channel" if checkpoint.latent_scale is None else f"by {checkpoint.latent_scale}"
+            print(
+                f"warning: {checkpoint.folder} was trained on latents scaled {scale}, those of the cache are scaled by {header.scale}",
+                file=sys.stderr,
+            )
+    elif header.vae_sha != checkpoint.header.vae_sha:
         raise ValueError(
             f"{checkpoint.folder}: trained with VAE {checkpoint.header.vae!r} ({checkpoint.header.vae_sha[:12]}), but the data were encoded "
             f"by {header.vae!r} ({header.vae_sha[:12]}); name data of the same VAE with --data"

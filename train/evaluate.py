@@ -23,14 +23,15 @@ HEUN_STEPS = 12  # of a sample for the Fréchet distance
 LEAST_SAMPLES = 64
 
 
-def evaluate(ckpt: Path, weights: str = "ema", n_images: int | None = None, seed: int = 0, frechet: int = 0) -> dict[str, Any]:
+def evaluate(
+    ckpt: Path, weights: str = "ema", n_images: int | None = None, seed: int = 0, frechet: int = 0, data: str | None = None
+) -> dict[str, Any]:
     """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
     from train import checkpoint, interpolant, trainer
     from train.data.heldout import heldout_batches
 
     loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
-    header, splits = trainer.open_data(loaded.config)
-    checkpoint.require_same_vae(loaded, header)
+    header, splits = trainer.data_of(loaded, data)
     if frechet and "teacher" not in header.groups:
         raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,7 +72,7 @@ def evaluate(ckpt: Path, weights: str = "ema", n_images: int | None = None, seed
     from train.frechet import Gaussian, cached_features, distance, sampled_features
 
     train = Gaussian.of(cached_features(splits["train"]))
-    sampled = distance(Gaussian.of(sampled_features(loaded, frechet, HEUN_STEPS, seed)), train)
+    sampled = distance(Gaussian.of(sampled_features(loaded, header, frechet, HEUN_STEPS, seed)), train)
     heldout = cached_features(splits["heldout"])
     floor = distance(Gaussian.of(heldout), train)
     return result | {
@@ -89,6 +90,7 @@ def main(argv: list[str]) -> int:
     parser = Parser("python -m train.evaluate", __doc__)
     parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
+    parser.add_argument("--data", metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
     parser.add_argument("--n-images", type=int, metavar="N", help="held-out images (default: all)")
     parser.add_argument("--frechet", type=int, default=0, metavar="N", help="also draw N samples for the Fréchet distance (default: 0, none)")
     parser.add_argument("--seed", type=int, default=0)
@@ -97,7 +99,7 @@ def main(argv: list[str]) -> int:
         parser.error("--seed must not be negative and --n-images at least 2")
     if args.frechet and args.frechet < LEAST_SAMPLES:
         parser.error(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
-    print(json.dumps(evaluate(args.ckpt, args.weights, args.n_images, args.seed, args.frechet), indent=2))
+    print(json.dumps(evaluate(args.ckpt, args.weights, args.n_images, args.seed, args.frechet, args.data), indent=2))
     return 0
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from train import checkpoint, sample
 from train import teacher as teachers
 from train import vae as vaes
-from train.data.cache import Split
+from train.data.cache import Header, Split
 from train.data.encode import TEACHER
 
 Features = NDArray[np.float64]
@@ -56,21 +56,21 @@ def cached_features(split: Split) -> Features:
 
 
 @torch.no_grad()
-def sampled_features(loaded: checkpoint.Checkpoint, images: int, steps: int, seed: int) -> Features:
-    """(N,F): the teacher's features of samples, classes in turn, no guidance, `steps` Heun steps; a function of (weights, seed)."""
+def sampled_features(loaded: checkpoint.Checkpoint, header: Header, images: int, steps: int, seed: int) -> Features:
+    """(N,F): features, by the cache's teacher, of samples: classes in turn, no guidance, `steps` Heun steps; a function of (weights, seed)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    frozen, teacher = vaes.load(loaded.header.vae), teachers.load(loaded.header.teacher)
-    if (frozen.sha, teacher.sha) != (loaded.header.vae_sha, loaded.header.teacher_sha):
+    frozen, teacher = vaes.load(header.vae), teachers.load(header.teacher)
+    if (frozen.sha, teacher.sha) != (header.vae_sha, header.teacher_sha):
         raise ValueError(f"{loaded.folder}: VAE {frozen.name!r} or teacher {teacher.name!r} is not the one its data were made with")
     model, decoder = loaded.model.to(device), frozen.model.to(device)
     teacher.model.to(device)
-    classes = loaded.header.num_classes
-    noise = torch.randn(images, *loaded.header.latent_shape, generator=torch.Generator().manual_seed(seed))
+    classes, scale = header.num_classes, checkpoint.decoding_scale(loaded)
+    noise = torch.randn(images, *header.latent_shape, generator=torch.Generator().manual_seed(seed))
     y_N = torch.arange(images) % classes
     parts = []
     for start in tqdm(range(0, images, CHUNK), desc="sampling for the Fréchet distance", unit=f"x{CHUNK}", leave=False, mininterval=1.0):
         rows = slice(start, start + CHUNK)
-        latents = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True).float() / loaded.header.scale
+        latents = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True).float() / scale
         for part in latents.split(32):
             pixels = decoder.decode(part).sample.clamp(-1, 1)
             eight_bit = ((pixels + 1) * 127.5).round() / 127.5 - 1  # as an image file would hold it

@@ -7,6 +7,7 @@ family keep REPA's learning rate and clip at full size (its published recipe).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ SIZES = {
     "xl2":     (28,    1152,         16,        32),
     "xl2-512": (28,    1152,         16,        64),
 }  # fmt: skip
+PUBLISHED = {size.removesuffix("2").upper(): values[:3] for size, values in SIZES.items() if "-" not in size}  # of SiT-XL: depth, width, heads
 DEMO, SMOKE = "demo", "smoke"
 
 DEMO_TAPS = {2: 1, 3: 2, 4: 3, 8: 4}  # blocks of B's 12 -> of the demo's 6: in proportion, but kept apart
@@ -174,3 +176,18 @@ def at(row: str, size: str) -> dict[str, Any]:
     if size == SMOKE:
         return _smoke()
     return _demo(ROWS[row].alignment) if size == DEMO else _full(ROWS[row], size)
+
+
+def is_model_name(name: str) -> bool:
+    """SiT-XL/2, or SiT-DEPTHxWIDTHxHEADS/PATCH for a size that is not published."""
+    return re.fullmatch(r"SiT-(S|B|L|XL|[1-9]\d*x[1-9]\d*x[1-9]\d*)/[1-9]\d*", name) is not None
+
+
+def named_model(name: str) -> tuple[int, int, int, int]:
+    """(depth, width, heads, patch) of a model's name. Raises ValueError listing the valid ones."""
+    if not is_model_name(name):
+        names = ", ".join(f"SiT-{size}/2" for size in PUBLISHED)
+        raise ValueError(f"--model {name!r} does not exist; choose from {names} (/4 and /8 too), or write SiT-DEPTHxWIDTHxHEADS/PATCH")
+    size, patch = name.removeprefix("SiT-").split("/")
+    depth, width, heads = PUBLISHED[size] if size in PUBLISHED else (int(x) for x in size.split("x"))
+    return depth, width, heads, int(patch)

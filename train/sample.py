@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gsnr.commandline import Parser, run
-from train.data.cache import Header
+from train.config import ModelConfig
 from train.vae import FrozenVAE
 
 
@@ -56,23 +56,34 @@ def grid_image(images_RKHWC: np.ndarray, labels: list[str], scale: int = 2) -> I
 
 
 @torch.no_grad()
-def decode(frozen: FrozenVAE, latents_BCHW: Tensor) -> np.ndarray:
-    """Final latents -> (B,H,W,3) uint8. The global random state stays as it was (a Consistency decoder draws from it)."""
+def decode(frozen: FrozenVAE, latents_BCHW: Tensor, scale: float) -> np.ndarray:
+    """Final latents, which are raw ones times `scale` -> (B,H,W,3) uint8. The global random state stays as it was, though a Consistency
+    decoder draws from it."""
     device = latents_BCHW.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        pixels = torch.cat([frozen.model.decode(part).sample for part in (latents_BCHW.float() / frozen.scale).split(16)])
+        pixels = torch.cat([frozen.model.decode(part).sample for part in (latents_BCHW.float() / scale).split(16)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def picture(
-    model: nn.Module, frozen: FrozenVAE, header: Header, *, classes: int, per_class: int, steps: int, guidance: float, seed: int, quiet: bool = False
+    model: nn.Module,
+    frozen: FrozenVAE,
+    shape: ModelConfig,
+    scale: float,
+    *,
+    classes: int,
+    per_class: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    quiet: bool = False,
 ) -> Image.Image:
     """The first `classes` classes in rows; a function of (weights, seed)."""
     device = next(model.parameters()).device
-    classes = min(classes, header.num_classes)
+    classes = min(classes, shape.num_classes)
     y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
-    noise = torch.randn(len(y_B), *header.latent_shape, generator=torch.Generator().manual_seed(seed)).to(device)
-    eight_bit = decode(frozen, heun(model, noise, y_B, steps, guidance, header.num_classes, quiet))
+    noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
+    eight_bit = decode(frozen, heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet), scale)
     return grid_image(eight_bit.reshape(classes, per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)])
 
 
@@ -96,15 +107,23 @@ def main(argv: list[str]) -> int:
 
     loaded = checkpoint.load(args.ckpt, args.weights)
     out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
-    frozen = vae.load(args.vae or loaded.header.vae)
-    if frozen.sha != loaded.header.vae_sha:
-        raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({loaded.header.vae})")
+    header, shape = loaded.header, loaded.config.model
+    name = args.vae if header is None else args.vae or header.vae
+    if name is None:
+        raise ValueError(f"{loaded.folder}: does not say which VAE decodes its latents; name one with --vae")
+    frozen = vae.load(name)
+    if header is not None and frozen.sha != header.vae_sha:
+        raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({header.vae})")
+    if frozen.model.config.latent_channels != shape.in_channels:
+        raise ValueError(f"--vae {frozen.name}: decodes latents of {frozen.model.config.latent_channels} channels; the model has {shape.in_channels}")
+    scale = checkpoint.decoding_scale(loaded)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     frozen.model.to(device)
     drawn = picture(
         loaded.model.to(device),
         frozen,
-        loaded.header,
+        shape,
+        scale,
         classes=args.classes,
         per_class=args.per_class,
         steps=args.sampling_steps,

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from train import checkpoint, runfolder, runlog, sample, vae, watch
-from train.config import TrainConfig, alignment_config
+from train.config import ModelConfig, TrainConfig, alignment_config, resolve
 from train.data import encode
 from train.data.batches import Batch, StepBatches, loader
 from train.data.cache import Header, Split, open_cache
@@ -63,6 +63,24 @@ def _trackers(config: TrainConfig) -> list[str]:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"--trackers {name}: the package is not installed (pip install {name}); or use --trackers none")
     return names
+
+
+def data_of(loaded: checkpoint.Checkpoint, data: str | None) -> tuple[Header, dict[str, Split]]:
+    """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on.
+
+    Raises ValueError where it does not say, and where they do not fit it.
+    """
+    if data is None and loaded.header is None:
+        raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
+    if data is None or data == loaded.config.data.path:
+        header, splits = open_data(loaded.config)
+    elif data == "demo":
+        header, splits = open_data(resolve({"data": {"path": "demo"}}))
+    else:
+        header, splits = open_cache(Path(data), loaded.alignment.needs)
+    check_cache(loaded.config.model, header)
+    checkpoint.require_same_data(loaded, header)
+    return header, splits
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
@@ -192,7 +210,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
                     save(totals)
                 accelerator.wait_for_everyone()
             if decoder is not None and step % config.sample_every == 0:
-                _save_samples(out, step, ema, decoder, header)
+                _save_samples(out, step, ema, decoder, config.model, header.scale)
             if ends:
                 break
     progress.bar.close()
@@ -203,10 +221,10 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     accelerator.end_training()
 
 
-def _save_samples(out: Path, step: int, ema: Objective, decoder: vae.FrozenVAE, header: Header) -> None:
+def _save_samples(out: Path, step: int, ema: Objective, decoder: vae.FrozenVAE, shape: ModelConfig, scale: float) -> None:
     """RUN/samples/STEP.png: samples of the averaged weights, the same noise at every step."""
     device = next(ema.parameters()).device
     decoder.model.to(device)
-    drawn = sample.picture(ema.model, decoder, header, **SAMPLES, quiet=True)
+    drawn = sample.picture(ema.model, decoder, shape, scale, **SAMPLES, quiet=True)
     (out / "samples").mkdir(exist_ok=True)
     drawn.save(out / "samples" / f"{step:07d}.png")

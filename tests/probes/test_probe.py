@@ -269,7 +269,7 @@ def test_bad_input_is_named(smoke_run: Path, copied_run: Path, tmp_path: Path) -
     fails("only a raw .pt file needs it", "--ckpt", smoke_run, "--model", "SiT-B/2")
     fails("cannot be loaded", "--ckpt", smoke_run, "--vae", tmp_path / "novae")
     (tmp_path / "x.pt").write_bytes(b"PK")
-    fails("raw .pt files are not read yet", "--ckpt", tmp_path / "x.pt")
+    fails("truncated, or not a checkpoint of torch.save", "--ckpt", tmp_path / "x.pt")
 
     folder = copied_run / "checkpoints" / "0000030"
     weights = folder / "ema" / "diffusion_pytorch_model.safetensors"

@@ -35,6 +35,12 @@ def sincos_2d(side: int, width: int) -> Tensor:
     return torch.from_numpy(table).float().unsqueeze(0)
 
 
+def timestep_frequencies(device: torch.device | None = None) -> Tensor:
+    """(128,) float32: of the timestep embedding's cosines, and of its sines; from 1 down to almost 1e-4."""
+    half = FREQUENCIES // 2
+    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=device) / half)
+
+
 def modulate(h_BTD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return h_BTD * (1 + scale_BD.unsqueeze(1)) + shift_BD.unsqueeze(1)
 
@@ -58,9 +64,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, t_B: Tensor) -> Tensor:
-        half = FREQUENCIES // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
-        angles = t_B[:, None].float() * frequencies
+        angles = t_B[:, None].float() * timestep_frequencies(t_B.device)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.mlp.parameters()).dtype))
 
 
