@@ -40,17 +40,18 @@ def draw(metrics: pd.DataFrame) -> Figure:
     with paper():
         figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
         axes = figure.subplots(2, 2)
-        _lines(axes[0, 0], now[now["metric"] == "beta"], r"(a) $\beta$ over t", 0.5)
+        beta = now[now["metric"] == "beta"]
+        _lines(axes[0, 0], beta, r"(a) $\beta$ over t", 1 / max(1, beta["group"].nunique()))
         axes[0, 0].set_ylabel("weight")
         for panel, part, letter in ((axes[0, 1], "mid", "b"), (axes[1, 0], "deep", "c")):
             rows = now[now["metric"] == f"alpha_{part}"]
             _lines(panel, rows, rf"({letter}) $\alpha$ {part} over t", 1 / max(1, rows["group"].nunique()))
         axes[1, 0].set_ylabel("weight")
-        _history(axes[1, 1], log[(log["metric"] == "beta") & (log["group"] == "deep")])
+        _history(axes[1, 1], log[(log["metric"] == "beta") & (log["group"] == "deep")], 1 / max(1, beta["group"].nunique()))
     return figure
 
 
-def _history(axes: Axes, rows: pd.DataFrame) -> None:
+def _history(axes: Axes, rows: pd.DataFrame, uniform: float) -> None:
     """beta deep over training steps, at three times; the step axis is logarithmic because a router may settle within tens of steps."""
     axes.set_title(r"(d) $\beta$ deep over training", loc="left")
     axes.set(xlabel="training step", ylim=WEIGHT_LIMITS)
@@ -62,7 +63,7 @@ def _history(axes: Axes, rows: pd.DataFrame) -> None:
         t = times[abs(times - wanted).argmin()]
         curve = rows[rows["t_low"] == t].sort_values("step")
         axes.plot(curve["step"], curve["value"], color=COLOURS[i], ls=LINES[i], marker=MARKERS[i], markevery=0.1, label=f"t = {t:.2f}")
-    axes.axhline(0.5, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
+    axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
     first = rows.loc[rows["step"] > 0, "step"].min()
     axes.set_xscale("symlog", linthresh=first)
     axes.set_xlim(0, rows["step"].max())

@@ -19,7 +19,7 @@ from probes._subject import Options, Subject
 from train.alignments import AlignmentModule
 from train.data import draws, order
 from train.data.batches import Batch, assemble
-from train.data.heldout import another_image
+from train.data.heldout import REPEAT, another_image
 from train.interpolant import interpolate
 from train.objective import make_alignment
 
@@ -43,7 +43,7 @@ class Candidate:
         return " ".join([self.target, *(f"[{mark}]" for mark in marks)])
 
     def target_BTC(self, batch: Batch, shuffled: Batch, h_BTD: Tensor) -> Tensor:
-        """The target of a batch whose hidden states are h; `shuffled` holds other images with the same times and noise."""
+        """The target of a batch whose hidden states are h; `shuffled` holds other images, with other noise, at the same times."""
         return self.alignment.target(shuffled if self.control == SHUFFLED else batch, h_BTD).detach()
 
     def loss(self, h_BTD: Tensor, target_BTC: Tensor) -> Tensor:
@@ -134,7 +134,8 @@ def fit(subject: Subject, options: Options, made: list[Candidate]) -> dict[str, 
         index = order.image_of(samples, split.size, options.seed)
         drawn = draws.draw(options.seed, "fit", samples, subject.header.latent_shape)
         batch = ready(subject, to_fit, assemble(split, index, drawn, drawn.u, subject.groups))
-        shuffled = ready(subject, to_fit, assemble(split, another_image(index, split.size), drawn, drawn.u, subject.groups))
+        others = draws.draw(options.seed, "fit", samples + REPEAT, subject.header.latent_shape)  # another noise as well
+        shuffled = ready(subject, to_fit, assemble(split, another_image(index, split.size), others, drawn.u, subject.groups))
         h_BTD = hidden_at_tap(subject, batch)
         each = {c.name: c.loss(h_BTD, c.target_BTC(batch, shuffled, h_BTD)).mean() for c in to_fit}
         optimizer.param_groups[0]["lr"] = FIT_LR * 0.5 * (1 + np.cos(np.pi * step / options.fit_steps))

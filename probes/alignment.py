@@ -72,7 +72,10 @@ def plan(subject: Subject, options: Options) -> list[str]:
     gradients = len(made) * options.bins * options.n_images * options.draws
     model = Aligned(subject.checkpoint.model, made[0].alignment, subject.tap)
     size = sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
+    parts = subject.checkpoint.alignment.parts
+    first = [f"of the checkpoint's {len(parts)} alignments, the first, at block {subject.tap}"] if len(parts) > 1 else []
     return [
+        *first,
         f"targets: {', '.join(c.name for c in made)}",
         f"projectors fitted for {options.fit_steps} steps of {FIT_BATCH}, AdamW from {FIT_LR} to 0, on the train split",
         f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets x {options.draws} draws = {gradients} per-sample "
@@ -81,7 +84,7 @@ def plan(subject: Subject, options: Options) -> list[str]:
 
 
 def _heldout(subject: Subject, options: Options, made: list[Candidate], low: float, high: float) -> list[tuple[Batch, Batch]]:
-    """(batch, the same times and noise with other images) of one bin."""
+    """(batch, other images with other noise at the same times) of one bin."""
 
     def batches(shuffled: bool) -> Iterator[Batch]:
         split, groups = subject.splits["heldout"], subject.groups
@@ -173,4 +176,5 @@ def run(subject: Subject, options: Options, sums: Path | None) -> tuple[dict[str
             bar.update()
     bar.close()
     notes = {"projector_fit": {"steps": options.fit_steps, "batch": FIT_BATCH, "lr": FIT_LR, "final_loss": fitted}, "tap": subject.tap}
+    notes["alignments_left_out"] = max(0, len(subject.checkpoint.alignment.parts) - 1)
     return rows, notes

@@ -19,7 +19,8 @@ def cannot(subject: Subject) -> str | None:
     options = subject.checkpoint.config.alignment
     if subject.checkpoint.alignment.router_weights(torch.zeros(1)):
         return None
-    return f"{subject.checkpoint.folder}: alignment {options['name']!r} has no learned router; probe a run of alignment 'ahpa'"
+    why = f"alignment {options['name']!r} learns no weights over t alone"
+    return f"{subject.checkpoint.folder}: {why}; probe a run of alignment 'ahpa' (any router but content)"
 
 
 def plan(subject: Subject, options: Options) -> list[str]:

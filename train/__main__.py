@@ -39,17 +39,17 @@ def _option_lines() -> list[str]:
     return lines
 
 
-def _overrides(rest: list[str], parser: Parser) -> dict[str, Any]:
-    """["--optim.lr", "1e-4", "--batch=8"] -> {"optim.lr": "1e-4", "batch": "8"}."""
+def overrides(rest: list[str]) -> dict[str, Any]:
+    """["--optim.lr", "1e-4", "--batch=8"] -> {"optim.lr": "1e-4", "batch": "8"}. Raises ValueError for what is no flag with a value."""
     flat: dict[str, Any] = {}
     words = iter(rest)
     for word in words:
         if not word.startswith("--"):
-            parser.error(f"unexpected argument {word!r}")
+            raise ValueError(f"unexpected argument {word!r}")
         key, equals, inline = word[2:].partition("=")
         value = inline if equals else next(words, None)
         if value is None:
-            parser.error(f"{word} needs a value")
+            raise ValueError(f"{word} needs a value")
         flat[key.replace("-", "_")] = value
     return flat
 
@@ -64,7 +64,8 @@ def _list_presets() -> None:
         if "parts" in row.alignment:
             options = f"{len(row.alignment['parts'])} of uniform deep, at blocks {', '.join(str(part['tap']) for part in row.alignment['parts'])}"
         print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {row.alignment['name']}{': ' + options if options else ''}")
-    print("\ndemo is ahpa-demo; smoke is a demo of seconds, for tests. At size demo, blocks 2, 3, 4, 8 of B's 12 are blocks 1, 2, 3, 4 of 6.")
+    print("\ndemo is ahpa-demo; smoke is a demo of seconds, for tests. At size demo, a block that a row names, 2, 3, 4 or 8 of B's 12, is")
+    print("1, 2, 3 or 4 of 6; methods take the block that their own rule gives a model of depth 6.")
     print("repa, irepa, sra, sra2 keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
 
 
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> int:
         parser.error("--out and one of --preset and --config are needed")
     from train.config import nest, resolve
 
-    flat = _overrides(rest, parser) | {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    flat = overrides(rest) | {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
     preset = presets.find(args.preset) if args.preset else {}
     config = resolve(preset, _read(args.config), nest(flat))
     from train.trainer import train

@@ -37,7 +37,7 @@ from train.interpolant import TIME_CONVENTION
 from train.models.sit import SiT
 from train.objective import Objective, make_alignment
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 named the router's and projector's tensors otherwise
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 Weights = Literal["ema", "raw"]
 
@@ -280,7 +280,17 @@ def require_same_data(checkpoint: Checkpoint, header: Header) -> None:
     """Raises ValueError where a cache was made by another VAE than the one the checkpoint was trained with, or holds features of another
     shape than its alignment's. A checkpoint that does not know its VAE is warned about where the scale of the latents tells another one.
     """
+    was = checkpoint.header
     for group in checkpoint.alignment.needs:
+        if was is not None and group == "teacher" and header.teacher_sha != was.teacher_sha:
+            raise ValueError(
+                f"{checkpoint.folder}: aligned to teacher {was.teacher!r} ({was.teacher_sha[:12]}); the cache holds features of {header.teacher!r} "
+                f"({header.teacher_sha[:12]}); name other data with --data"
+            )
+        if was is not None and group != "teacher" and header.resampling != was.resampling:
+            raise ValueError(
+                f"{checkpoint.folder}: aligned to features resampled {was.resampling!r}, those of the cache were resampled {header.resampling!r}"
+            )
         if header.groups[group] != checkpoint.groups[group]:
             raise ValueError(
                 f"{checkpoint.folder}: its alignment is to {group} features of shape {checkpoint.groups[group]}; those of the cache have "

@@ -6,8 +6,8 @@
 MACs are those of matrix products and convolutions in one forward pass of one sample (half of PyTorch's flop count), attention products
 included; the alignment's are the projector's, router's and mixture's, and those of SRA's teacher. Features of VAE and image teacher come
 from the cache, so making them is no part of a step. Time is a whole step of the trainer (forward, backward, clipping, AdamW, moving
-average) on one synthetic batch that stays on the device: rows take turns, and the ratio is the median over rounds of row / first row of
-that round.
+average) on one synthetic batch that stays on the device: each row takes turns with the first, and the ratio is the median over rounds of
+row / first row of that round.
 """
 
 from __future__ import annotations
@@ -149,18 +149,20 @@ def main(argv: list[str]) -> int:
         parameters = sum(p.numel() for p in objective_of(config, "meta").alignment.parameters())
         found[row] = {"backbone_macs": counted.backbone, "alignment_macs": counted.alignment, "alignment_parameters": parameters}
     if not args.macs_only:
-        steps = {row: stepper(config, args.batch) for row, config in tqdm(configs.items(), desc="building", leave=False)}
-        spent: dict[str, list[float]] = {row: [] for row in rows}
-        for _ in tqdm(range(args.rounds), desc="timing", unit="round", leave=False):
-            for row, step in steps.items():
-                spent[row].append(_seconds(step))
-        for row in rows:
-            ratios = [mine / first for mine, first in zip(spent[row], spent[rows[0]], strict=True)]
-            found[row] |= {"seconds": statistics.median(spent[row]), "time": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        first = stepper(configs[rows[0]], args.batch)
+        for row in tqdm(rows, desc="timing", unit="row", leave=False):  # two models in memory at a time
+            step = stepper(configs[row], args.batch) if row != rows[0] else first
+            spent = [(_seconds(step), _seconds(first)) for _ in range(args.rounds)]
+            ratios = [mine / its for mine, its in spent] if row != rows[0] else [1.0]
+            seconds = statistics.median(mine for mine, _ in spent)
+            found[row] |= {"seconds": seconds, "time": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     if args.json:
         print(json.dumps({"size": args.size, "batch": args.batch, "precision": args.precision, "rows": found}, indent=1))
         return 0
-    print(f"{args.size}, batch {args.batch}, precision {args.precision}, {torch.get_num_threads()} threads; time as a ratio to {rows[0]}")
+    print(
+        f"{args.size}, batch {args.batch}, precision {args.precision}, {torch.get_num_threads()} threads"
+        + ("" if args.macs_only else f"; time as a ratio to {rows[0]}")
+    )
     print(f"{'row':20}{'backbone':>12}{'alignment':>13}{'share':>8}{'parameters':>12}{'time':>8}  [min-max]")
     for row, r in found.items():
         timed = f"{r['time']:8.3f}  [{r['low']:.3f}-{r['high']:.3f}]  {r['seconds']:.3f} s" if "time" in r else ""

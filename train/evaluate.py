@@ -34,6 +34,8 @@ def evaluate(
     header, splits = trainer.data_of(loaded, data)
     if frechet and "teacher" not in header.groups:
         raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")
+    if n_images is not None and n_images > splits["heldout"].size:
+        raise ValueError(f"--n-images {n_images}: the held-out split of {header.data!r} has {splits['heldout'].size}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = loaded.model.to(device)
     train_mean = np.zeros(header.latent_shape)

@@ -20,7 +20,7 @@ from train import checkpoint, sample
 from train import teacher as teachers
 from train import vae as vaes
 from train.data.cache import Header, Split
-from train.data.encode import TEACHER
+from train.data.encode import TEACHER, to_pixels
 
 Features = NDArray[np.float64]
 CHUNK = 256
@@ -62,7 +62,8 @@ def sampled_features(loaded: checkpoint.Checkpoint, header: Header, images: int,
     frozen, teacher = vaes.load(header.vae), teachers.load(header.teacher)
     if (frozen.sha, teacher.sha) != (header.vae_sha, header.teacher_sha):
         raise ValueError(f"{loaded.folder}: VAE {frozen.name!r} or teacher {teacher.name!r} is not the one its data were made with")
-    model, decoder = loaded.model.to(device), frozen.model.to(device)
+    model = loaded.model.to(device)
+    frozen.model.to(device)
     teacher.model.to(device)
     classes, scale = header.num_classes, checkpoint.decoding_scale(loaded)
     noise = torch.randn(images, *header.latent_shape, generator=torch.Generator().manual_seed(seed))
@@ -70,9 +71,7 @@ def sampled_features(loaded: checkpoint.Checkpoint, header: Header, images: int,
     parts = []
     for start in tqdm(range(0, images, CHUNK), desc="sampling for the Fréchet distance", unit=f"x{CHUNK}", leave=False, mininterval=1.0):
         rows = slice(start, start + CHUNK)
-        latents = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True).float() / scale
-        for part in latents.split(32):
-            pixels = decoder.decode(part).sample.clamp(-1, 1)
-            eight_bit = ((pixels + 1) * 127.5).round() / 127.5 - 1  # as an image file would hold it
-            parts.append(teacher.features(eight_bit).mean(dim=(2, 3)).double().cpu().numpy())
+        latents = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True)
+        pixels = to_pixels(sample.decode(frozen, latents, scale, seed)).to(device)
+        parts += [teacher.features(part).mean(dim=(2, 3)).double().cpu().numpy() for part in pixels.split(32)]
     return np.concatenate(parts)

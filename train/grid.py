@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from gsnr import files
 from gsnr.commandline import Parser, run
+from train.evaluate import LEAST_SAMPLES
 
 RESULT = "evaluation.json"
 METRICS = {"velocity_loss": "held-out velocity loss", "frechet": "Fréchet distance"}
@@ -53,7 +54,10 @@ class Job:
     def done(self) -> dict[str, Any] | None:
         """The evaluation, where there is one of this length."""
         path = self.folder / RESULT
-        found = json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            found = json.loads(path.read_text()) if path.is_file() else {}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it") from error
         return found["result"] if found.get("identity") == self.identity else None
 
     def work(self, threads: int) -> None:
@@ -113,6 +117,20 @@ def _numbers(flag: str, text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _check_options(rows: list[str], options: list[str]) -> None:
+    """Raises ValueError for options that the runs would not take, or that would make two rows or seeds the same."""
+    from train import presets
+    from train.__main__ import overrides
+    from train.config import nest, resolve
+
+    flat = overrides(options)
+    for key in flat:
+        if key.split(".")[0] in ("alignment", "seed", "preset", "config", "out", "resume"):
+            raise ValueError(f"--{key}: the grid sets it itself, by --rows, --seeds and --out")
+    for row in rows:
+        resolve(presets.at(row, presets.DEMO), nest(dict(flat)))
+
+
 def main(argv: list[str]) -> int:
     from train import presets
 
@@ -129,21 +147,31 @@ def main(argv: list[str]) -> int:
     for row in rows:
         if row not in presets.ROWS:
             raise ValueError(f"--rows {row!r} does not exist; choose from {', '.join(presets.ROWS)}")
-    if args.jobs < 1 or (args.steps is not None and args.steps < 1) or args.frechet < 0:
-        raise ValueError("--jobs and --steps must be at least 1, --frechet at least 0")
-    files.check_writable(args.out, "--out")
     seeds = _numbers("--seeds", args.seeds)
+    for flag, values in (("--rows", rows), ("--seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{flag}: names one of them twice")
+    if args.jobs < 1 or (args.steps is not None and args.steps < 1):
+        raise ValueError("--jobs and --steps must be at least 1")
+    if args.frechet and args.frechet < LEAST_SAMPLES:
+        raise ValueError(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
+    _check_options(rows, options)
+    files.check_writable(args.out, "--out")
     shared: dict[str, Any] = {"out": args.out, "steps": args.steps, "frechet": args.frechet, "options": tuple(options)}
     jobs = [Job(row=row, seed=seed, **shared) for seed in seeds for row in rows]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     failed: list[str] = []
     with ThreadPoolExecutor(args.jobs) as pool:
         working = {pool.submit(job.work, threads): job for job in jobs}
-        for future in tqdm(as_completed(working), total=len(jobs), desc="grid", unit="run", mininterval=1.0):
-            if (error := future.exception()) is not None:
-                failed.append(str(error))
-                if not isinstance(error, ValueError):
-                    raise error
+        try:
+            for future in tqdm(as_completed(working), total=len(jobs), desc="grid", unit="run", mininterval=1.0):
+                if (error := future.exception()) is not None:
+                    if not isinstance(error, ValueError):
+                        raise error
+                    failed.append(str(error))
+        except BaseException:  # Ctrl-C as well: what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     runs = table(sorted(jobs, key=lambda job: (rows.index(job.row), job.seed)))
     if len(runs):
         args.out.mkdir(parents=True, exist_ok=True)

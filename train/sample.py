@@ -56,11 +56,14 @@ def grid_image(images_RKHWC: np.ndarray, labels: list[str], scale: int = 2) -> I
 
 
 @torch.no_grad()
-def decode(frozen: FrozenVAE, latents_BCHW: Tensor, scale: float) -> np.ndarray:
-    """Final latents, which are raw ones times `scale` -> (B,H,W,3) uint8. The global random state stays as it was, though a Consistency
-    decoder draws from it."""
+def decode(frozen: FrozenVAE, latents_BCHW: Tensor, scale: float, seed: int) -> np.ndarray:
+    """Final latents, which are raw ones times `scale` -> (B,H,W,3) uint8; a function of (latents, seed): a Consistency decoder draws noise.
+
+    The global random state stays as it was.
+    """
     device = latents_BCHW.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
         pixels = torch.cat([frozen.model.decode(part).sample for part in (latents_BCHW.float() / scale).split(16)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
@@ -83,7 +86,7 @@ def picture(
     classes = min(classes, shape.num_classes)
     y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
     noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
-    eight_bit = decode(frozen, heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet), scale)
+    eight_bit = decode(frozen, heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet), scale, seed)
     return grid_image(eight_bit.reshape(classes, per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)])
 
 

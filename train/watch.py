@@ -27,10 +27,10 @@ LOG = "gsnr.jsonl"
 
 
 def group_of(name: str) -> tuple[str, ...]:
-    """Groups of a parameter of an Objective: "backbone", and its blocks; "projector", "router"."""
+    """Groups of a parameter of an Objective: "backbone", and its blocks; "projector", "router", "alignment" for what is neither."""
     part, _, rest = name.partition(".")
     if part == "alignment":
-        return (next(name for name in rest.split(".") if name in ("projector", "router")),)
+        return (next((name for name in rest.split(".") if name in ("projector", "router")), "alignment"),)
     return ("backbone", f"block {int(rest.split('.')[1]) + 1}") if rest.startswith("blocks.") else ("backbone",)
 
 

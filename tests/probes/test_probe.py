@@ -231,7 +231,7 @@ def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: 
     cells = table.read(tmp_path / "alignment.parquet")
     assert set(cells["target"]) == {"uniform_mid", "uniform_deep"}
     assert set(cells["control"]) == {"none", "shuffled"}
-    with pytest.raises(ValueError, match="has no learned router"):
+    with pytest.raises(ValueError, match="learns no weights over t alone"):
         call(main, *words, "--probe", "router")
 
 

@@ -330,6 +330,17 @@ def test_bad_names_and_shapes() -> None:
         made("ahpa", t_encoding="nope")
     with pytest.raises(ValueError, match=r"alignment.router_depth 0"):
         made("ahpa", router_depth=0)
+    with pytest.raises(ValueError, match=r"alignment.schedule 'mlp' does not exist; choose from linear, sigmoid"):
+        made("heuristic", schedule="mlp")
+    with pytest.raises(ValueError, match=r"alignment.projector_width -5: must be between 1 and"):
+        made("repa", projector_width=-5)
+    for gamma in (float("nan"), -1.0, 1e30):
+        with pytest.raises(ValueError, match=r"alignment.gamma .*: must be between 0 and 1"):
+            made("irepa", gamma=gamma)
+    with pytest.raises(ValueError, match=r"alignment.teacher_tap 0: this model has blocks 1 to 3"):
+        made("sra", teacher_tap=0)
+    with pytest.raises(ValueError, match="does not divide"):
+        made("ahpa", split="²/6")
     with pytest.raises(ValueError, match="goes from mid to deep"):
         made("heuristic", source="deep")
     with pytest.raises(ValueError, match="does not divide"):

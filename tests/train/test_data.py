@@ -220,12 +220,16 @@ def test_standardised_features_have_mean_zero_and_deviation_one(opened) -> None:
         torch.testing.assert_close(z.std((0, 3, 4), correction=0), torch.ones(header.groups[group][:2]), rtol=1e-3, atol=1e-3)
 
 
-def test_shuffled_samples_are_other_images_with_the_same_noise(opened) -> None:
+def test_shuffled_samples_are_other_images_with_their_own_noise_at_the_same_times(opened) -> None:
     _, _, splits = opened
     split = splits["heldout"]
     index, plain = next(heldout_batches(split, 16, 0, "heldout", 0.0, 1.0, ("G4",)))
     _, other = next(heldout_batches(split, 16, 0, "heldout", 0.0, 1.0, ("G4",), shuffled=True))
-    assert all(torch.equal(plain[key], other[key]) for key in ("noise", "t", "offset_u"))
+    assert torch.equal(plain["t"], other["t"])
+    _, own = next(heldout_batches(split, 256, 0, "heldout", 0.0, 1.0, (), batch=256))
+    where = another_image(index, split.size)
+    assert all(torch.equal(other[key], own[key][where]) for key in ("noise", "offset_u", "latent"))
+    assert not any(torch.equal(plain[key], other[key]) for key in ("noise", "offset_u"))
     rows = split.take(another_image(index, split.size), ("G4", "label"))
     assert torch.equal(other["G4"], torch.from_numpy(rows["G4"])) and torch.equal(other["label"], torch.from_numpy(rows["label"]))
 

@@ -74,6 +74,21 @@ def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
         call(grid.main, "--out", tmp_path / "g", "--rows", "nope")
     with pytest.raises(ValueError, match="--seeds 'a'"):
         call(grid.main, "--out", tmp_path / "g", "--seeds", "a")
-    with pytest.raises(ValueError, match=r"1 of 1 runs failed; the first: .*unknown option 'colour'"):
-        call(grid.main, "--out", tmp_path / "g", "--rows", "sit", "--colour", "red")
-    assert not (tmp_path / "g" / "table.csv").exists()
+    for words, message in (
+        (("--rows", "sit", "--colour", "red"), "unknown option 'colour'"),
+        (("--rows", "sit,sit"), "--rows: names one of them twice"),
+        (("--seeds", "1,1"), "--seeds: names one of them twice"),
+        (("--seed", "3"), "--seed: the grid sets it itself"),
+        (("--alignment", "sra2"), "--alignment: the grid sets it itself"),
+        (("--alignment.tap", "2"), "--alignment.tap: the grid sets it itself"),
+        (("--frechet", "32"), "--frechet must be 0 or at least 64"),
+        (("--batch",), "--batch needs a value"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(grid.main, "--out", tmp_path / "g", *words)
+    assert not (tmp_path / "g").exists()
+    job = grid.Job(row="sit", seed=0, out=tmp_path, steps=3, frechet=0)
+    job.folder.mkdir()
+    (job.folder / "evaluation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"sit-s0/evaluation.json: damaged"):
+        job.done()

@@ -52,7 +52,7 @@ class RoutedConfig(AlignmentConfig):
 def _counts(split: str, mid: tuple[int, ...], deep: tuple[int, ...]) -> tuple[int, int]:
     """Numbers of mid and deep layers. Raises ValueError for a split that the cached groups cannot make."""
     cached = (mid[0], deep[0])
-    counts = tuple(int(part) for part in split.split("/")) if split.count("/") == 1 and split.replace("/", "").isdigit() else ()
+    counts = tuple(int(part) for part in split.split("/")) if split.count("/") == 1 and split.replace("/", "").isdecimal() and split.isascii() else ()
     if counts != cached and not (len(counts) == 2 and min(counts) > 0 and sum(counts) == sum(cached) and mid[1] == deep[1]):
         raise ValueError(
             f"alignment.split {split!r} does not divide this VAE's {cached[0]} + {cached[1]} mid and deep layers; "

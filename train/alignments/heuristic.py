@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from train.alignments._routed import RoutedAlignment, RoutedConfig
 from train.config import ModelConfig
 
+SCHEDULES = ("linear", "sigmoid")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RoutedConfig):
@@ -16,4 +18,6 @@ class Config(RoutedConfig):
 
 class Alignment(RoutedAlignment):
     def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
+        if config.schedule not in SCHEDULES:
+            raise ValueError(f"alignment.schedule {config.schedule!r} does not exist; choose from {', '.join(SCHEDULES)}")
         super().__init__(config, model, groups, router=config.schedule)

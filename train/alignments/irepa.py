@@ -20,7 +20,7 @@ from train.priors.normalise import GAMMA, spatial
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = 1.0  # iREPA's --proj-coeff
+    weight: float = 1.0  # the paper's runs; its code defaults to REPA's 0.5
     projector: str = "conv3x3"
     gamma: float = GAMMA  # share of the token mean that is taken away
 
@@ -37,6 +37,8 @@ class Config(AlignmentConfig):
 class Alignment(AlignmentModule):
     def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config)
+        if not 0 <= config.gamma <= 1:
+            raise ValueError(f"alignment.gamma {config.gamma}: must be between 0 and 1")
         self.gamma = config.gamma
         self.projector = plugins.find("projectors", config.projector).Projector(model.hidden_size, groups["teacher"][1], model.grid)
 

@@ -17,6 +17,8 @@ from train.config import ModelConfig
 from train.data.batches import Batch
 from train.projectors import repa
 
+WIDEST = 2**16  # nobody means a wider head
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
@@ -36,6 +38,8 @@ class Config(AlignmentConfig):
 class Alignment(AlignmentModule):
     def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config)
+        if not 1 <= config.projector_width <= WIDEST:
+            raise ValueError(f"alignment.projector_width {config.projector_width}: must be between 1 and {WIDEST}")
         self.projector = repa.Projector(model.hidden_size, groups["teacher"][1], model.grid, config.projector_width)
 
     def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:

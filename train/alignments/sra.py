@@ -1,5 +1,6 @@
 """SRA: an earlier block of the model is pulled towards a later block of its own moving average, which sees less noise (Jiang et al. 2026,
-"No Other Representation Component Is Needed")."""
+"No Other Representation Component Is Needed"). The loss is the paper's smooth L1; newer versions of its code default to a cosine.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ BLOCKS = {12: (3, 8), 24: (6, 16), 28: (8, 20)}
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = 0.2  # SRA's --proj-coeff
+    weight: float = 0.2  # SRA's first 150 epochs; its code lets it decay afterwards, which is not done here
     teacher_tap: int | None = None  # block of the moving average; None: 8 of B, 16 of L, 20 of XL, else two thirds of the depth
     offset: float = 0.2  # the teacher's time is t - offset u, u uniform in [0, 1), not below 0
 
@@ -32,7 +33,8 @@ class Config(AlignmentConfig):
         return BLOCKS[depth][0] if depth in BLOCKS else max(1, round(depth / 4))
 
     def for_depth(self, depth: int) -> Config:
-        teacher = self.teacher_tap or (BLOCKS[depth][1] if depth in BLOCKS else max(1, round(depth * 2 / 3)))
+        default = BLOCKS[depth][1] if depth in BLOCKS else max(1, round(depth * 2 / 3))
+        teacher = default if self.teacher_tap is None else self.teacher_tap
         if not 1 <= teacher <= depth:
             raise ValueError(f"alignment.teacher_tap {teacher}: this model has blocks 1 to {depth}")
         if not 0 <= self.offset <= 1:

@@ -198,9 +198,13 @@ class Split:
         """GROUP_mean, GROUP_std: (L,C) of the train split. Raises ValueError where the file is missing or damaged."""
         path = self.opened_as[0] / STATISTICS
         try:
-            return load_file(path)
+            found = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path}: missing or damaged; prepare the data again") from error
+            raise ValueError(f"{path}: missing or damaged; delete the cache and prepare it again") from error
+        lacking = [f"{group}_{which}" for group in self.header.groups for which in ("mean", "std") if f"{group}_{which}" not in found]
+        if lacking:
+            raise ValueError(f"{path}: lacks {lacking[0]}; delete the cache and prepare it again")
+        return found
 
 
 def open_cache(folder: Path, groups: tuple[str, ...]) -> tuple[Header, dict[str, Split]]:

@@ -79,6 +79,10 @@ def make_header(
         raise ValueError(f"feature group {unknown[0]!r} does not exist; choose from {', '.join(layers.GROUPS)}")
     walked = layers.layers(vae.model.encoder)
     members = {g: [layer for layer in walked if layer.group == g] for g in groups}
+    for g, ls in members.items():
+        if not ls or len({layer.channels for layer in ls}) > 1:
+            widths = ", ".join(str(layer.channels) for layer in ls) or "none"
+            raise ValueError(f"--features {g}: this VAE's layers of {g} have widths {widths}; a group needs layers of one width; leave {g} out")
     shapes = {g: (len(ls), ls[0].channels, grid, grid) for g, ls in members.items()}
     names = {g: tuple(f"{layer.number}:{layer.name}" for layer in ls) for g, ls in members.items()}
     if teacher is not None:

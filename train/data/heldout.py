@@ -29,7 +29,9 @@ def heldout_batches(
     """(image numbers, batch) over the first `images` held-out images: t = low + (high - low) u; u, noise and posterior draw are the image's own.
 
     `repeats` rows an image, one after another, differ in u, noise and posterior draw. The same (seed, stream, image, repeat) gives the same
-    numbers in every call, so bins and targets are compared on identical samples. `shuffled`: the same draws for `another_image`.
+    numbers in every call, so bins and targets are compared on identical samples.
+    `shuffled`: `another_image` with its own noise, at the same t. (A target made of a noised latent that shared its noise with the sample
+    would be no target of another image.)
 
     Raises ValueError where the split holds fewer images.
     """
@@ -40,8 +42,13 @@ def heldout_batches(
         index = np.repeat(np.arange(start, min(start + together, images), dtype=np.int64), repeats)
         numbers = index + REPEAT * np.tile(np.arange(repeats), len(index) // repeats)
         drawn = draws.draw(seed, stream, numbers, split.header.latent_shape)
-        which = another_image(index, split.size) if shuffled else index
-        yield index, assemble(split, which, drawn, low + (high - low) * drawn.u, groups)
+        t_N = low + (high - low) * drawn.u
+        if not shuffled:
+            yield index, assemble(split, index, drawn, t_N, groups)
+            continue
+        other = another_image(index, split.size)
+        others = draws.draw(seed, stream, other + (numbers - index), split.header.latent_shape)
+        yield index, assemble(split, other, others, t_N, groups)
 
 
 def another_image(index_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 BETAS = ("softmax", "sigmoid")
+DEEPEST = 64  # nobody means a deeper one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class RouterConfig:
     def __post_init__(self) -> None:
         if self.beta not in BETAS:
             raise ValueError(f"alignment.beta {self.beta!r} does not exist; choose from {', '.join(BETAS)}")
-        if self.depth < 1:
-            raise ValueError(f"alignment.router_depth {self.depth}: must be at least 1")
+        if not 1 <= self.depth <= DEEPEST:
+            raise ValueError(f"alignment.router_depth {self.depth}: must be between 1 and {DEEPEST}")
 
     @property
     def logits(self) -> int:
