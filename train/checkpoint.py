@@ -281,6 +281,11 @@ def require_same_data(checkpoint: Checkpoint, header: Header) -> None:
     shape than its alignment's. A checkpoint that does not know its VAE is warned about where the scale of the latents tells another one.
     """
     was = checkpoint.header
+    if was is not None and header.vae_sha != was.vae_sha:
+        raise ValueError(
+            f"{checkpoint.folder}: trained with VAE {was.vae!r} ({was.vae_sha[:12]}), but the data were encoded by {header.vae!r} "
+            f"({header.vae_sha[:12]}); name data of the same VAE with --data"
+        )
     for group in checkpoint.alignment.needs:
         if was is not None and group == "teacher" and header.teacher_sha != was.teacher_sha:
             raise ValueError(
@@ -296,15 +301,9 @@ def require_same_data(checkpoint: Checkpoint, header: Header) -> None:
                 f"{checkpoint.folder}: its alignment is to {group} features of shape {checkpoint.groups[group]}; those of the cache have "
                 f"{header.groups[group]}; name other data with --data"
             )
-    if checkpoint.header is None:
-        if header.scale != checkpoint.latent_scale:
-            scale = "channel by channel" if checkpoint.latent_scale is None else f"by {checkpoint.latent_scale}"
-            print(
-                f"warning: {checkpoint.folder} was trained on latents scaled {scale}, those of the cache are scaled by {header.scale}",
-                file=sys.stderr,
-            )
-    elif header.vae_sha != checkpoint.header.vae_sha:
-        raise ValueError(
-            f"{checkpoint.folder}: trained with VAE {checkpoint.header.vae!r} ({checkpoint.header.vae_sha[:12]}), but the data were encoded "
-            f"by {header.vae!r} ({header.vae_sha[:12]}); name data of the same VAE with --data"
+    if checkpoint.header is None and header.scale != checkpoint.latent_scale:
+        scale = "channel by channel" if checkpoint.latent_scale is None else f"by {checkpoint.latent_scale}"
+        print(
+            f"warning: {checkpoint.folder} was trained on latents scaled {scale}, those of the cache are scaled by {header.scale}",
+            file=sys.stderr,
         )

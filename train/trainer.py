@@ -78,8 +78,8 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None) -> tuple[Header, di
         header, splits = open_data(resolve({"data": {"path": "demo"}}))
     else:
         header, splits = open_cache(Path(data), loaded.alignment.needs)
-    check_cache(loaded.config.model, header)
     checkpoint.require_same_data(loaded, header)
+    check_cache(loaded.config.model, header)
     return header, splits
 
 
