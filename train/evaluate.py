@@ -26,6 +26,7 @@ LEAST_SAMPLES = 64
 def evaluate(ckpt: Path, weights: str = "ema", n_images: int | None = None, seed: int = 0, frechet: int = 0) -> dict[str, Any]:
     """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
     from train import checkpoint, interpolant, trainer
+    from train.data import latents
     from train.data.heldout import heldout_batches
 
     loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
@@ -39,7 +40,7 @@ def evaluate(ckpt: Path, weights: str = "ema", n_images: int | None = None, seed
     for start in range(0, splits["train"].size, 1024):
         index = np.arange(start, min(start + 1024, splits["train"].size), dtype=np.int64)
         train_mean += splits["train"].take(index, ("mean",))["mean"].sum(0, dtype=np.float64)
-    constant = -torch.from_numpy(train_mean / splits["train"].size * header.scale).float().to(device)
+    constant = -torch.from_numpy(latents.to_final(train_mean / splits["train"].size, header)).float().to(device)
 
     images = splits["heldout"].size if n_images is None else n_images
     per_image = {"model": np.zeros(images), "constant": np.zeros(images)}

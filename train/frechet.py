@@ -21,6 +21,7 @@ from train import teacher as teachers
 from train import vae as vaes
 from train.data.cache import Split
 from train.data.encode import TEACHER
+from train.data.latents import to_raw
 
 Features = NDArray[np.float64]
 CHUNK = 256
@@ -70,8 +71,8 @@ def sampled_features(loaded: checkpoint.Checkpoint, images: int, steps: int, see
     parts = []
     for start in tqdm(range(0, images, CHUNK), desc="sampling for the Fréchet distance", unit=f"x{CHUNK}", leave=False, mininterval=1.0):
         rows = slice(start, start + CHUNK)
-        latents = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True).float() / loaded.header.scale
-        for part in latents.split(32):
+        final = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True).float()
+        for part in to_raw(final, loaded.header).split(32):
             pixels = decoder.decode(part).sample.clamp(-1, 1)
             eight_bit = ((pixels + 1) * 127.5).round() / 127.5 - 1  # as an image file would hold it
             parts.append(teacher.features(eight_bit).mean(dim=(2, 3)).double().cpu().numpy())

@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
         parser.error("--per-class, --classes and --sampling-steps must be at least 1")
 
     from train import checkpoint, vae
+    from train.data.latents import to_raw
 
     loaded = checkpoint.load(args.ckpt, args.weights)
     out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
     classes = min(args.classes, loaded.header.num_classes)
     y = torch.arange(classes, device=device).repeat_interleave(args.per_class)
     noise = torch.randn(len(y), *loaded.header.latent_shape, generator=torch.Generator().manual_seed(args.seed)).to(device)
-    latents = heun(model, noise, y, args.sampling_steps, args.cfg, loaded.header.num_classes).float() / loaded.header.scale
+    latents = to_raw(heun(model, noise, y, args.sampling_steps, args.cfg, loaded.header.num_classes).float(), loaded.header)
     with torch.no_grad():
         pixels = torch.cat([decoder.decode(part).sample for part in latents.split(16)])
     eight_bit = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -41,7 +41,13 @@ def heldout_batches(
         numbers = index + REPEAT * np.tile(np.arange(repeats), len(index) // repeats)
         drawn = draws.draw(seed, stream, numbers, split.header.latent_shape)
         which = another_image(index, split.size) if shuffled else index
-        yield index, assemble(split, which, drawn, low + (high - low) * drawn.u, groups)
+        yield index, assemble(split, which, drawn, low + (high - low) * drawn.u, groups, mirror=False)
+
+
+def choose(images: int, heldout: int) -> dict[str, NDArray[np.int64]]:
+    """split -> numbers of its images, ascending: `heldout` of them drawn at random (always the same), since data are often sorted by class."""
+    order = np.random.default_rng(0).permutation(images)
+    return {"train": np.sort(order[heldout:]), "heldout": np.sort(order[:heldout])}
 
 
 def another_image(index_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:
