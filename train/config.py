@@ -21,9 +21,11 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = _option("", "`demo`, or a cache folder made by `python -m train.prepare`")
-    vae: str = _option("", "if given, the VAE (hub id, folder or `demo`) that must have made the cache")
+    path: str = _option("", "`demo`, a cache folder made by `python -m train.prepare`, or latents prepared by REPA or iREPA")
+    vae: str = _option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's and iREPA's latents")
     resampling: str = _option("adaptive", "how VAE features reach the token grid: adaptive (paper Sec. 4.2) or bilinear (App. A)")
+    heldout: int = _option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random")
+    latent_stats: str = _option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
     demo_train: int = _option(4096, "demo only: number of training images")
     demo_heldout: int = _option(512, "demo only: number of held-out images (at most 512)")
     workers: int = _option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number")
@@ -188,7 +190,16 @@ def _check(config: TrainConfig) -> None:
         "optim.weight_decay": 0,
         "model.mlp_ratio": 0,
     }
-    counts = ("steps", "batch", "log_every", "save_every", "data.demo_train", "data.demo_heldout", *(f"model.{f.name}" for f in fields(ModelConfig)))
+    counts = (
+        "steps",
+        "batch",
+        "log_every",
+        "save_every",
+        "data.demo_train",
+        "data.demo_heldout",
+        "data.heldout",
+        *(f"model.{f.name}" for f in fields(ModelConfig)),
+    )
     for key, low in {**dict.fromkeys(counts, 1), **least}.items():
         section, _, name = key.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)

@@ -29,7 +29,7 @@ import gsnr
 from gsnr import files
 from train import checkpoint, runlog, vae, watch
 from train.config import TrainConfig, alignment_config
-from train.data import encode
+from train.data import encode, foreign
 from train.data.batches import Batch, StepBatches, loader
 from train.data.cache import Header, Split, header_from, open_cache
 from train.models.sit import SiT
@@ -56,6 +56,8 @@ def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
     folder = Path(config.data.path)
     if config.data.path == "demo":
         folder = encode.demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
+    elif (opened := foreign.open_folder(config.data, needs, config.model.num_classes)) is not None:
+        return opened
     header, splits = open_cache(folder, needs)
     if config.data.vae and vae.load(config.data.vae).sha != header.vae_sha:
         raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
