@@ -73,27 +73,17 @@ def _is_done(out: Path, job: Job) -> bool:
 
 
 class _Progress:
-    """A bar over the images of all processes, in the first one; the others are known by the shards they finish."""
+    """A bar over the images of all processes, shown by the first."""
 
-    def __init__(self, place: shards.Workplace, job: Job, todo: list[shards.Shard], mine: list[shards.Shard], show: bool) -> None:
-        own, left = {shard.name for shard in mine}, {shard.name for shard in todo}
-        self.place, self.others = place, [shard for shard in todo if shard.name not in own]
-        self.before = sum(len(shard.images) for shard in job.shards if shard.name not in left)
-        self.own, self.looked = 0, 0.0
-        total = sum(len(shard.images) for shard in job.shards)
-        self.bar = tqdm(total=total, initial=self.before, desc="prepare", unit="image", mininterval=1.0, smoothing=0, disable=not show)
+    def __init__(self, job: Job, todo: list[shards.Shard], team: Processes) -> None:
+        self.team = team
+        total, left = (sum(len(shard.images) for shard in some) for some in (job.shards, todo))
+        show = {"desc": "prepare", "unit": "image", "mininterval": 1.0, "smoothing": 0, "disable": team.rank > 0}
+        self.before, self.bar = total - left, tqdm(total=total, initial=total - left, **show)
 
-    def add(self, images: int) -> None:
-        self.own += images
-        self.bar.update(images)
-        self.look()
-
-    def look(self, every: float = 2.0) -> None:
-        """every: seconds between two looks at what the others have finished."""
-        if self.others and not self.bar.disable and time.monotonic() - self.looked > every:
-            there = sum(len(shard.images) for shard in self.others if self.place.finished(shard))
-            self.bar.update(self.before + self.own + there - self.bar.n)
-            self.looked = time.monotonic()
+    def add(self, images: int = 0) -> None:
+        """Counts images, and shows what all processes have counted."""
+        self.bar.update(self.before + self.team.count(images) - self.bar.n)
 
     def close(self) -> None:
         self.bar.close()
@@ -154,12 +144,11 @@ def _prepare(args: argparse.Namespace, held: ExitStack) -> None:
             print(f"{args.out}: already prepared with these options; nothing to do")
         return
     mine = todo[team.rank :: team.world]
-    progress = held.enter_context(closing(_Progress(place, job, todo, mine, show=team.rank == 0)))
+    progress = held.enter_context(closing(_Progress(job, todo, team)))
     started = time.monotonic()
     try:
         _encode_share(job, place, mine, team, args, progress.add)
-        team.wait(progress.look)
-        progress.look(every=0)
+        team.wait(progress.add)
         if team.rank:
             return
         seconds = time.monotonic() - started
