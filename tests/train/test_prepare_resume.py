@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,16 +101,25 @@ def forked(work: Callable[[], object]) -> multiprocessing.process.BaseProcess:
 
 
 def test_kill_minus_9_and_the_same_command_again(words: tuple[object, ...], whole: Path, tmp_path: Path) -> None:
-    """Killed at random moments until it ends by itself, with and without workers (which outlive their parent by seconds)."""
-    out, rng, reached = tmp_path / "cache", random.Random(0), []
+    """Killed at random moments until it ends by itself: some time after its start and, every other time, after it finished a shard; with and
+    without workers (which outlive their parent by seconds)."""
+    out, rng, reached = tmp_path / "cache", random.Random(0), [0]
+    real = shards.write_rows
 
     def work() -> None:
+        def slowly(*arguments: Any) -> None:
+            real(*arguments)
+            time.sleep(0.03)
+
+        shards.write_rows = slowly
         torch.set_num_threads(1)
-        call(main, *words, "--workers", len(reached) % 2, "--out", out)
+        call(main, *words, "--workers", len(reached) // 2 % 2, "--out", out)
 
     while True:
         child = forked(work)
-        child.join(rng.uniform(0.02, 0.3))
+        while len(reached) % 2 and child.is_alive() and len(shards_of(out)) == reached[-1]:
+            time.sleep(0.005)
+        child.join(rng.uniform(0.0, 0.1))
         child.kill()
         child.join()
         if child.exitcode != -signal.SIGKILL:

@@ -57,7 +57,7 @@ class Processes:
         arrived = self.store.add("arrived", 1)
         while self.rank == 0 and arrived < self.world:
             meanwhile()
-            time.sleep(0.2)
+            time.sleep(0.05)
             arrived = self.store.add("arrived", 0)
         meanwhile()
 
