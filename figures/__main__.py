@@ -8,6 +8,7 @@ python -m figures --run runs/raw --run runs/standardised --figure fig_beta      
 from __future__ import annotations
 
 import pkgutil
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +58,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
     args = parser.parse_args(argv)
     runs: list[Path] = args.run
+    called = Counter(run.resolve().name for run in runs)
+    if max(called.values()) > 1:
+        raise ValueError(f"--run: two of the folders are called {max(called, key=called.__getitem__)!r}; figures tell runs apart by that name")
     asked = args.figure.split(",") if args.figure else [name for name in names() if _allows(runs, find(name))]
     if not asked:
         raise ValueError(f"{runs[0] / 'probes'}: no tables; measure first with `python -m gsnr.probe --ckpt {runs[0]}`")

@@ -13,6 +13,7 @@ from figures.style import COLOURS, GREY, LINES, PAGE, T_LABEL, paper
 TABLE = "router"
 SEVERAL_RUNS = True
 COLUMNS = 3
+LETTERS = "abcdefghijkl"  # of the panels
 
 
 def method_of(run: str) -> str:
@@ -26,13 +27,15 @@ def draw(metrics: pd.DataFrame) -> Figure:
     beta = beta.assign(method=beta["run"].map(method_of))
     methods = list(dict.fromkeys(beta["method"]))
     groups = list(dict.fromkeys(beta["group"]))
+    if len(methods) > len(LETTERS):
+        raise ValueError(f"fig_beta: {len(methods)} methods (runs without -s0, -s1, ...), and room for {len(LETTERS)}; name fewer with --run")
     rows = -(-len(methods) // COLUMNS)
     with paper():
         figure = Figure(figsize=(PAGE, 0.3 + 2.1 * rows), layout="constrained")
         panels = figure.subplots(rows, min(COLUMNS, len(methods)), squeeze=False, sharey=True, sharex=True).ravel()
         for panel in panels[len(methods) :]:
             panel.set_visible(False)
-        for panel, method, letter in zip(panels, methods, "abcdefghijkl", strict=False):
+        for panel, method, letter in zip(panels, methods, LETTERS, strict=False):
             here = beta[beta["method"] == method]
             for i, group in enumerate(groups):
                 curves = here[here["group"] == group].pivot_table(index="t_low", columns="run", values="value")

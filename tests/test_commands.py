@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,10 +111,16 @@ def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
     drawn = fig_beta.draw(runs)
     panels = [axes for axes in drawn.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in panels] == ["(a) raw, 2 seeds", "(b) standardised"]
-    assert call(main, "--run", probed_run, "--run", probed_run, "--out", tmp_path) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["fig_beta.pdf", "fig_beta.png"]
+    other = tmp_path / "another"
+    shutil.copytree(probed_run / "probes", other / "probes")
+    assert call(main, "--run", probed_run, "--run", other, "--out", tmp_path / "figures") == 0
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["fig_beta.pdf", "fig_beta.png"]
     with pytest.raises(ValueError, match="figure 'fig2_gsnr' is of one run; 2 were named with --run"):
-        call(main, "--run", probed_run, "--run", probed_run, "--figure", "fig2_gsnr")
+        call(main, "--run", probed_run, "--run", other, "--figure", "fig2_gsnr")
+    with pytest.raises(ValueError, match=f"--run: two of the folders are called '{probed_run.name}'"):
+        call(main, "--run", probed_run, "--run", probed_run)
+    with pytest.raises(ValueError, match=r"13 methods .* and room for 12"):
+        fig_beta.draw(pd.concat([tables.assign(run=f"m{i}") for i in range(13)], ignore_index=True))
 
 
 def test_a_figure_whose_table_is_missing_names_the_command(smoke_run: Path, plain_run: Path) -> None:

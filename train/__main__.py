@@ -20,11 +20,12 @@ from gsnr.commandline import Parser, run
 def _option_lines() -> list[str]:
     """One line an option of the configuration, for --help."""
     from train import plugins
-    from train.config import TrainConfig
+    from train.config import TrainConfig, choices
 
-    def line(flag: str, f: Field, text: str = "") -> str:
+    def line(flag: str, f: Field) -> str:
         default = f.default if f.default is not MISSING else ""
-        return f"  --{flag.replace('_', '-'):28} {text or f.metadata.get('help', '')} [{default}]"
+        valid = f": {', '.join(choices(f))}" if choices(f) else ""
+        return f"  --{flag.replace('_', '-'):28} {f.metadata.get('help', '')}{valid}{f' [{default}]' if default not in ('', None, ()) else ''}"
 
     lines = ["", "options of the configuration [default before the preset]:"]
     for f in fields(TrainConfig):
@@ -32,11 +33,12 @@ def _option_lines() -> list[str]:
             lines += [line(f"{f.name}.{sub.name}", sub) for sub in fields(f.default)]
         elif f.name != "alignment" and f.name not in ("steps", "seed"):
             lines.append(line(f.name, f))
-    lines += ["", f"  --alignment NAME             one of {', '.join(plugins.names('alignments'))}; its options:"]
+    lines += ["", "options of alignments [default]:", f"  --alignment                    {', '.join(plugins.names('alignments'))}"]
+    owners: dict[str, list[str]] = {}
     for name in plugins.names("alignments"):
-        config = plugins.find("alignments", name).Config
-        lines += [line(f"alignment.{f.name}", f, f"({name})") for f in fields(config)]
-    return lines
+        for f in fields(plugins.find("alignments", name).Config):
+            owners.setdefault(line(f"alignment.{f.name}", f), []).append(name)
+    return lines + [text if len(names) == len(plugins.names("alignments")) else f"{text} ({', '.join(names)})" for text, names in owners.items()]
 
 
 def overrides(rest: list[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from gsnr import files
 from train.alignments import AlignmentModule
 from train.config import TrainConfig, build
 from train.data.cache import Header, header_from
+from train.data.latents import Scaling
 from train.interpolant import TIME_CONVENTION
 from train.models.sit import SiT
 from train.objective import Objective, make_alignment
@@ -123,7 +124,8 @@ def save(
     """Writes checkpoint `step` of a run and points LAST at it. Raises ValueError where it cannot be written (the last good one stays)."""
     folder = run / "checkpoints" / f"{step:07d}"
     aside = run / "checkpoints" / f".{step:07d}.{os.getpid()}"
-    state = describe(step, config, objective.alignment.taps, header.scale) | {"cache": asdict(header), **extra}
+    scale = None if header.channel_scale else header.scale
+    state = describe(step, config, objective.alignment.taps, scale) | {"cache": asdict(header), **extra}
     try:
         _clear_asides(run)
         aside.mkdir(parents=True)
@@ -269,11 +271,13 @@ def run_output(checkpoint: Checkpoint, name: str) -> Path:
     return checkpoint.run_folder / name
 
 
-def decoding_scale(checkpoint: Checkpoint) -> float:
-    """What a final latent is divided by before the VAE decodes it. Raises ValueError for a checkpoint whose latents have no such factor."""
+def decoding(checkpoint: Checkpoint) -> Scaling:
+    """Between the VAE's latents and the model's. Raises ValueError for a checkpoint that does not know it."""
+    if checkpoint.header is not None:
+        return checkpoint.header.scaling
     if checkpoint.latent_scale is None:
         raise ValueError(f"{checkpoint.folder}: trained on latents normalised channel by channel, by statistics it does not hold; cannot be decoded")
-    return checkpoint.latent_scale
+    return Scaling(factor=checkpoint.latent_scale)
 
 
 def require_same_data(checkpoint: Checkpoint, header: Header) -> None:
@@ -301,9 +305,10 @@ def require_same_data(checkpoint: Checkpoint, header: Header) -> None:
                 f"{checkpoint.folder}: its alignment is to {group} features of shape {checkpoint.groups[group]}; those of the cache have "
                 f"{header.groups[group]}; name other data with --data"
             )
-    if checkpoint.header is None and header.scale != checkpoint.latent_scale:
-        scale = "channel by channel" if checkpoint.latent_scale is None else f"by {checkpoint.latent_scale}"
+    if checkpoint.header is None and (None if header.channel_scale else header.scale) != checkpoint.latent_scale:
+        was_scaled = "channel by channel" if checkpoint.latent_scale is None else f"by {checkpoint.latent_scale}"
+        is_scaled = "channel by channel" if header.channel_scale else f"by {header.scale}"
         print(
-            f"warning: {checkpoint.folder} was trained on latents scaled {scale}, those of the cache are scaled by {header.scale}",
+            f"warning: {checkpoint.folder} was trained on latents scaled {was_scaled}, those of the cache are scaled {is_scaled}",
             file=sys.stderr,
         )

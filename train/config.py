@@ -9,36 +9,46 @@ from __future__ import annotations
 import json
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from train import plugins
+from train.priors.features import RESAMPLINGS
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, choices: tuple[str, ...] | str = ()) -> Any:
+    """A field of a Config with its line of --help. choices: its valid values, or the kind of plug-in whose names they are."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+def choices(of: Field) -> tuple[str, ...]:
+    """The valid values of an option; () where they are not a list of names."""
+    listed = of.metadata.get("choices", ())
+    return tuple(plugins.names(listed)) if isinstance(listed, str) else listed
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = _option("", "`demo`, or a cache folder made by `python -m train.prepare`")
-    vae: str = _option("", "if given, the VAE (hub id, folder or `demo`) that must have made the cache")
-    resampling: str = _option("adaptive", "how VAE features reach the token grid: adaptive (paper Sec. 4.2) or bilinear (App. A)")
-    demo_train: int = _option(4096, "demo only: number of training images")
-    demo_heldout: int = _option(512, "demo only: number of held-out images (at most 512)")
-    workers: int = _option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number")
+    path: str = option("", "`demo`, a cache folder made by `python -m train.prepare`, or latents prepared by REPA or iREPA")
+    vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's and iREPA's latents")
+    resampling: str = option("adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", tuple(RESAMPLINGS))
+    heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random")
+    latent_stats: str = option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
+    demo_train: int = option(4096, "demo only: number of training images")
+    demo_heldout: int = option(512, "demo only: number of held-out images (at most 512)")
+    workers: int = option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    input_size: int = _option(32, "latent side")
-    patch_size: int = _option(2, "latent cells a token, a side")
-    in_channels: int = _option(4, "latent channels")
-    hidden_size: int = _option(1152, "width")
-    depth: int = _option(28, "number of blocks")
-    num_heads: int = _option(16, "attention heads")
-    mlp_ratio: float = _option(4.0, "MLP width over hidden size")
-    num_classes: int = _option(1000, "classes, the null class not counted")
+    input_size: int = option(32, "latent side")
+    patch_size: int = option(2, "latent cells a token, a side")
+    in_channels: int = option(4, "latent channels")
+    hidden_size: int = option(1152, "width")
+    depth: int = option(28, "number of blocks")
+    num_heads: int = option(16, "attention heads")
+    mlp_ratio: float = option(4.0, "MLP width over hidden size")
+    num_classes: int = option(1000, "classes, the null class not counted")
 
     @property
     def grid(self) -> int:
@@ -48,13 +58,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    lr: float = _option(2e-4, "learning rate (AHPA 2e-4, REPA 1e-4)")
-    beta1: float = _option(0.9, "AdamW")
-    beta2: float = _option(0.999, "AdamW")
-    weight_decay: float = _option(0.0, "AdamW")
-    clip: float = _option(2.0, "largest global gradient norm (AHPA 2.0, REPA 1.0)")
-    warmup: int = _option(0, "steps of linear warm-up; constant afterwards")
-    ema: float = _option(0.9999, "decay of the exponential moving average of the weights")
+    lr: float = option(2e-4, "learning rate (AHPA 2e-4, REPA 1e-4)")
+    beta1: float = option(0.9, "AdamW")
+    beta2: float = option(0.999, "AdamW")
+    weight_decay: float = option(0.0, "AdamW")
+    clip: float = option(2.0, "largest global gradient norm (AHPA 2.0, REPA 1.0)")
+    warmup: int = option(0, "steps of linear warm-up; constant afterwards")
+    ema: float = option(0.9999, "decay of the exponential moving average of the weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +73,23 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     alignment: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
-    steps: int = _option(400_000, "training steps in all")
-    batch: int = _option(256, "global batch size, over all processes")
-    seed: int = _option(0, "seed of everything random")
-    label_dropout: float = _option(0.1, "share of labels replaced by the null class")
-    precision: str = _option("bf16", "no (fp32), bf16 or fp16: autocast, with losses and norms in fp32")
-    accumulate: int = _option(1, "micro-batches that each process computes its part of a step in; the step is that of the whole batch")
-    compile: bool = _option(False, "torch.compile the blocks (once for all of them); needs a C++ compiler on a CPU")
-    checkpointing: bool = _option(False, "compute the blocks' activations again in backward: less memory, about a third more time")
-    max_skipped: int = _option(20, "stop after more than this many steps in a row whose gradient is not finite (each is skipped and counted)")
-    log_every: int = _option(100, "steps between lines of metrics.jsonl and router.jsonl")
-    save_every: int = _option(10_000, "steps between checkpoints")
-    keep_last: int = _option(0, "checkpoints to keep; 0: all")
-    keep_every: int = _option(0, "with --keep-last, also keep checkpoints at multiples of this many steps; 0: none")
-    sample_every: int = _option(0, "steps between grids of samples of the averaged weights, to samples/; 0: never")
-    trackers: str = _option("tensorboard", "where metrics go beside metrics.jsonl: tensorboard, wandb, both (tensorboard,wandb) or none")
-    gsnr_every: int = _option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never")
-    gsnr_images: int = _option(256, "held-out images that gsnr_every measures on")
+    steps: int = option(400_000, "training steps in all")
+    batch: int = option(256, "global batch size, over all processes")
+    seed: int = option(0, "seed of everything random")
+    label_dropout: float = option(0.1, "share of labels replaced by the null class")
+    precision: str = option("bf16", "autocast to, or no; losses and norms are in fp32 always", ("no", "bf16", "fp16"))
+    accumulate: int = option(1, "micro-batches that each process computes its part of a step in; the step is that of the whole batch")
+    compile: bool = option(False, "torch.compile the blocks (once for all of them); needs a C++ compiler on a CPU")
+    checkpointing: bool = option(False, "compute the blocks' activations again in backward: less memory, about a third more time")
+    max_skipped: int = option(20, "stop after more than this many steps in a row whose gradient is not finite (each is skipped and counted)")
+    log_every: int = option(100, "steps between lines of metrics.jsonl and router.jsonl")
+    save_every: int = option(10_000, "steps between checkpoints")
+    keep_last: int = option(0, "checkpoints to keep; 0: all")
+    keep_every: int = option(0, "with --keep-last, also keep checkpoints at multiples of this many steps; 0: none")
+    sample_every: int = option(0, "steps between grids of samples of the averaged weights, to samples/; 0: never")
+    trackers: str = option("tensorboard", "where metrics go beside metrics.jsonl: tensorboard, wandb, both (tensorboard,wandb) or none")
+    gsnr_every: int = option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never")
+    gsnr_images: int = option(256, "held-out images that gsnr_every measures on")
 
 
 def _cast(annotation: Any, value: Any, where: str) -> Any:
@@ -118,7 +128,7 @@ def _json_list(value: str, where: str) -> Any:
 def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
     """A config dataclass from nested mappings. Raises ValueError naming an unknown key and the valid ones, or a value of the wrong type."""
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in fields(cls)}
+    known = {f.name: f for f in fields(cls)}
     made = {}
     if not isinstance(values, dict):
         raise ValueError(f"{where.rstrip('.') or 'the configuration'} is a section, not a value; its options are {', '.join(sorted(known))}")
@@ -134,6 +144,8 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
             made[key] = dict(value)
         else:
             made[key] = _cast(hints[key], value, path)
+            if (valid := choices(known[key])) and made[key] not in valid:
+                raise ValueError(f"{path} {made[key]!r} does not exist; choose from {', '.join(valid)}")
     return cls(**made)
 
 
@@ -201,14 +213,21 @@ def _check(config: TrainConfig) -> None:
         "optim.weight_decay": 0,
         "model.mlp_ratio": 0,
     }
-    counts = ("steps", "batch", "log_every", "save_every", "data.demo_train", "data.demo_heldout", *(f"model.{f.name}" for f in fields(ModelConfig)))
+    counts = (
+        "steps",
+        "batch",
+        "log_every",
+        "save_every",
+        "data.demo_train",
+        "data.demo_heldout",
+        "data.heldout",
+        *(f"model.{f.name}" for f in fields(ModelConfig)),
+    )
     for key, low in {**dict.fromkeys(counts, 1), **least}.items():
         section, _, name = key.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)
         if not low <= value < 2**63:
             raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least {low} and below 2^63")
-    if config.precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f"precision {config.precision!r} does not exist; choose from no, bf16, fp16")
     for tracker in config.trackers.split(","):
         if tracker not in ("tensorboard", "wandb", "none"):
             raise ValueError(f"--trackers {tracker!r} does not exist; choose from tensorboard, wandb, none, or tensorboard,wandb")

@@ -42,7 +42,7 @@ def evaluate(
     for start in range(0, splits["train"].size, 1024):
         index = np.arange(start, min(start + 1024, splits["train"].size), dtype=np.int64)
         train_mean += splits["train"].take(index, ("mean",))["mean"].sum(0, dtype=np.float64)
-    constant = -torch.from_numpy(train_mean / splits["train"].size * header.scale).float().to(device)
+    constant = -torch.from_numpy(header.scaling.final(train_mean / splits["train"].size)).float().to(device)
 
     images = splits["heldout"].size if n_images is None else n_images
     per_image = {"model": np.zeros(images), "constant": np.zeros(images)}

@@ -65,13 +65,13 @@ def sampled_features(loaded: checkpoint.Checkpoint, header: Header, images: int,
     model = loaded.model.to(device)
     frozen.model.to(device)
     teacher.model.to(device)
-    classes, scale = header.num_classes, checkpoint.decoding_scale(loaded)
+    classes, scaling = header.num_classes, checkpoint.decoding(loaded)
     noise = torch.randn(images, *header.latent_shape, generator=torch.Generator().manual_seed(seed))
     y_N = torch.arange(images) % classes
     parts = []
     for start in tqdm(range(0, images, CHUNK), desc="sampling for the Fréchet distance", unit=f"x{CHUNK}", leave=False, mininterval=1.0):
         rows = slice(start, start + CHUNK)
         latents = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True)
-        pixels = to_pixels(sample.decode(frozen, latents, scale, seed)).to(device)
+        pixels = to_pixels(sample.decode(frozen, latents, scaling, seed)).to(device)
         parts += [teacher.features(part).mean(dim=(2, 3)).double().cpu().numpy() for part in pixels.split(32)]
     return np.concatenate(parts)

@@ -73,7 +73,7 @@ class Job:
 
 def _call(command: list[str], threads: int) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False
+        [sys.executable, "-m", *command], capture_output=True, text=True, env={"OMP_NUM_THREADS": str(threads)} | os.environ, check=False
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

@@ -7,6 +7,7 @@ RUN/gsnr.jsonl       with --gsnr-every: see `train.watch`
 RUN/samples/         with --sample-every: grids of samples of the averaged weights
 RUN/tensorboard/     unless --trackers none
 RUN/checkpoints/     see `train.checkpoint`
+RUN/lock             locked by the process that trains
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -64,9 +65,13 @@ def check(out: Path, config: TrainConfig, resume: bool) -> None:
             raise ValueError(f"--resume: {key} was {was!r} in {stored}, now {value!r}; only {flags} may change")
 
 
-def start(out: Path, config: TrainConfig, step: int, objective: Objective) -> None:
-    """Creates the run folder, or cuts its logs back to the step that training continues from."""
+def start(out: Path, config: TrainConfig, step: int, objective: Objective) -> TextIO:
+    """Creates the run folder, or cuts its logs back to the step that training continues from. What it returns holds the folder's lock.
+
+    Raises ValueError where another process is training there.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    held = files.lock(out / "lock")
     resolved = {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}}
     files.write_text(out / "config.json", json.dumps(resolved, indent=2) + "\n")
     (out / "checkpoints").mkdir(exist_ok=True)
@@ -74,6 +79,7 @@ def start(out: Path, config: TrainConfig, step: int, objective: Objective) -> No
         runlog.cut_back(out / name, step if step else -1)
     if not step:
         log_router(out, 0, objective)
+    return held
 
 
 def log_router(out: Path, step: int, objective: Objective) -> None:

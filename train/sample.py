@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gsnr.commandline import Parser, run
 from train.config import ModelConfig
+from train.data.latents import Scaling
 from train.vae import FrozenVAE
 
 
@@ -56,15 +57,15 @@ def grid_image(images_RKHWC: np.ndarray, labels: list[str], scale: int = 2) -> I
 
 
 @torch.no_grad()
-def decode(frozen: FrozenVAE, latents_BCHW: Tensor, scale: float, seed: int) -> np.ndarray:
-    """Final latents, which are raw ones times `scale` -> (B,H,W,3) uint8; a function of (latents, seed): a Consistency decoder draws noise.
+def decode(frozen: FrozenVAE, latents_BCHW: Tensor, scaling: Scaling, seed: int) -> np.ndarray:
+    """Final latents -> (B,H,W,3) uint8; a function of (latents, seed): a Consistency decoder draws noise.
 
     The global random state stays as it was.
     """
     device = latents_BCHW.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        pixels = torch.cat([frozen.model.decode(part).sample for part in (latents_BCHW.float() / scale).split(16)])
+        pixels = torch.cat([frozen.model.decode(part).sample for part in scaling.raw(latents_BCHW.float()).split(16)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -72,7 +73,7 @@ def picture(
     model: nn.Module,
     frozen: FrozenVAE,
     shape: ModelConfig,
-    scale: float,
+    scaling: Scaling,
     *,
     classes: int,
     per_class: int,
@@ -86,7 +87,7 @@ def picture(
     classes = min(classes, shape.num_classes)
     y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
     noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
-    eight_bit = decode(frozen, heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet), scale, seed)
+    eight_bit = decode(frozen, heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet), scaling, seed)
     return grid_image(eight_bit.reshape(classes, per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)])
 
 
@@ -119,14 +120,14 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({header.vae})")
     if frozen.model.config.latent_channels != shape.in_channels:
         raise ValueError(f"--vae {frozen.name}: decodes latents of {frozen.model.config.latent_channels} channels; the model has {shape.in_channels}")
-    scale = checkpoint.decoding_scale(loaded)
+    scaling = checkpoint.decoding(loaded)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     frozen.model.to(device)
     drawn = picture(
         loaded.model.to(device),
         frozen,
         shape,
-        scale,
+        scaling,
         classes=args.classes,
         per_class=args.per_class,
         steps=args.sampling_steps,

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from train import checkpoint, runfolder, runlog, sample, vae, watch
 from train.config import ModelConfig, TrainConfig, alignment_config, resolve
-from train.data import encode
+from train.data import encode, foreign
 from train.data.batches import Batch, StepBatches, loader
 from train.data.cache import Header, Split, open_cache
+from train.data.latents import Scaling
 from train.models.sit import SiT
 from train.objective import Objective, check_cache, make_alignment
 from train.step import Window, check_finite, optimisation_step
@@ -48,6 +49,8 @@ def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
     folder = Path(config.data.path)
     if config.data.path == "demo":
         folder = encode.demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
+    elif (opened := foreign.open_folder(config.data, needs, config.model.num_classes)) is not None:
+        return opened
     header, splits = open_cache(folder, needs)
     if config.data.vae and vae.load(config.data.vae).sha != header.vae_sha:
         raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
@@ -162,8 +165,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     if first >= config.steps:
         accelerator.print(f"{out}: already trained for {first} steps; nothing to do")
         return
-    if main:
-        runfolder.start(out, config, first, raw)
+    held = runfolder.start(out, config, first, raw) if main else None
     ema.to(device)
     if config.compile:
         for block in raw.model.blocks:
@@ -210,7 +212,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
                     save(totals)
                 accelerator.wait_for_everyone()
             if decoder is not None and step % config.sample_every == 0:
-                _save_samples(out, step, ema, decoder, config.model, header.scale)
+                _save_samples(out, step, ema, decoder, config.model, header.scaling)
             if ends:
                 break
     progress.bar.close()
@@ -219,12 +221,14 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     done = f"{step} steps done" if step == config.steps else f"stopped by SIGTERM after {step} of {config.steps} steps; continue with --resume"
     accelerator.print(f"{out}: {done}; last checkpoint {checkpoint.locate(out)}")
     accelerator.end_training()
+    if held is not None:
+        held.close()
 
 
-def _save_samples(out: Path, step: int, ema: Objective, decoder: vae.FrozenVAE, shape: ModelConfig, scale: float) -> None:
+def _save_samples(out: Path, step: int, ema: Objective, decoder: vae.FrozenVAE, shape: ModelConfig, scaling: Scaling) -> None:
     """RUN/samples/STEP.png: samples of the averaged weights, the same noise at every step."""
     device = next(ema.parameters()).device
     decoder.model.to(device)
-    drawn = sample.picture(ema.model, decoder, shape, scale, **SAMPLES, quiet=True)
+    drawn = sample.picture(ema.model, decoder, shape, scaling, **SAMPLES, quiet=True)
     (out / "samples").mkdir(exist_ok=True)
     drawn.save(out / "samples" / f"{step:07d}.png")

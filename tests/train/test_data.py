@@ -76,6 +76,18 @@ def test_draws_belong_to_the_sample_and_look_as_they_should() -> None:
     assert not np.array_equal(all_.noise, draws.draw(4, "train", np.arange(200), shape).noise)
 
 
+def test_draws_are_the_same_numbers_as_ever() -> None:
+    """What was added later is drawn last: the numbers of the runs before stay theirs."""
+    drawn = draws.draw(3, "fit", np.array([5]), (4, 2, 2))
+    rng = np.random.Generator(np.random.Philox(key=np.array([3, 2], dtype=np.uint64), counter=np.array([0, 0, 0, 5], dtype=np.uint64)))
+    u, drop_u = rng.random(2)
+    posterior, noise = (rng.standard_normal((4, 2, 2), dtype=np.float32) for _ in range(2))
+    offset_u = rng.random()
+    assert (drawn.u[0], drawn.drop_u[0], drawn.offset_u[0], drawn.flip_u[0]) == (u, drop_u, offset_u, rng.random())
+    np.testing.assert_array_equal(drawn.posterior[0], posterior)
+    np.testing.assert_array_equal(drawn.noise[0], noise)
+
+
 @pytest.fixture(scope="module")
 def opened() -> tuple[Path, cache.Header, dict[str, cache.Split]]:
     folder = encode.demo_cache(256, 256, "adaptive")  # the smoke run's
@@ -139,7 +151,7 @@ def test_damaged_caches_are_named(opened, tmp_path: Path) -> None:
     (copy / cache.HEADER).write_text(json.dumps(header | {"schema_version": 9}))
     (copy / cache.STATISTICS).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"statistics.safetensors: missing or damaged"):
-        cache.Split(copy, "heldout", cache.read_header(folder)).statistics()
+        cache.CachedSplit(copy, "heldout", cache.read_header(folder)).statistics()
     with pytest.raises(ValueError, match="schema version 9"):
         cache.open_cache(copy, ())
     (copy / cache.HEADER).write_text("{")

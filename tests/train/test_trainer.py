@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,20 @@ def test_bad_options_of_the_trainer(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"--trackers wandb: the package is not installed \(pip install wandb\)"):
             call(main, "--preset", "smoke", "--out", tmp_path / "run", "--trackers", "wandb")
     assert not (tmp_path / "run").exists()
+
+
+def test_two_commands_do_not_train_in_one_folder(smoke_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run, out)
+    logs = (out / "metrics.jsonl").read_text()
+    holds = f"from gsnr import files; from pathlib import Path; held = files.lock(Path({str(out / 'lock')!r})); print(); input()"
+    with subprocess.Popen([sys.executable, "-c", holds], cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        with pytest.raises(ValueError, match=f"{out}: another process is at work there"):
+            call(main, "--preset", "smoke", "--trackers", "none", "--steps", 31, "--resume", "--out", out)
+        other.kill()
+    assert (out / "metrics.jsonl").read_text() == logs
+    assert call(main, "--preset", "smoke", "--trackers", "none", "--steps", 31, "--resume", "--out", out) == 0, "the lock ended with its process"
 
 
 def _installed(name: str) -> bool:

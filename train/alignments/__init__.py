@@ -15,6 +15,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from train.config import option
 from train.data.batches import Batch
 from train.data.cache import Split
 from train.models.sit import SiT
@@ -22,10 +23,10 @@ from train.models.sit import SiT
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """What all alignments have. tap: 1-based block; None: `default_tap`. weight: lambda of the total loss."""
+    """What all alignments have."""
 
-    tap: int | None = None
-    weight: float = 1.0
+    tap: int | None = option(None, "block whose output is aligned, from 1 (default: the method's own rule, by the depth of the model)")
+    weight: float = option(1.0, "factor of the alignment loss beside the velocity loss")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from train import losses, plugins
 from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig
+from train.config import ModelConfig, option
 from train.data.batches import Batch
 from train.data.cache import Split
 from train.priors import normalise
 from train.priors.mixture import mid_deep, mix
-from train.routers import RouterConfig
+from train.routers import BETAS, RouterConfig
 
 # The parts of the target, shallow first, always in this order (AHPA Table 2).
 SOURCES = {
@@ -34,17 +34,15 @@ CACHED = {"mid": "G3", "deep": "G4"}  # unless a split moves layers between them
 
 @dataclass(frozen=True, kw_only=True)
 class RoutedConfig(AlignmentConfig):
-    source: str = "both"  # Table 2: both (= G3+G4), mid (= G3), deep (= G4), G1, G2, G1-G4
-    split: str | None = None  # mid/deep layers, Table D.14; None: as the cache groups them, 4/4 on SD-VAE
-    features: str = "none"  # normalisation of each layer: none (literal reading), standardise, spatial; see train/priors/normalise.py
-    beta: str = "softmax"  # "scaling factors" between the groups (Sec. 4.3): softmax or sigmoid
-    projector: str = "conv3x3"  # Table D.13 (l)
-    loss: str = "cosine"  # Eq. 5; l1 and smooth_l1 are Table D.13 (b), (c)
+    source: str = option("both", "groups of VAE layers (Table 2); both is mid and deep, mid is G3, deep is G4", tuple(SOURCES))
+    split: str | None = option(None, "mid/deep layers, 2/6 say (Table D.14; default: as the cache groups them, 4/4 on SD-VAE)")
+    features: str = option("none", "normalisation of each layer; the paper mentions none", normalise.NORMALISATIONS)
+    beta: str = option("softmax", "how the weights between the groups are made (Sec. 4.3)", BETAS)
+    projector: str = option("conv3x3", "head on the hidden state (Table D.13)", "projectors")
+    loss: str = option("cosine", "distance to the target, over channels (Eq. 5, Table D.13)", tuple(losses.LOSSES))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        if self.source not in SOURCES:
-            raise ValueError(f"alignment.source {self.source!r} does not exist; choose from {', '.join(SOURCES)}")
         groups = {CACHED.get(part, part) for part in SOURCES[self.source]}
         return tuple(sorted(groups | ({"G3", "G4"} if self.split and groups & {"G3", "G4"} else set())))
 

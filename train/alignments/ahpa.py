@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from train.alignments._routed import RoutedAlignment, RoutedConfig
-from train.config import ModelConfig
+from train.config import ModelConfig, option
+from train.routers._encodings import ENCODINGS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RoutedConfig):
-    router: str = "mlp"  # Table D.17: mlp, lookup, attention, content
-    router_depth: int = 4  # linear layers of its MLP, Tables A.9 and D.17
-    t_encoding: str = "linear"  # Table D.17: linear, sinusoidal, fourier
+    router: str = option("mlp", "what makes the mixture weights (Table D.17)", "routers")
+    router_depth: int = option(4, "linear layers of the router's MLP (Tables A.9, D.17)")
+    t_encoding: str = option("linear", "how the router reads t (Table D.17)", tuple(ENCODINGS))
 
 
 class Alignment(RoutedAlignment):

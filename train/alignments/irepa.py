@@ -13,16 +13,16 @@ from torch import Tensor
 from train import losses, plugins
 from train.alignments import AlignmentConfig, AlignmentModule
 from train.alignments.repa import Config as RepaConfig
-from train.config import ModelConfig
+from train.config import ModelConfig, option
 from train.data.batches import Batch
 from train.priors.normalise import GAMMA, spatial
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = 1.0  # the paper's runs; its code defaults to REPA's 0.5
-    projector: str = "conv3x3"
-    gamma: float = GAMMA  # share of the token mean that is taken away
+    weight: float = option(1.0, "factor of the alignment loss beside the velocity loss (its paper's runs; its code defaults to 0.5)")
+    projector: str = option("conv3x3", "head on the hidden state", "projectors")
+    gamma: float = option(GAMMA, "share of the token mean that is taken away from the teacher's features")
 
     @property
     def needs(self) -> tuple[str, ...]:

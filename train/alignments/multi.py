@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from train import plugins
 from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig, build
+from train.config import ModelConfig, build, option
 from train.data.batches import Batch
 from train.data.cache import Split
 from train.models.sit import SiT
@@ -32,7 +32,7 @@ def _config(part: dict[str, Any]) -> AlignmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    parts: tuple[dict, ...] = ()  # alignments with their options, a JSON list on the command line
+    parts: tuple[dict, ...] = option((), "the alignments with their options, as a JSON list")
 
     @property
     def needs(self) -> tuple[str, ...]:

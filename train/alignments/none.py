@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig
+from train.config import ModelConfig, option
 from train.data.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = 0.0
+    weight: float = option(0.0, "there is no alignment loss")
 
     def for_depth(self, depth: int) -> Config:
         if self.tap is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train import losses
 from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig
+from train.config import ModelConfig, option
 from train.data.batches import Batch
 from train.projectors import repa
 
@@ -22,8 +22,8 @@ WIDEST = 2**16  # nobody means a wider head
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = 0.5  # REPA's --proj-coeff
-    projector_width: int = 2048  # of its MLP's two hidden layers, REPA's projector_dim
+    weight: float = option(0.5, "factor of the alignment loss beside the velocity loss (REPA's --proj-coeff)")
+    projector_width: int = option(2048, "of the two hidden layers of REPA's MLP head (its projector_dim)")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from train import losses
 from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig
+from train.config import ModelConfig, option
 from train.data.batches import Batch
 from train.interpolant import interpolate
 from train.models.sit import SiT
@@ -23,9 +23,9 @@ BLOCKS = {12: (3, 8), 24: (6, 16), 28: (8, 20)}
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = 0.2  # SRA's first 150 epochs; its code lets it decay afterwards, which is not done here
-    teacher_tap: int | None = None  # block of the moving average; None: 8 of B, 16 of L, 20 of XL, else two thirds of the depth
-    offset: float = 0.2  # the teacher's time is t - offset u, u uniform in [0, 1), not below 0
+    weight: float = option(0.2, "factor of the alignment loss beside the velocity loss (SRA's first 150 epochs; its later decay is not done)")
+    teacher_tap: int | None = option(None, "block of the moving average (default: 8 of B, 16 of L, 20 of XL, else two thirds of the depth)")
+    offset: float = option(0.2, "the teacher's time is t - offset u, u uniform in [0, 1), not below 0")
 
     @staticmethod
     def default_tap(depth: int) -> int:

@@ -19,8 +19,6 @@ BLOCKS = {12: 2, 24: 8, 28: 8}  # depth: tap (SRA 2's B, L and XL)
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = 1.0
-
     @staticmethod
     def default_tap(depth: int) -> int:
         """2 of B, 8 of L and XL; else a sixth of the depth, as in B."""

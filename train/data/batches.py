@@ -20,10 +20,16 @@ from train.data.cache import Split
 Batch = dict[str, torch.Tensor]
 
 
-def assemble(split: Split, index_N: NDArray[np.int64], drawn: draws.Draws, t_N: NDArray[np.float64], groups: tuple[str, ...]) -> Batch:
-    """Rows of the cache and their draws -> one batch; no label dropped. final latent = scale * (mean + std * posterior draw)."""
-    rows = split.take(index_N, ("mean", "std", "label", *groups))
-    latent = (rows["mean"] + rows["std"] * drawn.posterior) * np.float32(split.header.scale)
+def assemble(
+    split: Split, index_N: NDArray[np.int64], drawn: draws.Draws, t_N: NDArray[np.float64], groups: tuple[str, ...], mirror: bool = True
+) -> Batch:
+    """Rows of the cache and their draws -> one batch; no label dropped. Raw latent = mean + std * posterior draw.
+
+    Where the cache holds two views an image, the sample's flip_u chooses; without `mirror` it is the first, which is not mirrored.
+    """
+    view = (drawn.flip_u < 0.5).astype(np.int64) if mirror and split.header.views == 2 else 0
+    rows = split.take(index_N, ("mean", "std", "label", *groups), view)
+    latent = split.header.scaling.final(rows["mean"] + rows["std"] * drawn.posterior)
     arrays = {"latent": latent, "noise": drawn.noise, "t": t_N.astype(np.float32), "label": rows["label"]}
     arrays["offset_u"] = drawn.offset_u.astype(np.float32)
     return {key: torch.from_numpy(value) for key, value in arrays.items()} | {g: torch.from_numpy(rows[g]) for g in groups}

@@ -16,12 +16,13 @@ STREAMS = ("train", "heldout", "fit", "evaluate")  # uses that must not share nu
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """u, drop_u, offset_u: (N,) float64 uniform in [0, 1) for the time, the label drop and the offset of a teacher's time; posterior, noise:
-    (N,C,h,w) float32 standard normal."""
+    """u, drop_u, offset_u, flip_u: (N,) float64 uniform in [0, 1) for the time, the label drop, the offset of a teacher's time and the
+    choice of a view; posterior, noise: (N,C,h,w) float32 standard normal."""
 
     u: NDArray[np.float64]
     drop_u: NDArray[np.float64]
     offset_u: NDArray[np.float64]
+    flip_u: NDArray[np.float64]
     posterior: NDArray[np.float32]
     noise: NDArray[np.float32]
 
@@ -29,12 +30,13 @@ class Draws:
 def draw(seed: int, stream: str, samples: NDArray[np.int64], latent_shape: tuple[int, int, int]) -> Draws:
     """The draws of the given sample numbers."""
     key = np.array([seed, STREAMS.index(stream)], dtype=np.uint64)
-    uniforms = np.empty((len(samples), 3))
+    uniforms = np.empty((len(samples), 4))
     normals = np.empty((2, len(samples), *latent_shape), dtype=np.float32)
     for row, sample in enumerate(samples):
         rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, sample], dtype=np.uint64)))
         uniforms[row, :2] = rng.random(2)
         for which in normals:
             rng.standard_normal(latent_shape, dtype=np.float32, out=which[row])
-        uniforms[row, 2] = rng.random()
-    return Draws(u=uniforms[:, 0], drop_u=uniforms[:, 1], offset_u=uniforms[:, 2], posterior=normals[0], noise=normals[1])
+        uniforms[row, 2:] = rng.random(2)
+    u, drop_u, offset_u, flip_u = uniforms.T
+    return Draws(u=u, drop_u=drop_u, offset_u=offset_u, flip_u=flip_u, posterior=normals[0], noise=normals[1])

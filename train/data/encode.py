@@ -1,11 +1,12 @@
-"""Images -> rows of the cache, one VAE pass a batch; and the demo's own cache, built where it is first needed."""
+"""Images -> rows of the cache, one VAE pass a batch and view; and the demo's own cache, built where it is first needed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +17,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from train import vae as vaes
-from train.data import cache, demo
+from train.data import cache, demo, quantise, shards, statistics
+from train.data.cache import TEACHER
 from train.priors import features, layers
 
 if TYPE_CHECKING:
     from train.teacher import FrozenTeacher
-
-TEACHER = "teacher"  # the feature group of an image teacher's patch tokens
 
 
 def to_pixels(images_NHWC: NDArray[np.uint8]) -> torch.Tensor:
@@ -30,31 +30,52 @@ def to_pixels(images_NHWC: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def encode_rows(
-    vae: vaes.FrozenVAE,
-    batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]],
-    header: cache.Header,
-    device: str,
-    teacher: FrozenTeacher | None = None,
-) -> Iterator[cache.Rows]:
-    """Streams of (images (N,H,W,3), labels (N,)) -> streams of cache rows; image_id counts up from 0."""
-    chosen = [layer for layer in layers.layers(vae.model.encoder) if layer.group in header.groups]
-    grid = next(iter(header.groups.values()))[-1] if header.groups else 0
-    first = 0
-    for images, labels in batches:
-        pixels = to_pixels(images).to(device)
-        mean, std, by_group = features.encode(vae.model, pixels, chosen, grid, header.resampling)
+class Encoder:
+    """Batches of images -> rows of a cache, as its header says, and the sums of their features."""
+
+    def __init__(self, vae: vaes.FrozenVAE, header: cache.Header, device: str, teacher: FrozenTeacher | None = None) -> None:
+        self.vae, self.header, self.device, self.teacher = vae, header, device, teacher
+        self.chosen = [layer for layer in layers.layers(vae.model.encoder) if layer.group in header.groups]
+        self.grid = next(iter(header.groups.values()))[-1] if header.groups else 0
+        vae.model.to(device)
         if teacher is not None:
-            by_group[TEACHER] = teacher.features(pixels).unsqueeze(1)
-        ids = np.arange(first, first + len(images), dtype=np.int64)
-        first += len(images)
-        rows: cache.Rows = {"image_id": ids, "label": labels, "view": np.zeros(len(images), dtype=np.int8)}
-        rows |= {"mean": mean.cpu().numpy(), "std": std.cpu().numpy()}
+            teacher.model.to(device)
+
+    def __call__(
+        self, images_NHWC: NDArray[np.uint8], numbers_N: NDArray[np.int64], labels_N: NDArray[np.int64]
+    ) -> tuple[cache.Rows, statistics.Sums]:
+        """numbers: the images', for image_id. Raises ValueError naming features that exceed float16."""
+        views = self.header.views
+        pixels = to_pixels(images_NHWC).to(self.device)
+        by_view = [self._view(pixels.flip(-1) if view else pixels, numbers_N) for view in range(views)]
+        rows = {name: np.stack([r[name] for r, _ in by_view], axis=1).reshape(-1, *x.shape[1:]) for name, x in by_view[0][0].items()}
+        rows |= {"image_id": np.repeat(numbers_N, views), "label": np.repeat(labels_N, views)}
+        rows["view"] = np.tile(np.arange(views, dtype=np.int8), len(numbers_N))
+        sums: statistics.Sums = {}
+        for _, its_sums in by_view:
+            sums = statistics.add(sums, its_sums)
+        return rows, sums
+
+    def _view(self, pixels: torch.Tensor, numbers_N: NDArray[np.int64]) -> tuple[cache.Rows, statistics.Sums]:
+        mean, std, by_group = features.encode(self.vae.model, pixels, self.chosen, self.grid, self.header.resampling)
+        if self.teacher is not None:
+            by_group[TEACHER] = self.teacher.features(pixels).unsqueeze(1)
+        rows: cache.Rows = {"mean": mean.cpu().numpy(), "std": std.cpu().numpy()}
+        sums: statistics.Sums = {}
         for group, f in by_group.items():
-            rows[group] = f.half().cpu().numpy()
-            if not np.isfinite(rows[group]).all():
-                raise ValueError(f"features of {group} exceed float16 in images {ids[0]}-{ids[-1]} of {header.data!r}; leave {group} out")
-        yield rows
+            stored = f.half()
+            if not torch.isfinite(stored).all():
+                raise ValueError(
+                    f"features of {group} exceed float16 in images {numbers_N[0]}-{numbers_N[-1]} of {self.header.data!r}; leave {group} out"
+                )
+            if self.header.dtype == "int8":
+                q, scale = quantise.quantise(f)
+                stored = quantise.dequantise(q, scale)
+                rows |= {group: q.cpu().numpy(), f"{group}{quantise.SUFFIX}": scale.cpu().numpy()}
+            else:
+                rows[group] = stored.cpu().numpy()
+            sums[group] = statistics.sums_of(stored)
+        return rows, sums
 
 
 def make_header(
@@ -69,11 +90,16 @@ def make_header(
     preprocessing: str,
     sizes: dict[str, int],
     teacher: FrozenTeacher | None = None,
+    dtype: str = "float16",
+    views: int = 1,
+    preprocessing_sha: str = "",
 ) -> cache.Header:
     """The header of a cache made with this VAE: group shapes from its layer walk.
 
-    Raises ValueError for an unknown group, or a teacher whose grid is not the model's.
+    Raises ValueError for an unknown group or dtype, or a teacher whose grid is not the model's.
     """
+    if dtype not in quantise.DTYPES:
+        raise ValueError(f"--dtype {dtype!r} does not exist; choose from {', '.join(quantise.DTYPES)}")
     unknown = [g for g in groups if g not in layers.GROUPS]
     if unknown:
         raise ValueError(f"feature group {unknown[0]!r} does not exist; choose from {', '.join(layers.GROUPS)}")
@@ -104,12 +130,14 @@ def make_header(
         latent_shape=(int(vae.model.config.latent_channels), side, side),
         resampling=resampling,
         preprocessing=preprocessing,
-        dtype="float16",
+        dtype=dtype,
         groups=shapes,
         layers=names,
         sizes=sizes,
         teacher=teacher.name if teacher else "",
         teacher_sha=teacher.sha if teacher else "",
+        views=views,
+        preprocessing_sha=preprocessing_sha,
     )
 
 
@@ -142,17 +170,25 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
     if (folder / cache.HEADER).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    vae.model.to(device)
-    teacher.model.to(device)
+    encoder = Encoder(vae, header, "cuda" if torch.cuda.is_available() else "cpu", teacher)
     bar = tqdm(total=n_train + n_heldout, desc="demo cache", unit="image", mininterval=1.0)
 
-    def batches(split: str, n: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    def batches(split: str, n: int) -> Iterator[tuple[cache.Rows, statistics.Sums]]:
         images, labels = demo.images(split, n)
         for start in range(0, n, batch):
-            yield images[start : start + batch], labels[start : start + batch]
-            bar.update(len(images[start : start + batch]))
+            part = slice(start, start + batch)
+            yield encoder(images[part], np.arange(n)[part], labels[part])
+            bar.update(len(images[part]))
 
-    cache.write(folder, header, {split: encode_rows(vae, batches(split, n), header, device, teacher) for split, n in header.sizes.items()})
+    place = shards.Workplace(folder.with_name(f".{folder.name}.{os.getpid()}"))
+    try:
+        place.make_ready({})
+        whole = shards.cut({split: np.arange(n) for split, n in header.sizes.items()}, max(header.sizes.values()))
+        for shard in whole:
+            place.write(shard, header, batches(shard.split, len(shard.images)), [])
+        shards.finish(place, whole, header, {})
+        shards.publish(place, folder)
+    finally:
+        shutil.rmtree(place.aside, ignore_errors=True)
     bar.close()
     return folder

@@ -44,11 +44,17 @@ def heldout_batches(
         drawn = draws.draw(seed, stream, numbers, split.header.latent_shape)
         t_N = low + (high - low) * drawn.u
         if not shuffled:
-            yield index, assemble(split, index, drawn, t_N, groups)
+            yield index, assemble(split, index, drawn, t_N, groups, mirror=False)
             continue
         other = another_image(index, split.size)
         others = draws.draw(seed, stream, other + (numbers - index), split.header.latent_shape)
-        yield index, assemble(split, other, others, t_N, groups)
+        yield index, assemble(split, other, others, t_N, groups, mirror=False)
+
+
+def choose(images: int, heldout: int) -> dict[str, NDArray[np.int64]]:
+    """split -> numbers of its images, ascending: `heldout` of them drawn at random (always the same), since data are often sorted by class."""
+    order = np.random.default_rng(0).permutation(images)
+    return {"train": np.sort(order[heldout:]), "heldout": np.sort(order[:heldout])}
 
 
 def another_image(index_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:
