@@ -2,12 +2,14 @@
 
     python -m train.cost --size b2 --rows sit,ahpa,repa,sra,sra2      the first row is what the others are compared with
     python -m train.cost --size xl2 --rows sit,ahpa --macs-only       counts alone; nothing is allocated
+    python -m train.cost --size xl2 --rows sit,ahpa --batch 32 --precision bf16 --compile      on a GPU
 
 MACs are those of matrix products and convolutions in one forward pass of one sample (half of PyTorch's flop count), attention products
 included; the alignment's are the projector's, router's and mixture's, and those of SRA's teacher. Features of VAE and image teacher come
 from the cache, so making them is no part of a step. Time is a whole step of the trainer (forward, backward, clipping, AdamW, moving
 average) on one synthetic batch that stays on the device: each row takes turns with the first, and the ratio is the median over rounds of
-row / first row of that round.
+row / first row of that round. `peak` is 6 MACs a sample (2 FLOPs each, forward once and backward twice) over the step's time, as a share
+of what one large matrix product reaches in the same precision.
 """
 
 from __future__ import annotations
@@ -99,6 +101,9 @@ def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.precision)
     raw = objective_of(config, "cpu")
     raw.to(accelerator.device)
+    if config.compile:
+        for block in raw.model.blocks:
+            block.compile()
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
     objective, optimizer = accelerator.prepare(raw, torch.optim.AdamW(raw.parameters(), lr=1e-6, fused=True))
     average = get_ema_multi_avg_fn(config.optim.ema)
@@ -108,11 +113,30 @@ def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
         optimisation_step(accelerator, objective, raw, ema, optimizer, batch, config.optim.clip, config.accumulate)
         with torch.no_grad():
             average(list(ema.parameters()), list(raw.parameters()), torch.tensor(1))
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        _wait()
 
-    one()
+    for _ in range(3 if config.compile else 1):
+        one()
     return one
+
+
+def _wait() -> None:
+    """Until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matmul_peak(precision: str) -> float:
+    """FLOP/s of one large square matrix product in the dtype that autocast to this precision takes; the best of ten."""
+    device, side = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    a = torch.randn(side, side, device=device, dtype={"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+    def product() -> None:
+        a @ a
+        _wait()
+
+    product()
+    return 2 * side**3 / min(_seconds(product) for _ in range(10))
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -131,6 +155,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples of a step (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns of each row (default: 5)")
     parser.add_argument("--precision", default="no", help="no (fp32), bf16 or fp16 (default: no)")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, as `python -m train --compile true` does")
     parser.add_argument("--macs-only", action="store_true", help="count, do not measure")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
@@ -142,12 +167,13 @@ def main(argv: list[str]) -> int:
     for row in rows:
         if row not in presets.ROWS:
             raise ValueError(f"--rows {row!r} does not exist; choose from {', '.join(presets.ROWS)}")
-    configs = {row: resolve(presets.at(row, args.size), {"precision": args.precision}) for row in rows}
+    configs = {row: resolve(presets.at(row, args.size), {"precision": args.precision, "compile": args.compile}) for row in rows}
     found: dict[str, dict[str, Any]] = {}
     for row, config in configs.items():
         counted = macs(config)
         parameters = sum(p.numel() for p in objective_of(config, "meta").alignment.parameters())
         found[row] = {"backbone_macs": counted.backbone, "alignment_macs": counted.alignment, "alignment_parameters": parameters}
+    peak = 0.0 if args.macs_only else matmul_peak(args.precision)
     if not args.macs_only:
         first = stepper(configs[rows[0]], args.batch)
         for row in tqdm(rows, desc="timing", unit="row", leave=False):  # two models in memory at a time
@@ -155,17 +181,23 @@ def main(argv: list[str]) -> int:
             spent = [(_seconds(step), _seconds(first)) for _ in range(args.rounds)]
             ratios = [mine / its for mine, its in spent] if row != rows[0] else [1.0]
             seconds = statistics.median(mine for mine, _ in spent)
+            flops = 6 * args.batch * (found[row]["backbone_macs"] + found[row]["alignment_macs"])
             found[row] |= {"seconds": seconds, "time": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+            found[row] |= {"peak": flops / seconds / peak}
     if args.json:
-        print(json.dumps({"size": args.size, "batch": args.batch, "precision": args.precision, "rows": found}, indent=1))
+        print(json.dumps({"size": args.size, "batch": args.batch, "precision": args.precision, "matmul_peak": peak, "rows": found}, indent=1))
         return 0
     print(
         f"{args.size}, batch {args.batch}, precision {args.precision}, {torch.get_num_threads()} threads"
-        + ("" if args.macs_only else f"; time as a ratio to {rows[0]}")
+        + ("" if args.macs_only else f"; time as a ratio to {rows[0]}; one matrix product reaches {peak / 1e12:.2f} TFLOP/s")
     )
-    print(f"{'row':20}{'backbone':>12}{'alignment':>13}{'share':>8}{'parameters':>12}{'time':>8}  [min-max]")
+    print(f"{'row':20}{'backbone':>12}{'alignment':>13}{'share':>8}{'parameters':>12}{'time':>8}  [min-max]        step   steps/s  peak")
     for row, r in found.items():
-        timed = f"{r['time']:8.3f}  [{r['low']:.3f}-{r['high']:.3f}]  {r['seconds']:.3f} s" if "time" in r else ""
+        timed = (
+            f"{r['time']:8.3f}  [{r['low']:.3f}-{r['high']:.3f}] {r['seconds']:8.3f} s {1 / r['seconds']:8.2f} {100 * r['peak']:4.0f} %"
+            if "time" in r
+            else ""
+        )
         share = 100 * r["alignment_macs"] / r["backbone_macs"]
         counts = f"{r['backbone_macs'] / 1e9:9.3f} G {r['alignment_macs'] / 1e9:10.3f} G {share:6.1f} %{r['alignment_parameters'] / 1e6:10.2f} M"
         print(f"{row:20}{counts}{timed}")
