@@ -9,7 +9,7 @@ included; the alignment's are the projector's, router's and mixture's, and those
 from the cache, so making them is no part of a step. Time is a whole step of the trainer (forward, backward, clipping, AdamW, moving
 average) on one synthetic batch that stays on the device: each row takes turns with the first, and the ratio is the median over rounds of
 row / first row of that round. `peak` is 6 MACs a sample (2 FLOPs each, forward once and backward twice) over the step's time, as a share
-of what one large matrix product reaches in the same precision.
+of what one large matrix product reaches in the same precision (SRA's teacher, which only goes forward, counts like the rest).
 """
 
 from __future__ import annotations

@@ -47,9 +47,13 @@ def test_the_other_methods_by_hand() -> None:
 
 def test_the_command_measures_a_step(capsys: pytest.CaptureFixture) -> None:
     assert main(["--size", "demo", "--rows", "sit,ahpa,sra,repa", "--batch", "2", "--rounds", "1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["rows"]
+    printed = json.loads(capsys.readouterr().out)
+    found, peak = printed["rows"], printed["matmul_peak"]
     assert found["sit"]["time"] == 1.0 and found["sit"]["alignment_parameters"] == 0
     assert all(found[row]["seconds"] > 0 for row in ("ahpa", "sra", "repa"))
+    ahpa = found["ahpa"]
+    flops = 6 * 2 * (ahpa["backbone_macs"] + ahpa["alignment_macs"])
+    assert ahpa["peak"] * ahpa["seconds"] * peak == pytest.approx(flops) and peak > 1e8
 
 
 def test_bad_names() -> None:
