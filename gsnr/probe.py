@@ -1,19 +1,23 @@
 """`python -m gsnr.probe`, `gsnr-probe`: measures a checkpoint and writes tables that figures and notebooks read.
 
     python -m gsnr.probe --ckpt runs/demo                          every probe that applies; tables in runs/demo/probes
+    python -m gsnr.probe --ckpt runs/demo --probe alignment --targets all
+    python -m gsnr.probe --ckpt runs/sit runs/ahpa runs/repa --out tables      on the same images, times and noise: one table
     python -m gsnr.probe --ckpt runs/demo/checkpoints/0000400 --probe alignment --bins 5 --out tables
     python -m gsnr.probe --ckpt 0400000.pt --data CACHE --out tables   a file of SiT, REPA, iREPA or SRA, converted on the fly
     python -m gsnr.probe --list
     python -m gsnr.probe --ckpt runs/demo --dry-run
 
-A measurement that is there already, with the same settings, is not repeated. G-SNR is the ratio ||E g||^2 / tr Cov(g) of the per-sample
-gradient of one loss; README.md says how to read it.
+A measurement that is there already, with the same settings, is not repeated; one that was interrupted goes on with --resume. G-SNR is the
+ratio ||E g||^2 / tr Cov(g) of the per-sample gradient of one loss; README.md says how to read it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import pkgutil
+from collections import Counter
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +25,9 @@ from types import ModuleType
 from typing import Any
 
 from gsnr import files, table
+from gsnr.bins import SPACINGS
 from gsnr.commandline import Parser, run
+from gsnr.parts import Parts, Rows
 
 
 def names() -> list[str]:
@@ -41,14 +47,24 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("python -m gsnr.probe", __doc__)
     parser.add_argument(
-        "--ckpt", type=Path, metavar="PATH", help="run folder (its last checkpoint), checkpoint folder, or .pt file of SiT, REPA, iREPA, SRA"
+        "--ckpt",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="run folder (its last checkpoint), checkpoint folder, or .pt file of SiT, REPA, iREPA, SRA; several make one table",
     )
     parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
-    parser.add_argument("--bins", type=int, default=10, metavar="K", help="bins of t, equal in width (default: 10)")
+    parser.add_argument("--bins", type=int, default=10, metavar="K", help="bins of t (default: 10)")
+    parser.add_argument("--spacing", default="t", metavar="t|logsnr", help="bins equal in t, or in logSNR from t = 0.01 to 0.99 (default: t)")
+    parser.add_argument(
+        "--targets", metavar="A,B", help="alignment targets: all, or own, uniform_mid, sra2, ... (default: own,uniform_mid,uniform_deep)"
+    )
+    parser.add_argument("--controls", default="shuffled,constant", metavar="A,B", help="of the first target, or none (default: shuffled,constant)")
+    parser.add_argument("--projector", default="fit,ckpt", metavar="A,B", help="fit alike, ckpt (the checkpoint's own), fresh (default: fit,ckpt)")
     parser.add_argument("--n-images", type=int, default=256, metavar="N", help="held-out images, each used once in every bin (default: 256)")
     parser.add_argument("--draws", type=int, default=1, metavar="K", help="draws of t and noise per image; n still counts images (default: 1)")
     parser.add_argument("--engine", default="auto", help="how per-sample gradients are computed: auto, loop, vmap, ghost (default: auto)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")
     parser.add_argument("--seed", type=int, default=0, help="seed of times, noise and projector fits (default: 0)")
     parser.add_argument("--batch-ref", type=int, default=256, metavar="B", help="batch size B of the column gsnr_batch = B * gsnr (default: 256)")
     parser.add_argument("--fit-steps", type=int, default=1000, metavar="N", help="steps each target's projector is fitted for (default: 1000)")
@@ -57,7 +73,8 @@ def _parser() -> Parser:
     parser.add_argument("--vae", metavar="ID", help="check that the cache was made with this VAE")
     parser.add_argument("--model", metavar="NAME", help="of a .pt file whose size is not published: SiT-DEPTHxWIDTHxHEADS/PATCH")
     parser.add_argument("--save-sums", action="store_true", help="also save each cell's gradient sums (twice the parameters), to merge results later")
-    parser.add_argument("--overwrite", action="store_true", help="replace tables that were measured with other settings")
+    parser.add_argument("--resume", action="store_true", help="continue a measurement that was interrupted")
+    parser.add_argument("--overwrite", action="store_true", help="replace tables, and drop interrupted measurements, of other settings")
     parser.add_argument("--list", action="store_true", help="list the probes and stop")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and stop")
     return parser
@@ -76,11 +93,11 @@ def _positive(args: Any) -> None:
             raise ValueError(f"{flag} {value}: must be at least {least}")
 
 
-def _choose(asked: str | None, subject: Any) -> list[str]:
+def _choose(asked: str | None, subjects: list[Any], options: Any) -> list[str]:
     """The probes to run; without --probe, those that apply. Raises ValueError for one that is asked for and cannot run."""
     chosen = []
     for name in asked.split(",") if asked else names():
-        reason = find(name).cannot(subject)
+        reason = next((why for subject in subjects if (why := find(name).cannot(subject, options)) is not None), None)
         if reason is None:
             chosen.append(name)
         elif asked:
@@ -104,6 +121,39 @@ def _is_there(path: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     return True
 
 
+def _identity(subject: Any) -> dict[str, Any]:
+    """What is measured: a checkpoint and its data."""
+    c = subject.checkpoint
+    return {"run": c.run_name, "sha": c.sha, "step": c.step, "data": hashlib.sha256(repr(subject.header).encode()).hexdigest()}
+
+
+def _measure(name: str, subjects: list[Any], options: Any, settings: dict[str, Any], out: Path, args: Any) -> None:
+    """One probe of every checkpoint, into one table; what is finished stays beside it until it is."""
+    kept = Parts(out / f".{name}.parts")
+    if args.overwrite and not args.resume:
+        kept.remove()
+    kept.begin(settings, args.resume)
+    rows: Rows = {}
+    notes = []
+    try:
+        for index, subject in enumerate(subjects):
+            sums = out / f"{name}.sums" / (subject.checkpoint.run_name if len(subjects) > 1 else "") if args.save_sums else None
+            found, its_notes = find(name).run(subject, options, Parts(kept.folder / f"ckpt{index}"), sums)
+            notes.append(_identity(subject) | {"config": asdict(subject.checkpoint.config), "notes": its_notes})
+            for kind, values in found.items():
+                rows.setdefault(kind, []).extend(values)
+    finally:
+        if not kept.finished:
+            kept.remove()
+    provenance = {"settings": settings, "checkpoints": notes, "created": subjects[0].created}
+    main_kind = find(name).KIND
+    for kind in [*(kind for kind in rows if kind != main_kind), main_kind]:  # the table itself last: it says that all is there
+        if rows[kind]:
+            table.write(out / (f"{name}.parquet" if kind == main_kind else f"{name}.{kind}.parquet"), kind, rows[kind], provenance)
+    kept.remove()
+    print(f"{out / name}.parquet: {len(rows[main_kind])} rows")
+
+
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
@@ -113,43 +163,46 @@ def main(argv: list[str]) -> int:
         return 0
     if args.ckpt is None:
         parser.error("--ckpt is needed (or --list)")
+    if len(args.ckpt) > 1 and args.out is None:
+        parser.error("--out is needed for several checkpoints")
     _positive(args)
     for name in args.probe.split(",") if args.probe else []:
         find(name)
+    if args.spacing not in SPACINGS:
+        raise ValueError(f"--spacing {args.spacing!r} does not exist; choose from {', '.join(SPACINGS)}")
     from gsnr import engines
 
     if args.engine != "auto":
         engines.find(args.engine)
-    subjects = import_module("probes._subject")
-    options = subjects.Options(**{name: getattr(args, name) for name in subjects.Options.__dataclass_fields__})
-    subject = subjects.load(args.ckpt, data=args.data, vae_name=args.vae, model=args.model, weights=args.weights)
-    held = subject.splits["heldout"].size
-    if args.n_images > held:
-        raise ValueError(f"--n-images {args.n_images}: the held-out split of {subject.header.data!r} has {held}")
-    chosen = _choose(args.probe, subject)
-    out = args.out or subject.default_out
-    print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")
-    settings = asdict(options) | {"checkpoint_sha": subject.checkpoint.sha, "step": subject.checkpoint.step, "weights": args.weights}
-    settings["data"] = hashlib.sha256(repr(subject.header).encode()).hexdigest()
+    module = import_module("probes._subject")
+    lists = {"targets": args.targets, "controls": None if args.controls == "none" else args.controls, "projectors": args.projector}
+    split = {key: tuple(value.split(",")) if value else () for key, value in lists.items()}
+    options = module.Options(**{key: getattr(args, key) for key in module.Options.__dataclass_fields__ if key not in split}, **split)
+    subjects = [module.load(ckpt, data=args.data, vae_name=args.vae, model=args.model, weights=args.weights) for ckpt in args.ckpt]
+    (called, times), *_ = Counter(f"{s.checkpoint.run_name}/{s.checkpoint.folder.name}" for s in subjects).most_common(1)
+    if times > 1:
+        raise ValueError(f"--ckpt: {called} is the name of two checkpoints, and tables tell them apart by that; rename a run folder")
+    for subject in subjects:
+        if args.n_images > subject.splits["heldout"].size:
+            raise ValueError(f"--n-images {args.n_images}: the held-out split of {subject.header.data!r} has {subject.splits['heldout'].size}")
+    chosen = _choose(args.probe, subjects, options)
+    out = args.out or subjects[0].default_out
+    for subject in subjects:
+        print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")
+    settings = json.loads(json.dumps(asdict(options) | {"weights": args.weights, "checkpoints": [_identity(subject) for subject in subjects]}))
     todo = [name for name in chosen if not _is_there(out / f"{name}.parquet", settings, args.overwrite)]
     if args.dry_run:
         for name in chosen:
             print(f"{name}: {'would write' if name in todo else 'is there already:'} {out / f'{name}.parquet'}")
-            print("\n".join(f"  {line}" for line in find(name).plan(subject, options)))
+            for subject in subjects:
+                print("\n".join(f"  {line}" for line in find(name).plan(subject, options)))
         return 0
     files.check_writable(out, "--out")
     for name in chosen:
-        path = out / f"{name}.parquet"
         if name not in todo:
-            print(f"{path}: there already, with these settings")
+            print(f"{out / name}.parquet: there already, with these settings")
             continue
-        rows, notes = find(name).run(subject, options, out / f"{name}.sums" if args.save_sums else None)
-        provenance = {"settings": settings, "config": asdict(subject.checkpoint.config), "notes": notes, "created": subject.created}
-        for kind, values in rows.items():
-            if kind != find(name).KIND and values:
-                table.write(out / f"{name}.{kind}.parquet", kind, values, provenance)
-        table.write(path, find(name).KIND, rows[find(name).KIND], provenance)
-        print(f"{path}: {len(rows[find(name).KIND])} rows")
+        _measure(name, subjects, options, settings, out, args)
     if "alignment" in chosen:
         print(table.summary(table.read(out / "alignment.parquet")))
     return 0

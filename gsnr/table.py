@@ -71,7 +71,7 @@ ESTIMATE_COLUMNS = {
 }
 CELL_COLUMNS = RUN_COLUMNS | ESTIMATE_COLUMNS | END_COLUMNS
 METRIC_COLUMNS = RUN_COLUMNS | {"metric": "string", "value": "float64", "low": "float64", "high": "float64"} | END_COLUMNS
-SAMPLE_COLUMNS = {key: RUN_COLUMNS[key] for key in ("target", "control", "projector", "group", "bin")} | {
+SAMPLE_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "target", "control", "projector", "group", "bin")} | {
     "image_id": "int64",
     "t": "float64",
     "loss": "float64",
@@ -80,6 +80,7 @@ SAMPLE_COLUMNS = {key: RUN_COLUMNS[key] for key in ("target", "control", "projec
 }
 KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COLUMNS}
 NAN = float("nan")
+NAMES = {"ahpa": "AHPA", "repa": "REPA", "irepa": "iREPA", "sra": "SRA", "sra2": "SRA 2"}  # of targets, for people
 
 
 def estimate_columns(estimate: Estimate, batch_ref: int) -> dict[str, Any]:
@@ -164,12 +165,14 @@ def summary(cells: pd.DataFrame, group: str = "all") -> str:
     """G-SNR per bin (rows) and target (columns) as text: B * gsnr with its 95 % interval; a dot marks cells below detection."""
     here = cells[cells["group"] == group]
     batch_ref = int(here["batch_ref"].iloc[0])
+    several = len(here[["run", "checkpoint"]].drop_duplicates()) > 1
     columns: dict[str, list[str]] = {"t": []}
     for (low, high), rows in here.groupby(["t_low", "t_high"]):
         columns["t"].append(f"{low:.2f}-{high:.2f}")
         for row in rows.to_dict("records"):
             value, a, b = (batch_ref * row[x] for x in ("gsnr", "gsnr_low", "gsnr_high"))
             name = target_name(row["target"], row["control"], row["projector"])
+            name = f"{row['run']}/{row['checkpoint']}: {name}" if several else name
             columns.setdefault(name, []).append(f"{value:.2f} [{a:.2f}, {b:.2f}]{'.' if row['below_detection'] else ' '}")
     widths = {name: max(map(len, [name, *texts])) + 2 for name, texts in columns.items()}
     lines = ["".join(f"{name:>{width}}" for name, width in widths.items())]
@@ -180,5 +183,5 @@ def summary(cells: pd.DataFrame, group: str = "all") -> str:
 
 def target_name(target: str, control: str, projector: str) -> str:
     """How a target is called in tables and legends: "uniform mid", "AHPA, shuffled", "AHPA, own projector"."""
-    base = "AHPA" if target == "ahpa" else target.replace("_", " ")
-    return base + (f", {control}" if control != "none" else "") + (", own projector" if projector == "ckpt" else "")
+    base = NAMES.get(target, target.replace("_", " "))
+    return base + (f", {control}" if control != "none" else "") + {"ckpt": ", own projector", "fresh": ", fresh projector"}.get(projector, "")

@@ -2,10 +2,10 @@
 
     SUMMARY                                   one line for --list
     KIND                                      "cells" (rows of G-SNR) or "metrics" (rows of metric, value, low, high)
-    cannot(subject)                           why this checkpoint cannot be probed so, or None
+    cannot(subject, options)                  why this checkpoint cannot be probed so, or None; ValueError for bad options
     plan(subject, options) -> list[str]       what would be measured, for --dry-run
-    run(subject, options, sums) -> {kind: rows}, notes   rows as `gsnr.table` names them ("samples" beside "cells"); notes go into provenance;
-                                              sums: folder for gradient sums, or None
+    run(subject, options, parts, sums) -> {kind: rows}, notes   rows as `gsnr.table` names them ("samples" beside "cells"); notes go into
+                                              provenance; parts: where finished pieces are kept; sums: folder for gradient sums, or None
 
 Probes never import one another.
 """

@@ -22,7 +22,7 @@ from train.models.sit import SiT
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of the command line that a probe may read; they identify a measurement."""
+    """Options of the command line that a probe may read; they identify a measurement. targets: () for the usual ones."""
 
     bins: int
     n_images: int
@@ -31,6 +31,10 @@ class Options:
     batch_ref: int
     fit_steps: int
     draws: int = 1
+    spacing: str = "t"
+    targets: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ("shuffled", "constant")
+    projectors: tuple[str, ...] = ("fit", "ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +57,6 @@ class Subject:
     def default_out(self) -> Path:
         """RUN/probes. Raises ValueError for a checkpoint that lies in no run."""
         return checkpoint.run_output(self.checkpoint, "probes")
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The feature groups that any of the compared targets reads."""
-        return tuple(dict.fromkeys([*self.checkpoint.alignment.needs, *(g for g in ("G3", "G4") if g in self.header.groups)]))
 
     @cached_property
     def ema(self) -> SiT:

@@ -1,13 +1,15 @@
 """Alignment G-SNR over t, per target and parameter group, on identical held-out images, times and noise (AHPA Sec. 3, Fig. 2, Table 7).
 
 The loss is the alignment loss alone. Its gradient is zero above the tap, so the forward stops there. Group "all" is the backbone up to
-the tap: patch and time embedders and blocks 1..k; each block, the embedders, the label embedding and the projector are groups too. On the
-same samples and parameters the gradient of the denoising loss is measured, and the angle between the two means.
+the tap: patch and time embedders and blocks 1..k; each block, attention, MLP and adaLN of these blocks, the embedders, the label embedding
+and the projector are groups too. On the same samples and parameters the gradient of the denoising loss is measured, and the angle between
+the two means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gsnr
-from gsnr.bins import uniform_edges
+from gsnr.bins import SPACINGS
+from gsnr.parts import Parts, Rows
 from gsnr.table import NAN, estimate_columns
-from probes._fit import FIT_BATCH, FIT_LR, Candidate, candidates, fit, hidden_at_tap, options_of, ready
+from probes import _groups
+from probes._fit import FIT, FIT_BATCH, FIT_LR, Candidate, available, candidates, check, fit, groups_of, hidden_at_tap, ready
 from probes._subject import Options, Subject, bin_columns
 from train.alignments import AlignmentModule
 from train.data.batches import Batch
@@ -26,9 +30,8 @@ from train.data.heldout import heldout_batches
 from train.interpolant import interpolate, velocity
 from train.models.sit import SiT
 
-SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, with intervals and the shuffled control"
+SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
-BACKBONE = "backbone"  # the label that becomes the table's group "all"
 
 
 class Aligned(nn.Module):
@@ -51,24 +54,19 @@ class Aligned(nn.Module):
 def group_of(name: str, tap: int) -> tuple[str, ...]:
     """The groups of a parameter of `Aligned`; () for one above the tap."""
     part, _, rest = name.partition(".")
-    if part == "projector":
-        return ("projector",)
-    if rest.startswith("y_embedder."):
-        return ("label",)
-    if rest.startswith(("x_embedder.", "t_embedder.")):
-        return (BACKBONE, "embedders")
-    block = int(rest.split(".")[1]) + 1 if rest.startswith("blocks.") else tap + 1
-    return (BACKBONE, f"block {block}") if block <= tap else ()
+    return ("projector",) if part == "projector" else _groups.groups_of(rest, tap)
 
 
-def cannot(subject: Subject) -> str | None:
-    if options_of(subject):
+def cannot(subject: Subject, options: Options) -> str | None:
+    """Raises ValueError for targets, controls or projectors that there are not."""
+    check(subject, options)
+    if any(name.startswith("uniform") for name in available(subject)) or subject.checkpoint.alignment.parts:
         return None
-    return f"{subject.checkpoint.folder}: aligned to nothing, and the data hold no VAE features (G3, G4) to compare; name other data with --data"
+    return f"{subject.checkpoint.folder}: aligned to nothing, and the data hold no VAE features to compare; name other data with --data"
 
 
 def plan(subject: Subject, options: Options) -> list[str]:
-    made = candidates(subject, options.seed)
+    made = candidates(subject, options)
     gradients = len(made) * options.bins * options.n_images * options.draws
     model = Aligned(subject.checkpoint.model, made[0].alignment, subject.tap)
     size = sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
@@ -87,7 +85,7 @@ def _heldout(subject: Subject, options: Options, made: list[Candidate], low: flo
     """(batch, other images with other noise at the same times) of one bin."""
 
     def batches(shuffled: bool) -> Iterator[Batch]:
-        split, groups = subject.splits["heldout"], subject.groups
+        split, groups = subject.splits["heldout"], groups_of(made)
         drawn = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, groups, repeats=options.draws, shuffled=shuffled)
         return (ready(subject, made, batch) for _, batch in drawn)
 
@@ -144,37 +142,55 @@ def measure(subject: Subject, options: Options, candidate: Candidate, pairs: lis
     )
 
 
-def run(subject: Subject, options: Options, sums: Path | None) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
-    """Rows of kind "cells", "samples" and (several draws) "metrics"; notes: how the projectors were fitted and the loss they ended at."""
-    made = candidates(subject, options.seed)
-    fitted = fit(subject, options, made)
-    edges = uniform_edges(options.bins)
+def _bin(subject: Subject, options: Options, made: list[Candidate], index: int, bar: tqdm, sums: Path | None) -> Rows:
+    """All targets in one bin, on the same images, times and noise."""
+    low, high = (float(edge) for edge in SPACINGS[options.spacing](options.bins)[index : index + 2])
     shared = subject.columns("alignment", options)
-    rows: dict[str, list[dict[str, Any]]] = {"cells": [], "samples": [], "metrics": []}
-    bar = tqdm(total=options.bins * len(made), desc="alignment", unit="cell", mininterval=0.5, leave=False)
-    for index in range(options.bins):
-        low, high = float(edges[index]), float(edges[index + 1])
-        pairs = _heldout(subject, options, made, low, high)
-        t_N = torch.cat([batch["t"] for batch, _ in pairs]).view(-1, options.draws).mean(1).tolist()
-        for candidate in made:
-            result = measure(subject, options, candidate, pairs)
-            which = {"target": candidate.target, "control": candidate.control, "projector": candidate.projector}
-            if sums is not None:
-                result.a.save(sums / f"{'-'.join(which.values())}-bin{index}.safetensors")
-            for label in result.groups:
-                if label == "all":  # embraces projector and labels; the table's "all" is the backbone
-                    continue
-                estimate = result[label].a
-                group = {"group": "all" if label == BACKBONE else label}
-                here = shared | which | group | bin_columns(index, low, high)
-                rows["cells"].append(here | _cell(result[label], options.batch_ref) | {"loss": result.a.loss, "engine": result.a.engine})
-                rows["metrics"] += [here | values for values in _variance(estimate)]
-                assert estimate.r_n is not None
-                columns = zip(t_N, result.a.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
-                key = which | group | {"bin": index}
-                rows["samples"] += [key | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
-            bar.update()
-    bar.close()
-    notes = {"projector_fit": {"steps": options.fit_steps, "batch": FIT_BATCH, "lr": FIT_LR, "final_loss": fitted}, "tap": subject.tap}
+    rows: Rows = {"cells": [], "samples": [], "metrics": []}
+    pairs = _heldout(subject, options, made, low, high)
+    t_N = torch.cat([batch["t"] for batch, _ in pairs]).view(-1, options.draws).mean(1).tolist()
+    for candidate in made:
+        result = measure(subject, options, candidate, pairs)
+        which = {"target": candidate.target, "control": candidate.control, "projector": candidate.projector}
+        if sums is not None:
+            result.a.save(sums / f"{'-'.join(which.values())}-bin{index}.safetensors")
+        for label in result.groups:
+            if label == "all":  # embraces projector and labels; the table's "all" is the backbone
+                continue
+            estimate = result[label].a
+            group = {"group": _groups.in_table(label)}
+            here = shared | which | group | bin_columns(index, low, high)
+            rows["cells"].append(here | _cell(result[label], options.batch_ref) | {"loss": result.a.loss, "engine": result.a.engine})
+            rows["metrics"] += [here | values for values in _variance(estimate)]
+            assert estimate.r_n is not None
+            columns = zip(t_N, result.a.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
+            key = {"run": shared["run"], "checkpoint": shared["checkpoint"]} | which | group | {"bin": index}
+            rows["samples"] += [key | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
+        bar.update()
+    return rows
+
+
+def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+    """Rows of kind "cells", "samples" and (several draws) "metrics"; notes: how the projectors were fitted and the loss they ended at."""
+    made = candidates(subject, options)
+
+    def fitted() -> dict[str, Tensor]:
+        losses = fit(subject, options, made)
+        heads = {f"{i}|{name}": x for i, c in enumerate(made) if c.projector == FIT for name, x in c.alignment.projector.state_dict().items()}
+        return heads | {"final_loss": torch.tensor([losses[c.name] for c in made if c.projector == FIT], dtype=torch.float64)}
+
+    heads = parts.tensors("projectors", fitted)
+    for i, candidate in enumerate(made):
+        if candidate.projector == FIT:
+            candidate.alignment.projector.load_state_dict({k.partition("|")[2]: x for k, x in heads.items() if k.startswith(f"{i}|")})
+    final = dict(zip((c.name for c in made if c.projector == FIT), heads["final_loss"].tolist(), strict=True))
+    rows: Rows = {"cells": [], "samples": [], "metrics": []}
+    with tqdm(total=options.bins * len(made), desc="alignment", unit="cell", mininterval=0.5, leave=False) as bar:
+        for index in range(options.bins):
+            of_bin = parts.rows(f"bin{index}", partial(_bin, subject, options, made, index, bar, sums))
+            bar.update((index + 1) * len(made) - bar.n)
+            for kind, values in of_bin.items():
+                rows[kind] += values
+    notes = {"projector_fit": {"steps": options.fit_steps, "batch": FIT_BATCH, "lr": FIT_LR, "final_loss": final}, "tap": subject.tap}
     notes["alignments_left_out"] = max(0, len(subject.checkpoint.alignment.parts) - 1)
     return rows, notes

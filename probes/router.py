@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gsnr.parts import Parts, Rows
 from probes._subject import Options, Subject, bin_columns
 from train import runlog
 from train.runfolder import ROUTER_GRID
@@ -15,11 +16,11 @@ SUMMARY = "the router's beta and alpha over t, at the checkpoint and over traini
 KIND = "metrics"
 
 
-def cannot(subject: Subject) -> str | None:
-    options = subject.checkpoint.config.alignment
+def cannot(subject: Subject, options: Options) -> str | None:
+    name = subject.checkpoint.config.alignment["name"]
     if subject.checkpoint.alignment.router_weights(torch.zeros(1)):
         return None
-    why = f"alignment {options['name']!r} learns no weights over t alone"
+    why = f"alignment {name!r} learns no weights over t alone"
     return f"{subject.checkpoint.folder}: {why}; probe a run of alignment 'ahpa' (any router but content)"
 
 
@@ -47,7 +48,7 @@ def _rows(base: dict[str, Any], times: list[float], weights: dict[str, list[list
     return rows
 
 
-def run(subject: Subject, options: Options, sums: Path | None) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics"; target "router" is the checkpoint, "router_log" the run's log (raw weights) up to that step."""
     empty = {"control": "none", "projector": "ckpt", "low": float("nan"), "high": float("nan")}
     shared = subject.columns("router", options) | empty

@@ -35,19 +35,20 @@ def test_the_table(probed_run: Path) -> None:
         ("ahpa", "none", "fit"),
         ("uniform_mid", "none", "fit"),
         ("uniform_deep", "none", "fit"),
-        ("ahpa", "shuffled", "fit"),
-        ("ahpa", "none", "ckpt"),
+        *(("ahpa", control, "fit") for control in ("shuffled", "constant")),
+        *(("ahpa", control, "ckpt") for control in ("none", "shuffled", "constant")),
     }
-    assert set(cells["group"]) == {"all", "embedders", "block 1", "block 2", "label", "projector"}
-    assert len(cells) == 5 * 6 * 3
+    assert set(cells["group"]) == {"all", "embedders", "block 1", "block 2", "attention", "MLP", "adaLN", "label", "projector"}
+    assert len(cells) == 8 * 9 * 3
     assert set(cells["n"]) == {24} and set(cells["step"]) == {30} and set(cells["weights"]) == {"ema"}
     first = cells[cells["bin"] == 0].iloc[0]
     assert (first["t_low"], first["t_high"]) == (0.0, pytest.approx(1 / 3))
     assert first["logsnr_high"] == np.inf and first["logsnr_low"] == pytest.approx(2 * np.log(2))
     np.testing.assert_allclose(cells["gsnr_plugin"] - cells["gsnr"], 1 / 24, rtol=1e-6)
-    both = cells[cells["group"].isin(["embedders", "block 1", "block 2"])].groupby(["target", "control", "projector", "bin"])["signal"].sum()
     whole = cells[cells["group"] == "all"].groupby(["target", "control", "projector", "bin"])["signal"].sum()
-    np.testing.assert_allclose(both, whole, rtol=1e-6, atol=1e-12)
+    for parts in (["embedders", "block 1", "block 2"], ["embedders", "attention", "MLP", "adaLN"]):
+        both = cells[cells["group"].isin(parts)].groupby(["target", "control", "projector", "bin"])["signal"].sum()
+        np.testing.assert_allclose(both, whole, rtol=1e-5, atol=1e-12)
 
 
 def test_intervals_can_be_recomputed_from_the_samples(probed_run: Path) -> None:
@@ -86,9 +87,9 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
     model, alignment = loaded.model, loaded.alignment
     if shuffled:
         rows |= splits["heldout"].take(np.arange(24) + 128, ("G3", "G4"))
-        made = _fit.candidates(subject_of(probed_run), seed=0)
+        made = _fit.candidates(subject_of(probed_run), OPTIONS)
         _fit.fit(subject_of(probed_run), OPTIONS, made)
-        alignment = next(c for c in made if c.control == "shuffled").alignment
+        alignment = next(c for c in made if (c.control, c.projector) == ("shuffled", "fit")).alignment
     names = [n for n, _ in model.named_parameters() if n.startswith(("x_embedder", "t_embedder", "blocks.0.", "blocks.1."))]
     gradients, losses, denoising = [], [], []
     for i in range(24):
@@ -118,7 +119,8 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
     g, d = np.stack(gradients), np.stack(denoising)
     gram = g @ g.T
     cells = table.read(probed_run / "probes" / "alignment.parquet")
-    which = (cells["control"] == "shuffled") if shuffled else (cells["projector"] == "ckpt")
+    which = (cells["control"] == ("shuffled" if shuffled else "none")) & (cells["projector"] == ("fit" if shuffled else "ckpt"))
+    which &= cells["target"] == "ahpa"
     cell = cells[which & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
     assert cell["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert cell["signal"] == pytest.approx((gram.sum() - np.trace(gram)) / (24 * 23), rel=1e-3)
@@ -135,10 +137,10 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
 def test_fitting_moves_fitted_projectors_only_and_towards_their_targets(probed_run: Path) -> None:
     """Every fitted loss falls; the checkpoint's own projector, the routers and the backbone stay; two fits are the same fit."""
     subject = subject_of(probed_run)
-    made = _fit.candidates(subject, seed=0)
+    made = _fit.candidates(subject, OPTIONS)
     before = [{k: v.clone() for k, v in c.alignment.state_dict().items()} for c in made]
     backbone = {k: v.clone() for k, v in subject.checkpoint.model.state_dict().items()}
-    early = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=1), _fit.candidates(subject, seed=0))
+    early = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=1), _fit.candidates(subject, OPTIONS))
     late = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), made)
     assert late.keys() == early.keys() == {c.name for c in made if c.projector == "fit"}
     assert all(late[name] < early[name] for name in late)
@@ -147,7 +149,7 @@ def test_fitting_moves_fitted_projectors_only_and_towards_their_targets(probed_r
             moves = c.projector == "fit" and name.startswith("projector.")
             assert torch.equal(value, was[name]) != moves, (c.name, name)
     assert all(torch.equal(v, backbone[k]) for k, v in subject.checkpoint.model.state_dict().items())
-    again = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), _fit.candidates(subject, seed=0))
+    again = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), _fit.candidates(subject, OPTIONS))
     assert again == late
 
 
@@ -158,9 +160,10 @@ def test_a_uniform_run_is_probed_with_its_own_split(tmp_path: Path, capsys: pyte
     run = tmp_path / "run"
     words = ("--preset", "smoke", "--alignment", "uniform", "--alignment.source", "mid", "--alignment.split", "2/6", "--steps", 2)
     assert call(train, *words, "--out", run) == 0
-    made = _fit.candidates(subject_of(run), seed=0)
+    made = _fit.candidates(subject_of(run), OPTIONS)
     assert [(c.name, c.alignment.mid_layers) for c in made] == [
-        (name, 2) for name in ("uniform_mid", "uniform_deep", "uniform_mid [shuffled]", "uniform_mid [ckpt]")
+        *((name, 2) for name in ("uniform_mid", "uniform_deep", "uniform_mid [shuffled]", "uniform_mid [constant]")),
+        *((f"uniform_mid {marks}", 2) for marks in ("[ckpt]", "[shuffled] [ckpt]", "[constant] [ckpt]")),
     ]
     assert call(main, "--ckpt", run, "--bins", 1, "--n-images", 4, "--fit-steps", 2) == 0
     assert "skipping router" in capsys.readouterr().out
@@ -206,8 +209,8 @@ def test_draws_and_saved_sums(probed_run: Path, tmp_path: Path) -> None:
     joined = cells.merge(variance.pivot(index=keys, columns="metric", values="value").reset_index(), on=keys)
     np.testing.assert_allclose(joined["noise_between"] + joined["noise_within"] / 2, joined["noise"], rtol=1e-5, atol=1e-12)
     saved = sorted((tmp_path / "alignment.sums").iterdir())
-    assert len(saved) == 5 * 2
-    cell = cells[(cells["projector"] == "ckpt") & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
+    assert len(saved) == 8 * 2
+    cell = cells[(cells["projector"] == "ckpt") & (cells["control"] == "none") & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
     again = gsnr.Result.load(tmp_path / "alignment.sums" / "ahpa-none-ckpt-bin1.safetensors")["backbone"]
     assert (again.n, again.signal) == (12, pytest.approx(cell["signal"], rel=1e-6))
     with pytest.raises(ValueError, match="--draws 0: must be at least 1"):
@@ -230,7 +233,7 @@ def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: 
     assert "skipping router" in capsys.readouterr().out
     cells = table.read(tmp_path / "alignment.parquet")
     assert set(cells["target"]) == {"uniform_mid", "uniform_deep"}
-    assert set(cells["control"]) == {"none", "shuffled"}
+    assert set(cells["control"]) == {"none", "shuffled", "constant"}
     with pytest.raises(ValueError, match="learns no weights over t alone"):
         call(main, *words, "--probe", "router")
 
@@ -239,10 +242,10 @@ def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys:
     out = tmp_path / "none"
     assert call(main, "--ckpt", smoke_run, "--dry-run", "--out", out) == 0
     said = capsys.readouterr().out
-    assert "10 bins x 256 held-out images x 5 targets" in said and "alignment.parquet" in said
+    assert "10 bins x 256 held-out images x 8 targets" in said and "alignment.parquet" in said
     assert not out.exists()
     assert call(main, "--list") == 0
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"alignment", "router"}
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"alignment", "denoising", "router"}
 
 
 @pytest.fixture
@@ -259,7 +262,7 @@ def test_bad_input_is_named(smoke_run: Path, copied_run: Path, tmp_path: Path) -
 
     fails("no such run or checkpoint", "--ckpt", tmp_path / "nope")
     fails("neither a run folder", "--ckpt", tmp_path)
-    fails("choose from alignment, router", "--ckpt", smoke_run, "--probe", "alignment,nope")
+    fails("choose from alignment, denoising, router", "--ckpt", smoke_run, "--probe", "alignment,nope")
     fails("choose from auto, loop, vmap", "--ckpt", smoke_run, "--engine", "nope")
     fails("--bins 0: must be at least 1", "--ckpt", smoke_run, "--bins", "0")
     fails("--n-images 257: the held-out split of 'demo' has 256", "--ckpt", smoke_run, "--n-images", "257")

@@ -1,0 +1,74 @@
+"""Curves over bins of t, one a target, from a table of kind "cells"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from figures.style import COLOURS, CONTROL, GREY, MARKERS
+from gsnr.table import target_name
+
+Key = tuple[str, str, str]  # target, control, projector
+
+
+def keys_of(cells: pd.DataFrame) -> list[Key]:
+    """In the order in which they were measured."""
+    return list(dict.fromkeys(zip(cells["target"], cells["control"], cells["projector"], strict=True)))
+
+
+def rows_of(cells: pd.DataFrame, key: Key) -> pd.DataFrame:
+    target, control, projector = key
+    rows = cells[(cells["target"] == target) & (cells["control"] == control) & (cells["projector"] == projector)]
+    return rows.sort_values("bin")
+
+
+def one_checkpoint(cells: pd.DataFrame) -> None:
+    """Raises ValueError for a table of several checkpoints, which one figure of targets cannot show."""
+    runs = list(dict.fromkeys(zip(cells["run"], cells["checkpoint"], strict=True)))
+    if len(runs) > 1:
+        raise ValueError(f"the table holds {len(runs)} checkpoints ({', '.join(run for run, _ in runs)}); this figure shows one: probe it alone")
+
+
+def single(cells: pd.DataFrame, group: str = "all") -> pd.DataFrame:
+    """The rows of one parameter group of one checkpoint."""
+    one_checkpoint(cells)
+    return cells[cells["group"] == group]
+
+
+def curve(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], scale: float, style: dict[str, Any], shift: float) -> None:
+    """Points with their intervals, open where the interval reaches 0 or there is none; `shift` keeps bars from hiding one another."""
+    width = (rows["t_high"] - rows["t_low"]).to_numpy()
+    t = (rows["t_low"] + rows["t_high"]).to_numpy() / 2 + shift * width
+    value, low, high = (scale * rows[c].to_numpy() for c in columns)
+    errors = np.nan_to_num(np.stack([value - low, high - value]))
+    axes.errorbar(t, value, errors, elinewidth=0.7, capsize=1.2, **style)
+    with np.errstate(invalid="ignore"):
+        unseen = ~((low > 0) | (high < 0))
+    axes.plot(t[unseen], value[unseen], style["marker"], color=style["color"], markerfacecolor="white", zorder=3)
+
+
+def panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], columns: tuple[str, str, str], scale: float = 1.0) -> None:
+    """One curve a key; controls in grey, dotted (shuffled) and dash-dotted (constant); a line at 0. Labels say which projector only where
+    there are several."""
+    several = len({projector for _, _, projector in keys}) > 1
+    coloured = 0
+    for i, key in enumerate(keys):
+        if key[1] == "none":
+            style: dict[str, Any] = {"color": COLOURS[coloured % len(COLOURS)], "ls": "-", "marker": MARKERS[coloured % len(MARKERS)]}
+            coloured += 1
+        else:
+            shuffled = key[1] == "shuffled"
+            style = {"color": CONTROL if shuffled else GREY, "ls": ":" if shuffled else "-.", "marker": "P" if shuffled else "X"}
+        shift = 0.7 / max(4, len(keys)) * (i - (len(keys) - 1) / 2)
+        curve(
+            axes, rows_of(cells, key), columns, scale, style | {"label": target_name(*key) if several else target_name(key[0], key[1], "fit")}, shift
+        )
+    axes.axhline(0, color="black", lw=0.6, zorder=0)
+    axes.set_xlim(0, 1)
+    bottom, top = axes.get_ylim()
+    columns_of_legend = 2 if len(keys) > 2 and not several else 1
+    axes.set_ylim(bottom, top + 0.1 * (1 - -len(keys) // columns_of_legend) * (top - bottom))  # room for the legend above the bars
+    axes.legend(loc="upper right", ncols=columns_of_legend)

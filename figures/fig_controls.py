@@ -1,0 +1,46 @@
+"""Controls: a target beside the same target of other images and beside a constant vector, with the projector fitted and as trained.
+
+What the figure is for: a projector that was fitted to a control reaches no signal with the shuffled one; with the checkpoint's own projector
+both controls have signal, so a high G-SNR by itself does not speak for a target.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from figures._curves import keys_of, panel, single
+from figures.fig2_gsnr import GSNR
+from figures.style import PAGE, T_LABEL, paper
+
+TABLE = "alignment"
+TITLES = {"fit": "projectors fitted alike", "ckpt": "the checkpoint's own projector", "fresh": "fresh projectors"}
+
+
+def draw(cells: pd.DataFrame) -> Figure:
+    """cells: an `alignment` table of one checkpoint that has controls. Above: B x G-SNR, linear below 10 and logarithmic beyond. Below: loss."""
+    cells = single(cells)
+    controlled = cells.loc[cells["control"] != "none", "target"]
+    if controlled.empty:
+        raise ValueError("fig_controls: the table has no controls; measure again with --controls shuffled,constant")
+    cells = cells[cells["target"] == controlled.iloc[0]]
+    projectors = [p for p in TITLES if p in set(cells["projector"])]
+    batch_ref = int(cells["batch_ref"].iloc[0])
+    losses = cells.assign(no_low=cells["loss"], no_high=cells["loss"])
+    with paper():
+        figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
+        all_axes = figure.subplots(2, len(projectors), sharex=True, sharey="row", squeeze=False)
+        for column, (letter, projector) in enumerate(zip("abc", projectors, strict=False)):
+            keys = [k for k in keys_of(cells) if k[2] == projector]
+            above, below = all_axes[:, column]
+            panel(above, cells, keys, GSNR, batch_ref)
+            above.set_title(f"({letter}) {TITLES[projector]}", loc="left")
+            panel(below, losses, keys, ("loss", "no_low", "no_high"))
+            below.get_legend().remove()
+            below.set_xlabel(T_LABEL)
+        all_axes[0, 0].set_yscale("symlog", linthresh=10)
+        low, high = all_axes[0, 0].get_ylim()
+        all_axes[0, 0].set_ylim(low, 30 * high)
+        all_axes[0, 0].set_ylabel(f"{batch_ref} $\\times$ G-SNR")
+        all_axes[1, 0].set_ylabel("alignment loss")
+    return figure

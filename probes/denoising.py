@@ -1,0 +1,94 @@
+"""G-SNR of the denoising gradient itself over t, per parameter group: what an alignment gradient is compared with.
+
+The loss is the velocity loss of training, on held-out images, in eval mode, no label dropped. Group "all" is the whole backbone: patch and
+time embedders, all blocks and the final layer. Works for any checkpoint, aligned or not.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import gsnr
+from gsnr.bins import SPACINGS
+from gsnr.parts import Parts, Rows
+from gsnr.table import NAN, estimate_columns
+from probes import _groups
+from probes._subject import Options, Subject, bin_columns
+from train.data.batches import Batch
+from train.data.heldout import heldout_batches
+from train.interpolant import interpolate, velocity
+
+SUMMARY = "G-SNR of the denoising gradient per bin of t and parameter group"
+KIND = "cells"
+NOTHING = {"cos_denoise": NAN, "cos_low": NAN, "cos_high": NAN, "gsnr_constructive": NAN}
+FINAL = "final layer"
+
+
+def cannot(subject: Subject, options: Options) -> str | None:
+    return None
+
+
+def plan(subject: Subject, options: Options) -> list[str]:
+    size = sum(p.numel() for p in subject.checkpoint.model.parameters())
+    return [f"{options.bins} bins x {options.n_images} held-out images x {options.draws} draws: per-sample gradients of {size:,} parameters"]
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """(B,): mean squared error of the velocity, as in training."""
+    x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
+    guess = model(x_t, batch["t"], batch["label"]).float()
+    return (guess - velocity(batch["latent"], batch["noise"])).square().flatten(1).mean(1)
+
+
+def group_of(name: str) -> tuple[str, ...]:
+    if name.startswith("final_layer."):
+        return (_groups.BACKBONE, FINAL)
+    return _groups.groups_of(name, last_block=10**6)
+
+
+def _bin(subject: Subject, options: Options, index: int) -> Rows:
+    low, high = (float(edge) for edge in SPACINGS[options.spacing](options.bins)[index : index + 2])
+    drawn = heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, (), repeats=options.draws)
+    batches = [{key: x.to(subject.device) for key, x in batch.items()} for _, batch in drawn]
+    model = subject.checkpoint.model.to(subject.device).eval()
+    result = gsnr.measure(
+        model,
+        loss,
+        batches,
+        engine=options.engine,
+        parameters=lambda name: bool(group_of(name)),
+        groups=group_of,
+        draws=options.draws,
+    )
+    t_N = torch.cat([batch["t"] for batch in batches]).view(-1, options.draws).mean(1).tolist()
+    shared = subject.columns("denoising", options)
+    which = {"target": "denoising", "control": "none", "projector": "none"}
+    rows: Rows = {"cells": [], "samples": []}
+    for label in result.groups:
+        if label == "all":  # embraces the label embedding
+            continue
+        estimate, group = result[label], {"group": _groups.in_table(label)}
+        columns = estimate_columns(estimate, options.batch_ref) | NOTHING
+        rows["cells"].append(
+            shared | which | group | bin_columns(index, low, high) | columns | {"draws": estimate.draws, "loss": result.loss, "engine": result.engine}
+        )
+        assert estimate.r_n is not None
+        key = {"run": shared["run"], "checkpoint": shared["checkpoint"]} | which | group | {"bin": index}
+        each = zip(t_N, result.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
+        rows["samples"] += [key | {"image_id": i, "t": t, "loss": value, "q": q, "r": r} for i, (t, value, q, r) in enumerate(each)]
+    return rows
+
+
+def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+    """Rows of kind "cells" and "samples"."""
+    rows: Rows = {"cells": [], "samples": []}
+    for index in tqdm(range(options.bins), desc="denoising", unit="bin", mininterval=0.5, leave=False):
+        for kind, values in parts.rows(f"bin{index}", partial(_bin, subject, options, index)).items():
+            rows[kind] += values
+    return rows, {}

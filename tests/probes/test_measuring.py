@@ -1,0 +1,152 @@
+"""What a measurement may be asked for, several checkpoints at once, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import gsnr
+from gsnr import bins, table
+from gsnr.parts import Parts
+from gsnr.probe import main
+from probes import _fit, alignment
+from probes._subject import Options
+from tests.conftest import call
+from tests.probes.test_probe import subject_of
+
+WORDS = ("--probe", "alignment", "--bins", 3, "--n-images", 8, "--fit-steps", 3)
+KEYS = ["run", "target", "control", "projector", "group", "bin"]
+
+
+def cells_of(out: Path) -> pd.DataFrame:
+    return table.read(out / "alignment.parquet").drop(columns="created")
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the last bin: two bins and the fits stay, and neither is done again."""
+    words = ("--ckpt", smoke_run, *WORDS)
+    assert call(main, *words, "--out", tmp_path / "whole") == 0
+    real, calls = alignment.measure, []
+
+    def stops(*arguments: object) -> gsnr.ComparisonResult:
+        calls.append(1)
+        if len(calls) > 2 * 8 + 3:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(alignment, "measure", stops)
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        call(main, *words, "--out", out)
+    kept = out / ".alignment.parts"
+    assert sorted(p.name for p in (kept / "ckpt0").iterdir()) == ["bin0.json", "bin1.json", "projectors.safetensors"]
+    assert not (out / "alignment.parquet").exists()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="an interrupted measurement, 3 pieces of it; --resume continues it, --overwrite drops it"):
+        call(main, *words, "--out", out)
+    with pytest.raises(ValueError, match=r"with other settings .n_images was 8, now 9.; --overwrite drops it"):
+        call(main, *words, "--n-images", 9, "--out", out, "--resume")
+    again = []
+    monkeypatch.setattr(alignment, "measure", lambda *a: again.append(1) or real(*a))
+    monkeypatch.setattr(alignment, "fit", lambda *a: pytest.fail("fitted again"))
+    assert call(main, *words, "--out", out, "--resume") == 0
+    assert len(again) == 8
+    pd.testing.assert_frame_equal(cells_of(tmp_path / "whole"), cells_of(out), check_exact=True)
+    assert not kept.exists()
+    one, two = (table.provenance(o / "alignment.parquet")["checkpoints"] for o in (tmp_path / "whole", out))
+    assert one == two
+
+
+def test_a_damaged_piece_is_named_and_nothing_is_left_of_a_measurement_that_did_not_begin(smoke_run: Path, tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "parts")
+    parts.begin({"a": (1, 2)}, resume=False)
+    assert parts.rows("x", lambda: {"cells": [{"v": float("nan")}, {"v": 0.1 + 0.2}]})["cells"][1] == {"v": 0.1 + 0.2}
+    assert torch.equal(parts.tensors("y", lambda: {"w": torch.ones(2)})["w"], torch.ones(2))
+    parts.begin({"a": [1, 2]}, resume=True)
+    assert parts.finished == 2
+    (parts.folder / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x.json: damaged"):
+        parts.rows("x", dict)
+    (parts.folder / "y.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"y.safetensors: damaged"):
+        parts.tensors("y", dict)
+    for words, message in (
+        (("--targets", "own,magic"), "--targets magic: it does not exist, or the data lack its features; choose from all, own, ahpa, uniform_G1"),
+        (("--controls", "magic"), "--controls 'magic' does not exist; choose from shuffled, constant"),
+        (("--projector", "magic"), "--projector 'magic' does not exist; choose from fit, ckpt, fresh"),
+        (("--projector", "ckpt", "--targets", "sra2"), "has none for the targets sra2; choose fit"),
+        (("--spacing", "magic"), "--spacing 'magic' does not exist; choose from t, logsnr"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(main, "--ckpt", smoke_run, *WORDS, *words, "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_every_target_of_the_demo_s_data(smoke_run: Path, tmp_path: Path) -> None:
+    """G1 to G4, their mixtures, the clean latent, an image teacher, the model itself: on the same images, times and noise."""
+    words = ("--ckpt", smoke_run, "--probe", "alignment", "--bins", 1, "--n-images", 8, "--fit-steps", 3, "--controls", "none")
+    assert call(main, *words, "--targets", "all", "--projector", "fit,fresh", "--out", tmp_path) == 0
+    cells = cells_of(tmp_path)
+    uniform = {f"uniform_{source}" for source in ("G1", "G2", "mid", "deep", "both", "G1-G4")}
+    assert set(cells["target"]) == {"ahpa", *uniform, "sra", "sra2", "repa", "irepa"}
+    assert set(zip(cells["control"], cells["projector"], strict=True)) == {("none", "fit"), ("none", "fresh")}
+    assert (cells.loc[cells["group"] == "all", "noise"] > 0).all()
+    samples = table.read(tmp_path / "alignment.samples.parquet")
+    assert samples.groupby("image_id")["t"].nunique().max() == 1
+
+
+def test_bins_in_logsnr(smoke_run: Path, tmp_path: Path) -> None:
+    words = ("--ckpt", smoke_run, *WORDS, "--controls", "none", "--projector", "fit", "--targets", "uniform_mid")
+    assert call(main, *words, "--spacing", "logsnr", "--out", tmp_path) == 0
+    cells = cells_of(tmp_path)
+    widths = cells["logsnr_high"] - cells["logsnr_low"]
+    np.testing.assert_allclose(widths, 2 * bins.LOGSNR_LIMIT / 3, rtol=1e-9)
+    assert cells["t_low"].min() == pytest.approx(0.01, abs=1e-4) and cells["t_high"].max() == pytest.approx(0.99, abs=1e-4)
+    samples = table.read(tmp_path / "alignment.samples.parquet").merge(cells[[*KEYS, "t_low", "t_high"]], on=KEYS)
+    assert ((samples["t_low"] <= samples["t"]) & (samples["t"] <= samples["t_high"])).all()
+
+
+def test_a_constant_target_is_the_mean_target_of_train_images(smoke_run: Path) -> None:
+    """Computed here from the cache; its fitted projector all but reaches it, which marks an easy target."""
+    subject = subject_of(smoke_run)
+    options = Options(bins=1, n_images=8, engine="auto", seed=0, batch_ref=256, fit_steps=200, projectors=("fit",), targets=("uniform_deep",))
+    made = {c.control: c for c in _fit.candidates(subject, options)}
+    from train.data import order
+
+    index = order.image_of(np.arange(_fit.CONSTANT_BATCHES * _fit.FIT_BATCH), subject.splits["train"].size, 0)
+    deep = subject.splits["train"].take(index, ("G4",))["G4"].astype(np.float64)
+    assert made["constant"].constant_C is not None
+    np.testing.assert_allclose(made["constant"].constant_C.numpy(), deep.mean((0, 1, 3, 4)), rtol=1e-4, atol=1e-6)
+    losses = _fit.fit(subject, options, list(made.values()))
+    assert losses["uniform_deep [constant]"] < 0.2 * losses["uniform_deep [shuffled]"]
+
+
+def test_several_checkpoints_make_one_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
+    """Each row is the one that the checkpoint alone gives; samples are paired by image across runs."""
+    words = (*WORDS, "--controls", "none", "--projector", "fit", "--targets", "uniform_mid")
+    with pytest.raises(SystemExit):
+        call(main, "--ckpt", smoke_run, plain_run, *words)
+    with pytest.raises(ValueError, match="is the name of two checkpoints"):
+        call(main, "--ckpt", smoke_run, smoke_run, *words, "--out", tmp_path / "both")
+    assert call(main, "--ckpt", smoke_run, plain_run, *words, "--out", tmp_path / "both") == 0
+    both = cells_of(tmp_path / "both")
+    assert list(dict.fromkeys(both["run"])) == ["smoke", "plain"]
+    assert call(main, "--ckpt", plain_run, *words, "--out", tmp_path / "plain") == 0
+    alone = both[both["run"] == "plain"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, cells_of(tmp_path / "plain"), check_exact=True)
+    samples = table.read(tmp_path / "both" / "alignment.samples.parquet")
+    where = (samples["group"] == "all") & (samples["bin"] == 1)
+    one, two = (
+        table.estimate_again(
+            both[(both["run"] == run) & (both["group"] == "all") & (both["bin"] == 1)].iloc[0], samples[where & (samples["run"] == run)]
+        )
+        for run in ("smoke", "plain")
+    )
+    low, high = gsnr.difference_ci(one, two)
+    assert low < one.gsnr - two.gsnr < high
+    assert [json.dumps(c["run"]) for c in table.provenance(tmp_path / "both" / "alignment.parquet")["checkpoints"]] == ['"smoke"', '"plain"']
