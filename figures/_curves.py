@@ -68,6 +68,9 @@ def panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], columns: tuple[str, 
         )
     axes.axhline(0, color="black", lw=0.6, zorder=0)
     axes.set_xlim(0, 1)
+    if not keys:
+        axes.text(0.5, 0.5, "nothing is resolved", ha="center", va="bottom", transform=axes.transAxes)
+        return
     bottom, top = axes.get_ylim()
     columns_of_legend = 2 if len(keys) > 2 and not several else 1
     axes.set_ylim(bottom, top + 0.1 * (1 - -len(keys) // columns_of_legend) * (top - bottom))  # room for the legend above the bars
