@@ -38,15 +38,21 @@ def _several(figure: ModuleType) -> bool:
     return getattr(figure, "SEVERAL_RUNS", False)
 
 
+def _path(run: Path, figure: ModuleType) -> Path:
+    """The table that a figure draws: TABLE.parquet, or TABLE.KIND.parquet where it says a kind."""
+    kind = getattr(figure, "KIND", "")
+    return run / "probes" / f"{figure.TABLE}{'.' + kind if kind else ''}.parquet"
+
+
 def _allows(runs: list[Path], figure: ModuleType) -> bool:
     """Whether the runs have its table, and it is a figure of one run or of several."""
-    return _several(figure) == (len(runs) > 1) and all((run / "probes" / f"{figure.TABLE}.parquet").is_file() for run in runs)
+    return _several(figure) == (len(runs) > 1) and all(_path(run, figure).is_file() for run in runs)
 
 
-def _table(run: Path, name: str) -> pd.DataFrame:
-    path = run / "probes" / f"{name}.parquet"
+def _table(run: Path, figure: ModuleType) -> pd.DataFrame:
+    path = _path(run, figure)
     if not path.is_file():
-        raise ValueError(f"{path}: no such table; measure it with `python -m gsnr.probe --ckpt {run} --probe {name}`")
+        raise ValueError(f"{path}: no such table; measure it with `python -m gsnr.probe --ckpt {run} --probe {figure.TABLE}`")
     return table.read(path)
 
 
@@ -70,7 +76,7 @@ def main(argv: list[str]) -> int:
         figure = find(name)
         if len(runs) > 1 and not _several(figure):
             raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
-        drawn = figure.draw(pd.concat([_table(run, figure.TABLE) for run in runs], ignore_index=True))
+        drawn = figure.draw(pd.concat([_table(run, figure) for run in runs], ignore_index=True))
         for suffix in ("png", "pdf"):
             written.append(out / f"{name}.{suffix}")
             save(drawn, written[-1])

@@ -2,7 +2,7 @@
 
 `alignment.parquet` and its like hold CELL_COLUMNS; probes that measure something other than a G-SNR hold METRIC_COLUMNS (the same keys
 with metric, value, low, high). Per-sample sums that let one run be re-analysed without a GPU lie beside the cells
-(`alignment.samples.parquet`, SAMPLE_COLUMNS).
+(`alignment.samples.parquet`, SAMPLE_COLUMNS). Pictures are tables of pixels (`vae_pca.maps.parquet`, MAP_COLUMNS).
 """
 
 from __future__ import annotations
@@ -78,7 +78,11 @@ SAMPLE_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "target
     "q": "float64",
     "r": "float64",
 }
-KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COLUMNS}
+MAP_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "vae", "data", "group")} | {
+    **dict.fromkeys(("image_id", "y", "x"), "int64"),
+    **dict.fromkeys(("red", "green", "blue"), "float64"),
+}
+KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COLUMNS, "maps": MAP_COLUMNS}
 NAN = float("nan")
 NAMES = {"ahpa": "AHPA", "repa": "REPA", "irepa": "iREPA", "sra": "SRA", "sra2": "SRA 2"}  # of targets, for people
 

@@ -1,0 +1,43 @@
+"""Fig. 4: images beside the PCA maps of the VAE's feature groups, one image a row, one group a column."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from figures.style import PAGE, paper
+
+TABLE = "vae_pca"
+KIND = "maps"
+ROWS = 6
+
+
+def _picture(pixels: pd.DataFrame) -> NDArray[np.float64]:
+    """(h,w,3)."""
+    ordered = pixels.sort_values(["y", "x"])
+    return ordered[["red", "green", "blue"]].to_numpy().reshape(ordered["y"].max() + 1, ordered["x"].max() + 1, 3)
+
+
+def draw(maps: pd.DataFrame) -> Figure:
+    """maps: a `vae_pca.maps` table of one checkpoint's data. The image is the VAE's reconstruction; red, green and blue are the first three
+    components over all tokens of the set, from their 1st to their 99th percentile: equal colours mean equal features within a column only."""
+    first = maps[["run", "checkpoint"]].iloc[0]
+    maps = maps[(maps["run"] == first["run"]) & (maps["checkpoint"] == first["checkpoint"])]
+    groups = list(dict.fromkeys(maps["group"]))
+    images = sorted(maps["image_id"].unique())[:ROWS]
+    size = min(1.1, PAGE / len(groups))
+    with paper():
+        figure = Figure(figsize=(size * len(groups), size * len(images) + 0.2), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)  # type: ignore[union-attr,call-arg]
+        panels = figure.subplots(len(images), len(groups), squeeze=False)
+        by_place = dict(list(maps.groupby(["image_id", "group"])))
+        for row, image in enumerate(images):
+            for column, group in enumerate(groups):
+                axes = panels[row, column]
+                axes.imshow(_picture(by_place[(image, group)]), interpolation="nearest")
+                axes.set_axis_off()
+                if row == 0:
+                    axes.set_title(group)
+    return figure

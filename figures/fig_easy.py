@@ -1,0 +1,45 @@
+"""Easy or useful? For each VAE layer, the router's weight against the cosine that a constant vector reaches; and the target's share over t."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from figures._curves import one_checkpoint
+from figures.style import COLOURS, CONTROL, MARKERS, PAGE, T_LABEL, paper
+
+TABLE = "controls"
+
+
+def draw(metrics: pd.DataFrame) -> Figure:
+    """metrics: a `controls` table of one checkpoint. Bars are 95 % jackknife intervals over images. Left: numbers are those of the encoder's
+    layers, heights the router's weight averaged over t (on the axis where it has none)."""
+    one_checkpoint(metrics)
+    layers, target = metrics[metrics["bin"] < 0], metrics[metrics["group"] == "target"]
+    cosine = layers[layers["metric"] == "constant_cosine"]
+    weight = layers[layers["metric"] == "router_weight"].set_index("group")["value"]
+    with paper():
+        figure = Figure(figsize=(PAGE if len(target) else PAGE / 2, 2.8), layout="constrained")
+        axes = figure.subplots(1, 2 if len(target) else 1, squeeze=False)[0]
+        for i, (group, rows) in enumerate(cosine.groupby("target", sort=False)):
+            heights = weight.reindex(rows["group"]).fillna(0.0).to_numpy()
+            errors = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            colour = COLOURS[i % len(COLOURS)]
+            axes[0].errorbar(rows["value"], heights, xerr=errors, ls="", marker=MARKERS[i], color=colour, elinewidth=0.6, label=group)
+            for x, y, name in zip(rows["value"], heights, rows["group"], strict=True):
+                if name in weight.index:
+                    axes[0].annotate(name.split(":")[0], (x, y), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=6)
+        axes[0].set(xlim=(0, 1), ylim=(-0.05, 1.15), xlabel="cosine that a constant vector reaches", ylabel="router's weight, mean over t")
+        axes[0].legend(loc="upper left")
+        axes[0].set_title("(a) layers of the VAE encoder", loc="left")
+        lines = (("projector_cosine", "projector, as trained", COLOURS[0], "-"), ("constant_cosine", "best constant vector", CONTROL, ":"))
+        for i, (metric, label, colour, line) in enumerate(lines if len(target) else ()):
+            rows = target[target["metric"] == metric].sort_values("bin")
+            errors = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            t = (rows["t_low"] + rows["t_high"]) / 2
+            axes[1].errorbar(t, rows["value"], errors, color=colour, ls=line, marker=MARKERS[i], elinewidth=0.6, label=label)
+        if len(target):
+            axes[1].set(xlim=(0, 1), ylim=(0, 1.03), xlabel=T_LABEL, ylabel="cosine to the target")
+            axes[1].legend(loc="lower left")
+            axes[1].set_title("(b) the checkpoint's own target", loc="left")
+    return figure

@@ -1,0 +1,52 @@
+"""What hidden states know over t: linear-probe accuracy and CKNNA to the image teacher, one curve a block."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures._curves import one_checkpoint
+from figures.style import CONTROL, MARKERS, PAGE, T_LABEL, paper
+
+TABLE = "representation"
+TITLES = {"linear_probe_accuracy": "linear probe, held-out accuracy", "cknna": "CKNNA to the teacher (k = 10)"}
+MOST = 8  # curves in a panel; more blocks are thinned evenly, the last kept
+
+
+def _number(group: str) -> int:
+    return int(group.split()[1])
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, title: str) -> None:
+    blocks = sorted(rows["group"].unique(), key=_number)
+    step = -(-len(blocks) // MOST)
+    shown = blocks[::-1][::step][::-1]
+    palette = mpl.colormaps["viridis"]
+    for i, block in enumerate(shown):
+        curve = rows[rows["group"] == block].sort_values("bin")
+        t = (curve["t_low"] + curve["t_high"]) / 2 + (i - (len(shown) - 1) / 2) * 0.06 * (curve["t_high"] - curve["t_low"])
+        errors = [curve["value"] - curve["low"], curve["high"] - curve["value"]]
+        colour = palette(0.92 * i / max(1, len(shown) - 1))
+        axes.errorbar(t, curve["value"], errors, color=colour, marker=MARKERS[i % len(MARKERS)], elinewidth=0.6, label=block)
+    if not chance.empty:
+        level = chance.groupby("bin")[["t_low", "t_high", "value"]].mean()
+        axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=CONTROL, ls=":", label="teacher of other images, mean over blocks")
+        axes.legend(loc="lower left")
+    axes.set(xlim=(0, 1), xlabel=T_LABEL, ylabel=title)
+
+
+def draw(metrics: pd.DataFrame) -> Figure:
+    """metrics: a `representation` table of one checkpoint. Bars are 95 % intervals (Wilson; jackknife over sixteenths of the images)."""
+    one_checkpoint(metrics)
+    true, shuffled = (metrics[metrics["control"] == control] for control in ("none", "shuffled"))
+    panels = [(name, rows) for name in TITLES if not (rows := true[true["metric"] == name]).empty]
+    with paper():
+        figure = Figure(figsize=(PAGE * len(panels) / 2, 2.8), layout="constrained")
+        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, letter, (name, rows) in zip(all_axes, "ab", panels, strict=False):
+            _panel(axes, rows, shuffled[shuffled["metric"] == name], TITLES[name])
+            axes.set_title(f"({letter})", loc="left")
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    return figure

@@ -1,0 +1,63 @@
+"""How easy a target is: against an optimised constant and a brute-force jackknife, and the table with the router beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gsnr import table
+from gsnr.probe import main
+from probes.controls import Easiness
+from tests.conftest import call
+
+
+def test_measures() -> None:
+    rng = np.random.default_rng(0)
+    f = rng.normal(size=(7, 5, 4)) + np.array([2.0, 0, 0, 1])
+    easiness = Easiness()
+    easiness.add(torch.from_numpy(f[:3]))
+    easiness.add(torch.from_numpy(f[3:]))
+    found = easiness.measures()
+    c = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        c += 0.1
+    optimizer = torch.optim.LBFGS([c], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = -torch.cosine_similarity(c.expand(35, 4), torch.from_numpy(f).reshape(35, 4), dim=-1).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert found["constant_cosine"][0] == pytest.approx(-closure().item(), rel=1e-6), "the best constant's cosine"
+    assert found["norm"][0] == pytest.approx(np.linalg.norm(f, axis=-1).mean())
+    assert found["mean_share"][0] == pytest.approx(np.square(f.mean((0, 1))).sum() / np.square(f).sum(-1).mean())
+    units = f / np.linalg.norm(f, axis=-1, keepdims=True)
+    left_out = [np.linalg.norm(np.delete(units, i, 0).mean((0, 1))) for i in range(7)]
+    half = 1.96 * np.sqrt(6 / 7 * np.square(left_out - np.mean(left_out)).sum())
+    assert found["constant_cosine"][2] - found["constant_cosine"][0] == pytest.approx(half, rel=1e-9)
+
+
+def test_a_constant_target_is_as_easy_as_can_be() -> None:
+    easiness = Easiness()
+    easiness.add(torch.ones(5, 3, 4))
+    assert easiness.measures()["constant_cosine"][0] == pytest.approx(1) and easiness.measures()["mean_share"][0] == pytest.approx(1)
+
+
+def test_the_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
+    words = ("--probe", "controls", "--bins", 2, "--n-images", 16)
+    assert call(main, "--ckpt", smoke_run, *words, "--out", tmp_path / "ahpa") == 0
+    rows = table.read(tmp_path / "ahpa" / "controls.parquet")
+    layers = rows[rows["bin"] == -1]
+    assert set(layers["target"]) == {"G1", "G2", "G3", "G4", "teacher"}
+    weights = layers[layers["metric"] == "router_weight"]
+    assert len(weights) == 8 and weights["value"].sum() == pytest.approx(1, rel=1e-5)
+    assert set(layers[layers["metric"] == "constant_cosine"]["group"]) >= set(weights["group"])
+    target = rows[rows["group"] == "target"]
+    assert set(target["metric"]) == {"constant_cosine", "norm", "mean_share", "projector_cosine"} and set(target["bin"]) == {0, 1}
+    assert call(main, "--ckpt", plain_run, *words, "--out", tmp_path / "plain") == 0
+    assert set(table.read(tmp_path / "plain" / "controls.parquet")["metric"]) == {"constant_cosine", "norm", "mean_share"}
