@@ -247,13 +247,6 @@ def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys:
     assert call(main, "--list") == 0
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     assert listed == {"alignment", "controls", "denoising", "representation", "router", "vae_pca"}
-        "alignment",
-        "controls",
-        "denoising",
-        "representation",
-        "router",
-        "vae_pca",
-    }
 
 
 @pytest.fixture
