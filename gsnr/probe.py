@@ -70,6 +70,8 @@ def _parser() -> Parser:
     parser.add_argument("--fit-steps", type=int, default=1000, metavar="N", help="steps each target's projector is fitted for (default: 1000)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
+    parser.add_argument("--router", type=Path, metavar="RUN", help="checkpoint whose alignment is target `own`, for a backbone trained without it")
+    parser.add_argument("--swap", metavar="CACHE,CACHE", help="caches of the same images by other VAEs, for probe vae_swap")
     parser.add_argument("--vae", metavar="ID", help="check that the cache was made with this VAE")
     parser.add_argument("--model", metavar="NAME", help="of a .pt file whose size is not published: SiT-DEPTHxWIDTHxHEADS/PATCH")
     parser.add_argument("--save-sums", action="store_true", help="also save each cell's gradient sums (twice the parameters), to merge results later")
@@ -124,7 +126,9 @@ def _is_there(path: Path, settings: dict[str, Any], overwrite: bool) -> bool:
 def _identity(subject: Any) -> dict[str, Any]:
     """What is measured: a checkpoint and its data."""
     c = subject.checkpoint
-    return {"run": c.run_name, "sha": c.sha, "step": c.step, "data": hashlib.sha256(repr(subject.header).encode()).hexdigest()}
+    headers = repr((subject.header, *(header for _, header, _ in subject.swaps)))
+    router = {"router": subject.router.sha} if subject.router else {}
+    return {"run": c.run_name, "sha": c.sha, "step": c.step, "data": hashlib.sha256(headers.encode()).hexdigest()} | router
 
 
 def _measure(name: str, subjects: list[Any], options: Any, settings: dict[str, Any], out: Path, args: Any) -> None:
@@ -175,10 +179,12 @@ def main(argv: list[str]) -> int:
     if args.engine != "auto":
         engines.find(args.engine)
     module = import_module("probes._subject")
-    lists = {"targets": args.targets, "controls": None if args.controls == "none" else args.controls, "projectors": args.projector}
+    lists = {"targets": args.targets, "controls": None if args.controls == "none" else args.controls, "projectors": args.projector, "swap": args.swap}
     split = {key: tuple(value.split(",")) if value else () for key, value in lists.items()}
-    options = module.Options(**{key: getattr(args, key) for key in module.Options.__dataclass_fields__ if key not in split}, **split)
-    subjects = [module.load(ckpt, data=args.data, vae_name=args.vae, model=args.model, weights=args.weights) for ckpt in args.ckpt]
+    plain = {key: getattr(args, key) for key in module.Options.__dataclass_fields__ if key not in split}
+    options = module.Options(**plain | split | {"router": str(args.router) if args.router else None})
+    opening = {"data": args.data, "vae_name": args.vae, "model": args.model, "weights": args.weights, "router": args.router, "swap": options.swap}
+    subjects = [module.load(ckpt, **opening) for ckpt in args.ckpt]
     (called, times), *_ = Counter(f"{s.checkpoint.run_name}/{s.checkpoint.folder.name}" for s in subjects).most_common(1)
     if times > 1:
         raise ValueError(f"--ckpt: {called} is the name of two checkpoints, and tables tell them apart by that; rename a run folder")

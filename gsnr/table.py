@@ -71,7 +71,7 @@ ESTIMATE_COLUMNS = {
 }
 CELL_COLUMNS = RUN_COLUMNS | ESTIMATE_COLUMNS | END_COLUMNS
 METRIC_COLUMNS = RUN_COLUMNS | {"metric": "string", "value": "float64", "low": "float64", "high": "float64"} | END_COLUMNS
-SAMPLE_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "target", "control", "projector", "group", "bin")} | {
+SAMPLE_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "vae", "target", "control", "projector", "group", "bin")} | {
     "image_id": "int64",
     "t": "float64",
     "loss": "float64",

@@ -67,11 +67,12 @@ class Candidate:
 
 
 def own_target(subject: Subject) -> tuple[str, dict[str, Any], AlignmentModule] | None:
-    """(name, options, module) of what the checkpoint's hidden states at `subject.tap` were aligned to; None for no alignment."""
-    alignment = subject.checkpoint.alignment
+    """(name, options, module) of what hidden states at `subject.tap` were aligned to, in the checkpoint or in that of --router; None for no
+    alignment."""
+    alignment = subject.aligned.alignment
     if not alignment.parts:
         return None
-    options = subject.checkpoint.config.alignment
+    options = subject.aligned.config.alignment
     first = options["parts"][0] if options["name"] == "multi" else options
     name = f"uniform_{first['source']}" if first["name"] == "uniform" else first["name"]
     return name, first, alignment.parts[0]
@@ -118,7 +119,7 @@ def check(subject: Subject, options: Options) -> None:
             if name not in valid:
                 raise ValueError(f"{flag} {name!r} does not exist; choose from {', '.join(valid)}")
     targets, own = chosen(subject, options.targets), own_target(subject)
-    if set(options.projectors) == {CKPT} and (own is None or own[0] not in targets):
+    if set(options.projectors) == {CKPT} and (own is None or own[0] not in targets or subject.router is not None):
         raise ValueError(f"--projector ckpt: {subject.checkpoint.folder} has none for the targets {', '.join(targets)}; choose fit")
 
 
@@ -131,7 +132,10 @@ def candidates(subject: Subject, options: Options) -> list[Candidate]:
         torch.manual_seed(options.seed)
         made = make_alignment(targets[name], c.config.model, subject.header.groups)
         if own is not None and name == own[0]:
-            learned = {key: value for key, value in own[2].state_dict().items() if not key.startswith("projector.")}
+            made.calibrate(subject.splits["train"])
+            of_another_vae = subject.aligned.header is not None and subject.aligned.header.vae != subject.header.vae
+            left = ("projector.", "normaliser.") if of_another_vae else ("projector.",)
+            learned = {key: value for key, value in own[2].state_dict().items() if not key.startswith(left)}
             made.load_state_dict(learned, strict=False)
         else:
             made.calibrate(subject.splits["train"])
@@ -139,7 +143,8 @@ def candidates(subject: Subject, options: Options) -> list[Candidate]:
 
     made = []
     for projector in options.projectors:
-        names = list(targets) if projector != CKPT else [own[0]] if own is not None and own[0] in targets else []
+        trained = [own[0]] if own is not None and own[0] in targets and subject.router is None else []
+        names = trained if projector == CKPT else list(targets)
         for name, control in [*((name, NONE) for name in names), *((name, control) for name in names[:1] for control in options.controls)]:
             assert own is not None or projector != CKPT
             alignment = copy.deepcopy(own[2]).to(subject.device) if own is not None and projector == CKPT else fresh(name)

@@ -15,7 +15,7 @@ import gsnr
 from train import checkpoint, convert, foreign, trainer, vae
 from train.alignments import ahpa
 from train.checkpoint import Checkpoint, Weights
-from train.data.cache import Header, Split
+from train.data.cache import Header, Split, open_cache
 from train.interpolant import log_snr
 from train.models.sit import SiT
 
@@ -33,24 +33,37 @@ class Options:
     draws: int = 1
     spacing: str = "t"
     targets: tuple[str, ...] = ()
+    router: str | None = None
+    swap: tuple[str, ...] = ()
     controls: tuple[str, ...] = ("shuffled", "constant")
     projectors: tuple[str, ...] = ("fit", "ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A loaded checkpoint with the cache it is measured on. again: reads the same checkpoint, with weights of choice."""
+    """A loaded checkpoint with the cache it is measured on. again: reads the same checkpoint, with weights of choice.
+
+    router: another checkpoint, whose alignment is measured in place of the checkpoint's own; swaps: (name, header, splits) of caches of the
+    same images by other VAEs.
+    """
 
     checkpoint: Checkpoint
     again: Callable[[Weights], Checkpoint]
     header: Header
     splits: dict[str, Split]
     created: str
+    router: Checkpoint | None = None
+    swaps: tuple[tuple[str, Header, dict[str, Split]], ...] = ()
+
+    @property
+    def aligned(self) -> Checkpoint:
+        """The checkpoint whose alignment is the "own" target."""
+        return self.router or self.checkpoint
 
     @property
     def tap(self) -> int:
         """The block that is aligned (the first of several); for a checkpoint without an alignment, the one that AHPA would tap."""
-        taps = self.checkpoint.alignment.taps
+        taps = self.aligned.alignment.taps
         return taps[0] if taps else ahpa.Config.default_tap(self.checkpoint.config.model.depth)
 
     @property
@@ -110,7 +123,29 @@ def _reader(ckpt: Path, data: str | None, model: str | None) -> Callable[[Weight
     return lambda weights: convert.load(found, plan, weights)
 
 
-def load(ckpt: Path, *, data: str | None, vae_name: str | None, model: str | None, weights: str) -> Subject:
+def _router(path: Path, weights: str, header: Header, depth: int) -> Checkpoint:
+    """Raises ValueError for a checkpoint whose alignment cannot be measured on these data and a backbone of this depth."""
+    found = checkpoint.load(path, weights)  # type: ignore[arg-type]
+    if not found.alignment.parts:
+        raise ValueError(f"--router {path}: aligned to nothing; name a run of alignment 'ahpa'")
+    missing = [group for group in found.alignment.needs if group not in header.groups]
+    if missing:
+        raise ValueError(f"--router {path}: reads features of {missing[0]}, which {header.data!r} does not hold; name other data with --data")
+    if found.alignment.taps[0] > depth:
+        raise ValueError(f"--router {path}: aligned at block {found.alignment.taps[0]}; the checkpoint has {depth}")
+    return found
+
+
+def load(
+    ckpt: Path,
+    *,
+    data: str | None,
+    vae_name: str | None,
+    model: str | None,
+    weights: str,
+    router: Path | None = None,
+    swap: tuple[str, ...] = (),
+) -> Subject:
     """Opens a checkpoint and its data. Raises ValueError for anything missing, damaged or mismatched."""
     again = _reader(ckpt, data, model)
     loaded = again(weights)  # type: ignore[arg-type]
@@ -119,7 +154,9 @@ def load(ckpt: Path, *, data: str | None, vae_name: str | None, model: str | Non
     if named is not None and named.sha != header.vae_sha:
         raise ValueError(f"--vae {vae_name}: not the VAE that made the latents ({header.vae!r}, {header.vae_sha[:12]})")
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Subject(checkpoint=loaded, again=again, header=header, splits=splits, created=created)
+    other = None if router is None else _router(router, weights, header, loaded.config.model.depth)
+    caches = tuple((name, *open_cache(Path(name), ())) for name in swap)
+    return Subject(checkpoint=loaded, again=again, header=header, splits=splits, created=created, router=other, swaps=caches)
 
 
 def bin_columns(index: int, low: float, high: float) -> dict[str, Any]:

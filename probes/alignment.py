@@ -1,60 +1,17 @@
-"""Alignment G-SNR over t, per target and parameter group, on identical held-out images, times and noise (AHPA Sec. 3, Fig. 2, Table 7).
-
-The loss is the alignment loss alone. Its gradient is zero above the tap, so the forward stops there. Group "all" is the backbone up to
-the tap: patch and time embedders and blocks 1..k; each block, attention, MLP and adaLN of these blocks, the embedders, the label embedding
-and the projector are groups too. On the same samples and parameters the gradient of the denoising loss is measured, and the angle between
-the two means.
-"""
+"""Alignment G-SNR over t, per target and parameter group, on identical held-out images, times and noise (AHPA Sec. 3, Fig. 2, Table 7)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
-import gsnr
-from gsnr.bins import SPACINGS
 from gsnr.parts import Parts, Rows
-from gsnr.table import NAN, estimate_columns
-from probes import _groups
-from probes._fit import FIT, FIT_BATCH, FIT_LR, Candidate, available, candidates, check, fit, groups_of, hidden_at_tap, ready
-from probes._subject import Options, Subject, bin_columns
-from train.alignments import AlignmentModule
-from train.data.batches import Batch
-from train.data.heldout import heldout_batches
-from train.interpolant import interpolate, velocity
-from train.models.sit import SiT
+from probes._aligned import measure_all, size_of
+from probes._fit import FIT_BATCH, FIT_LR, available, candidates, check
+from probes._subject import Options, Subject
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
-
-
-class Aligned(nn.Module):
-    """The backbone and one projector: the parameters that an alignment gradient can reach. Its forward is the alignment loss, (B,)."""
-
-    def __init__(self, sit: SiT, alignment: AlignmentModule, tap: int) -> None:
-        super().__init__()
-        self.sit, self.projector, self.tap = sit, alignment.projector, tap
-        self.discrepancy = alignment.discrepancy
-
-    def forward(self, batch: Batch) -> Tensor:
-        _, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=(self.tap,), stop=True)
-        return self.discrepancy(self.projector(hidden[self.tap]), batch["target"])
-
-    def denoising_loss(self, batch: Batch) -> Tensor:
-        """(B,): mean squared error of the velocity, as in training."""
-        return (self.sit.forward(batch["x"], batch["t"], batch["label"]).float() - batch["velocity"]).square().flatten(1).mean(1)
-
-
-def group_of(name: str, tap: int) -> tuple[str, ...]:
-    """The groups of a parameter of `Aligned`; () for one above the tap."""
-    part, _, rest = name.partition(".")
-    return ("projector",) if part == "projector" else _groups.groups_of(rest, tap)
 
 
 def cannot(subject: Subject, options: Options) -> str | None:
@@ -68,8 +25,6 @@ def cannot(subject: Subject, options: Options) -> str | None:
 def plan(subject: Subject, options: Options) -> list[str]:
     made = candidates(subject, options)
     gradients = len(made) * options.bins * options.n_images * options.draws
-    model = Aligned(subject.checkpoint.model, made[0].alignment, subject.tap)
-    size = sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
     parts = subject.checkpoint.alignment.parts
     first = [f"of the checkpoint's {len(parts)} alignments, the first, at block {subject.tap}"] if len(parts) > 1 else []
     return [
@@ -77,120 +32,9 @@ def plan(subject: Subject, options: Options) -> list[str]:
         f"targets: {', '.join(c.name for c in made)}",
         f"projectors fitted for {options.fit_steps} steps of {FIT_BATCH}, AdamW from {FIT_LR} to 0, on the train split",
         f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets x {options.draws} draws = {gradients} per-sample "
-        f"gradients of {size:,} parameters (tap: block {subject.tap}), and as many of the denoising loss",
+        f"gradients of {size_of(subject, made[0]):,} parameters (tap: block {subject.tap}), and as many of the denoising loss",
     ]
 
 
-def _heldout(subject: Subject, options: Options, made: list[Candidate], low: float, high: float) -> list[tuple[Batch, Batch]]:
-    """(batch, other images with other noise at the same times) of one bin."""
-
-    def batches(shuffled: bool) -> Iterator[Batch]:
-        split, groups = subject.splits["heldout"], groups_of(made)
-        drawn = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, groups, repeats=options.draws, shuffled=shuffled)
-        return (ready(subject, made, batch) for _, batch in drawn)
-
-    return list(zip(batches(False), batches(True), strict=True))
-
-
-def _batches(subject: Subject, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator[Batch]:
-    for batch, shuffled in pairs:
-        yield {
-            "x": interpolate(batch["latent"], batch["noise"], batch["t"]),
-            "t": batch["t"],
-            "label": batch["label"],
-            "target": candidate.target_BTC(batch, shuffled, hidden_at_tap(subject, batch)),
-            "velocity": velocity(batch["latent"], batch["noise"]),
-        }
-
-
-def _cell(comparison: gsnr.Comparison, batch_ref: int) -> dict[str, Any]:
-    """The columns of one group that are measured."""
-    low, high = comparison.cosine_ci()
-    return estimate_columns(comparison.a, batch_ref) | {
-        "draws": comparison.a.draws,
-        "cos_denoise": comparison.cosine,
-        "cos_low": low,
-        "cos_high": high,
-        "gsnr_constructive": comparison.constructive,
-    }
-
-
-def _variance(estimate: gsnr.Estimate) -> list[dict[str, Any]]:
-    """The noise of an image's mean gradient over its draws, split into a part between and a part within images; nothing for one draw."""
-    if estimate.draws == 1:
-        return []
-    return [{"metric": name, "value": getattr(estimate, name), "low": NAN, "high": NAN} for name in ("noise_between", "noise_within")]
-
-
-def _denoising_loss(model: nn.Module, batch: Batch) -> Tensor:
-    assert isinstance(model, Aligned)
-    return model.denoising_loss(batch)
-
-
-def measure(subject: Subject, options: Options, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> gsnr.ComparisonResult:
-    """The alignment gradient of one target against the denoising gradient, over the samples of one bin."""
-    model = Aligned(subject.checkpoint.model, candidate.alignment, subject.tap).to(subject.device).eval()
-    return gsnr.compare(
-        model,
-        lambda m, batch: m(batch),
-        _denoising_loss,
-        list(_batches(subject, candidate, pairs)),
-        engine=options.engine,
-        parameters=lambda name: bool(group_of(name, subject.tap)),
-        groups=lambda name: group_of(name, subject.tap),
-        draws=options.draws,
-    )
-
-
-def _bin(subject: Subject, options: Options, made: list[Candidate], index: int, bar: tqdm, sums: Path | None) -> Rows:
-    """All targets in one bin, on the same images, times and noise."""
-    low, high = (float(edge) for edge in SPACINGS[options.spacing](options.bins)[index : index + 2])
-    shared = subject.columns("alignment", options)
-    rows: Rows = {"cells": [], "samples": [], "metrics": []}
-    pairs = _heldout(subject, options, made, low, high)
-    t_N = torch.cat([batch["t"] for batch, _ in pairs]).view(-1, options.draws).mean(1).tolist()
-    for candidate in made:
-        result = measure(subject, options, candidate, pairs)
-        which = {"target": candidate.target, "control": candidate.control, "projector": candidate.projector}
-        if sums is not None:
-            result.a.save(sums / f"{'-'.join(which.values())}-bin{index}.safetensors")
-        for label in result.groups:
-            if label == "all":  # embraces projector and labels; the table's "all" is the backbone
-                continue
-            estimate = result[label].a
-            group = {"group": _groups.in_table(label)}
-            here = shared | which | group | bin_columns(index, low, high)
-            rows["cells"].append(here | _cell(result[label], options.batch_ref) | {"loss": result.a.loss, "engine": result.a.engine})
-            rows["metrics"] += [here | values for values in _variance(estimate)]
-            assert estimate.r_n is not None
-            columns = zip(t_N, result.a.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
-            key = {"run": shared["run"], "checkpoint": shared["checkpoint"]} | which | group | {"bin": index}
-            rows["samples"] += [key | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
-        bar.update()
-    return rows
-
-
 def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
-    """Rows of kind "cells", "samples" and (several draws) "metrics"; notes: how the projectors were fitted and the loss they ended at."""
-    made = candidates(subject, options)
-
-    def fitted() -> dict[str, Tensor]:
-        losses = fit(subject, options, made)
-        heads = {f"{i}|{name}": x for i, c in enumerate(made) if c.projector == FIT for name, x in c.alignment.projector.state_dict().items()}
-        return heads | {"final_loss": torch.tensor([losses[c.name] for c in made if c.projector == FIT], dtype=torch.float64)}
-
-    heads = parts.tensors("projectors", fitted)
-    for i, candidate in enumerate(made):
-        if candidate.projector == FIT:
-            candidate.alignment.projector.load_state_dict({k.partition("|")[2]: x for k, x in heads.items() if k.startswith(f"{i}|")})
-    final = dict(zip((c.name for c in made if c.projector == FIT), heads["final_loss"].tolist(), strict=True))
-    rows: Rows = {"cells": [], "samples": [], "metrics": []}
-    with tqdm(total=options.bins * len(made), desc="alignment", unit="cell", mininterval=0.5, leave=False) as bar:
-        for index in range(options.bins):
-            of_bin = parts.rows(f"bin{index}", partial(_bin, subject, options, made, index, bar, sums))
-            bar.update((index + 1) * len(made) - bar.n)
-            for kind, values in of_bin.items():
-                rows[kind] += values
-    notes = {"projector_fit": {"steps": options.fit_steps, "batch": FIT_BATCH, "lr": FIT_LR, "final_loss": final}, "tap": subject.tap}
-    notes["alignments_left_out"] = max(0, len(subject.checkpoint.alignment.parts) - 1)
-    return rows, notes
+    return measure_all(subject, options, "alignment", parts, sums)

@@ -79,7 +79,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
             shared | which | group | bin_columns(index, low, high) | columns | {"draws": estimate.draws, "loss": result.loss, "engine": result.engine}
         )
         assert estimate.r_n is not None
-        key = {"run": shared["run"], "checkpoint": shared["checkpoint"]} | which | group | {"bin": index}
+        key = {name: shared[name] for name in ("run", "checkpoint", "vae")} | which | group | {"bin": index}
         each = zip(t_N, result.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
         rows["samples"] += [key | {"image_id": i, "t": t, "loss": value, "q": q, "r": r} for i, (t, value, q, r) in enumerate(each)]
     return rows

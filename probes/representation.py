@@ -40,7 +40,7 @@ Array = NDArray[np.float64]
 
 def cannot(subject: Subject, options: Options) -> str | None:
     if options.n_images <= NEIGHBOURS + 3:
-        raise ValueError(f"--n-images {options.n_images}: CKNNA with {NEIGHBOURS} neighbours needs more than {NEIGHBOURS + 3} images")
+        return f"--n-images {options.n_images}: CKNNA with {NEIGHBOURS} neighbours needs more than {NEIGHBOURS + 3} images"
     return None
 
 

@@ -14,7 +14,7 @@ import gsnr
 from gsnr import bins, table
 from gsnr.parts import Parts
 from gsnr.probe import main
-from probes import _fit, alignment
+from probes import _aligned, _fit
 from probes._subject import Options
 from tests.conftest import call
 from tests.probes.test_probe import subject_of
@@ -31,7 +31,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
     """Stopped in the last bin: two bins and the fits stay, and neither is done again."""
     words = ("--ckpt", smoke_run, *WORDS)
     assert call(main, *words, "--out", tmp_path / "whole") == 0
-    real, calls = alignment.measure, []
+    real, calls = _aligned.measure, []
 
     def stops(*arguments: object) -> gsnr.ComparisonResult:
         calls.append(1)
@@ -39,7 +39,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(alignment, "measure", stops)
+    monkeypatch.setattr(_aligned, "measure", stops)
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         call(main, *words, "--out", out)
@@ -52,8 +52,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
     with pytest.raises(ValueError, match=r"with other settings .n_images was 8, now 9.; --overwrite drops it"):
         call(main, *words, "--n-images", 9, "--out", out, "--resume")
     again = []
-    monkeypatch.setattr(alignment, "measure", lambda *a: again.append(1) or real(*a))
-    monkeypatch.setattr(alignment, "fit", lambda *a: pytest.fail("fitted again"))
+    monkeypatch.setattr(_aligned, "measure", lambda *a: again.append(1) or real(*a))
+    monkeypatch.setattr(_aligned, "fit", lambda *a: pytest.fail("fitted again"))
     assert call(main, *words, "--out", out, "--resume") == 0
     assert len(again) == 8
     pd.testing.assert_frame_equal(cells_of(tmp_path / "whole"), cells_of(out), check_exact=True)

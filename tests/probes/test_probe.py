@@ -246,7 +246,7 @@ def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys:
     assert not out.exists()
     assert call(main, "--list") == 0
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert listed == {"alignment", "controls", "denoising", "representation", "router", "vae_pca"}
+    assert listed == {"alignment", "controls", "denoising", "representation", "router", "vae_pca", "vae_swap"}
 
 
 @pytest.fixture
