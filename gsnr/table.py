@@ -153,10 +153,13 @@ def _header(path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> pd.DataFrame:
     """The rows of a table. Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, or one of no rows."""
-    _header(path)
+    kind = _header(path)["kind"]
     frame = pd.read_parquet(path)
     if frame.empty:
         raise ValueError(f"{path}: the table has no rows")
+    lacking = [column for column in KINDS[kind] if column not in frame]
+    if lacking:
+        raise ValueError(f"{path}: lacks column {lacking[0]!r}: another version of gsnr measured it; measure again (--overwrite)")
     return frame
 
 
