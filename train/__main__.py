@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     config = resolve(preset, _read(args.config), nest(flat))
     from train.trainer import train
 
-    train(config, args.out, args.resume)
+    train(config, args.out if args.out.name else args.out.absolute(), args.resume)
     return 0
 
 

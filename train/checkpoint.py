@@ -20,6 +20,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import diffusers
@@ -39,8 +40,10 @@ from train.models.sit import SiT
 from train.objective import Objective, make_alignment
 
 SCHEMA_VERSION = 2  # 1 named the router's and projector's tensors otherwise
+ADAMW = {"step", "exp_avg", "exp_avg_sq"}  # what the optimizer keeps for a parameter
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 Weights = Literal["ema", "raw"]
+STATE: dict[str, Any] = {"step": int, "config": dict, "cache": (dict, NoneType), "latent_scale": (int, float, NoneType), "taps": list}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +135,9 @@ def save(
         write_weights(aside, "raw", objective.model, objective.alignment)
         write_weights(aside, "ema", ema.model, ema.alignment)
         names = [name for name, _ in objective.named_parameters()]
-        save_file(_flatten_optimizer(optimizer, names), aside / "optimizer.safetensors")
-        write_state(aside, state)
+        flat = _flatten_optimizer(optimizer, names)
+        save_file(flat, aside / "optimizer.safetensors")
+        write_state(aside, state | {"optimizer_tensors": len(flat)})
         shutil.rmtree(folder, ignore_errors=True)  # a leftover that LAST never pointed at
         os.rename(aside, folder)
         files.sync(folder.parent)
@@ -160,7 +164,10 @@ def locate(path: Path) -> Path:
         return path
     if not (path / "LAST").is_file():
         raise ValueError(f"{path}: neither a run folder (it has no LAST) nor a checkpoint (it has no state.json)")
-    name = (path / "LAST").read_text().strip()
+    try:
+        name = (path / "LAST").read_text().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path / 'LAST'}: damaged ({error})") from error
     folder = path / "checkpoints" / name
     if not name or not (folder / "state.json").is_file():
         raise ValueError(f"{path / 'LAST'}: points at {name!r}, which is no checkpoint in {folder.parent}")
@@ -204,6 +211,11 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged (not a mapping)")
     if state.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema version {state.get('schema_version')}, this version reads {SCHEMA_VERSION}")
+    for key, kinds in STATE.items():
+        if key not in state or not isinstance(state[key], kinds) or isinstance(state[key], bool):
+            raise ValueError(f"{path}: damaged (no valid {key!r})")
+    if state["step"] < 0:
+        raise ValueError(f"{path}: damaged (step {state['step']})")
     return state
 
 
@@ -213,8 +225,11 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
     folder = locate(Path(path))
     state = read_state(folder)
     config: TrainConfig = build(TrainConfig, state["config"])
-    header = None if state["cache"] is None else header_from(state["cache"])
-    groups: Mapping[str, tuple[int, ...]] = {k: tuple(v) for k, v in state["groups"].items()} if header is None else header.groups
+    try:
+        header = None if state["cache"] is None else header_from(state["cache"])
+        groups: Mapping[str, tuple[int, ...]] = {k: tuple(v) for k, v in state["groups"].items()} if header is None else header.groups
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder / 'state.json'}: damaged (its `cache` or `groups`: {error})") from error
     model = SiT(**asdict(config.model))
     alignment = make_alignment(config.alignment, config.model, groups)
     backbone_file, alignment_file = weight_files(folder, weights)
@@ -254,14 +269,27 @@ def restore(run: Path, objective: Objective, ema: Objective, optimizer: torch.op
     for module, (backbone_file, alignment_file) in ((objective, weight_files(folder, "raw")), (ema, weight_files(folder, "ema"))):
         load_into(module.model, backbone_file)
         load_into(module.alignment, alignment_file)
-    flat = read_tensors(folder / "optimizer.safetensors")
-    names = [name for name, _ in objective.named_parameters()]
+    state, path = read_state(folder), folder / "optimizer.safetensors"
+    flat = read_tensors(path)
+    parameters = dict(objective.named_parameters())
+    names = list(parameters)
+    if len(flat) != state.get("optimizer_tensors", len(flat)):
+        raise ValueError(f"{path}: damaged (holds {len(flat)} tensors, not {state['optimizer_tensors']})")
     per_parameter: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         name, _, slot = key.rpartition("|")
+        wanted = torch.Size() if slot == "step" else parameters[name].shape if name in parameters else None
+        if slot not in ADAMW or value.shape != wanted:
+            raise ValueError(f"{path}: damaged (tensor {key!r} of shape {tuple(value.shape)} is not AdamW's for this model)")
         per_parameter.setdefault(names.index(name), {})[slot] = value
+    for number, slots in per_parameter.items():
+        if slots.keys() != ADAMW:
+            raise ValueError(f"{path}: damaged (lacks {min(ADAMW - slots.keys())!r} of {names[number]!r})")
+    window = state.get("window", {})
+    if not isinstance(window, dict) or not all(isinstance(value, int | float) for value in window.values()):
+        raise ValueError(f"{folder / 'state.json'}: damaged (its `window`)")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": per_parameter})
-    return read_state(folder)
+    return state
 
 
 def run_output(checkpoint: Checkpoint, name: str) -> Path:

@@ -211,7 +211,6 @@ def _check(config: TrainConfig) -> None:
         "optim.lr": 0,
         "optim.clip": 0,
         "optim.weight_decay": 0,
-        "model.mlp_ratio": 0,
     }
     counts = (
         "steps",
@@ -231,12 +230,17 @@ def _check(config: TrainConfig) -> None:
     for tracker in config.trackers.split(","):
         if tracker not in ("tensorboard", "wandb", "none"):
             raise ValueError(f"--trackers {tracker!r} does not exist; choose from tensorboard, wandb, none, or tensorboard,wandb")
+    if "none" in config.trackers.split(",") and config.trackers != "none":
+        raise ValueError(f"--trackers {config.trackers}: none goes with no other")
+    if config.keep_every and not config.keep_last:
+        raise ValueError("--keep-every: says what stays beside --keep-last K, which is missing (all checkpoints stay without it)")
+    for key in ("beta1", "beta2", "ema"):
+        if not 0 <= getattr(config.optim, key) < 1:
+            raise ValueError(f"--optim.{key} {getattr(config.optim, key)}: must be at least 0 and below 1")
     if config.batch % config.accumulate:
         raise ValueError(f"--batch {config.batch} is not a multiple of --accumulate {config.accumulate}")
     if not 0 <= config.label_dropout <= 1:
-        raise ValueError(f"label_dropout {config.label_dropout}: must be between 0 and 1")
-    if not 0 <= config.optim.ema < 1:
-        raise ValueError(f"optim.ema {config.optim.ema}: must be at least 0 and below 1")
+        raise ValueError(f"--label-dropout {config.label_dropout}: must be between 0 and 1")
     weight = config.alignment.get("weight", 0.0)
     if not 0 <= weight < float("inf"):
         raise ValueError(f"alignment.weight {weight}: must be a number of at least 0")

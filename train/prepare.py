@@ -63,7 +63,7 @@ def _parser() -> Parser:
 
 def _is_done(out: Path, job: Job) -> bool:
     """Whether `out` is this very cache. Raises ValueError where it is anything else."""
-    from train.data import shards
+    from train.data import cache, shards
     from train.data.job import check_same
 
     if not out.exists():
@@ -71,6 +71,7 @@ def _is_done(out: Path, job: Job) -> bool:
     if not (out / shards.RECORD).is_file():
         raise ValueError(f"--out {out}: exists; name a new folder")
     check_same(out / shards.RECORD, job, f"--out {out}: was prepared")
+    cache.open_cache(out, tuple(job.header.groups))
     return True
 
 
@@ -176,6 +177,7 @@ def _prepare(args: argparse.Namespace, held: ExitStack) -> None:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    args.out = args.out.absolute() if not args.out.name else args.out
 
     import torch
 

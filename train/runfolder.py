@@ -31,7 +31,7 @@ ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
 # On --resume: what does not change the run that is asked for. (compile, checkpointing and accumulate change how its numbers are rounded.)
 MAY_CHANGE = (
     *("steps", "gsnr_every", "gsnr_images", "sample_every", "trackers", "keep_last", "keep_every", "save_every", "max_skipped"),
-    *("compile", "checkpointing", "accumulate", "data.workers"),
+    *("compile", "checkpointing", "accumulate", "data.workers", "data.path", "log_every"),  # of data elsewhere, the header is compared
 )
 
 
@@ -53,12 +53,15 @@ def check(out: Path, config: TrainConfig, resume: bool) -> None:
     if not resume:
         raise ValueError(f"--out {out}: already holds a run; continue it with --resume, or name a new folder")
     try:
-        before = _flat(json.loads(stored.read_text())["config"])
-    except (json.JSONDecodeError, KeyError) as error:
+        values = json.loads(stored.read_text())["config"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{stored}: damaged ({error})") from error
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"{stored}: damaged (its `config` is not a mapping)")
+    before = _flat(values)
     for key, value in _flat(json.loads(json.dumps(asdict(config)))).items():
         was = before.get(key)
-        if key == "steps" and value < was:
+        if key == "steps" and isinstance(was, int) and value < was:
             raise ValueError(f"--resume: --steps can only grow; this run was asked for {was}, now {value}")
         if key not in MAY_CHANGE and value != was:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in MAY_CHANGE)
@@ -93,10 +96,20 @@ def log_router(out: Path, step: int, objective: Objective) -> None:
 
 
 def restore(out: Path, header: Header, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """state.json of the last checkpoint, its weights put back; {} for a new run. Raises ValueError where the data's VAE is another one."""
+    """state.json of the last checkpoint, its weights put back; {} for a new run. Raises ValueError where the data's VAE is another one.
+
+    Without LAST (a kill in the midst of the first save, or somebody's slip) the newest checkpoint is the last one: they appear whole.
+    """
     if not (out / "LAST").is_file():
-        return {}
-    stored = asdict(header_from(checkpoint.read_state(checkpoint.locate(out))["cache"]))
+        whole = sorted(p.name for p in (out / "checkpoints").glob("*") if p.name.isdigit() and (p / "state.json").is_file())
+        if not whole:
+            return {}
+        files.write_text(out / "LAST", whole[-1] + "\n")
+    folder = checkpoint.locate(out)
+    try:
+        stored = asdict(header_from(checkpoint.read_state(folder)["cache"]))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder / 'state.json'}: damaged (its `cache`: {error})") from error
     for key, value in asdict(header).items():
         if stored[key] != value:
             raise ValueError(f"--resume: {out} was trained on data whose {key} was {stored[key]!r}; the cache now says {value!r}")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +30,9 @@ from train.objective import Objective, check_cache, make_alignment
 from train.step import Window, check_finite, optimisation_step
 from train.stop import Stop
 
+# Before a process group goes. Its threads drop the tensors of their last work when they come to it, for which they need the interpreter's
+# lock; torch's destructors hold that lock while they wait for the threads, for ever (seen with gloo, torch 2.13).
+SETTLE_SEC = 0.5
 SAMPLES: dict[str, Any] = {"classes": 10, "per_class": 8, "steps": 25, "guidance": 2.5, "seed": 0}  # of the grids of --sample-every
 
 
@@ -137,6 +140,18 @@ class _Progress:
 def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     """Trains, or continues, one run; on SIGTERM it saves and returns. Raises ValueError for bad input before anything is written or overwritten."""
     accelerator = make_accelerator(config, out)
+    held: list[TextIO] = []
+    try:
+        _train(accelerator, config, out, resume, held)
+    finally:
+        for handle in held:
+            handle.close()
+        if accelerator.num_processes > 1:
+            time.sleep(SETTLE_SEC)
+
+
+def _train(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bool, held: list[TextIO]) -> None:
+    """held: where the handle that locks the run folder is put."""
     device, main = accelerator.device, accelerator.is_main_process
     if main:
         runfolder.check(out, config, resume)
@@ -165,7 +180,8 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     if first >= config.steps:
         accelerator.print(f"{out}: already trained for {first} steps; nothing to do")
         return
-    held = runfolder.start(out, config, first, raw) if main else None
+    if main:
+        held.append(runfolder.start(out, config, first, raw))
     ema.to(device)
     if config.compile:
         for block in raw.model.blocks:
@@ -180,6 +196,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     window = Window(state.get("window", {}), device)
     progress = _Progress(accelerator, config, out, first)
     step = first
+    totals: dict[str, float] = {}
 
     def save(totals: dict[str, float]) -> None:
         extra = {"window": totals, "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None}
@@ -218,11 +235,14 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     progress.bar.close()
     if watching.cost:
         accelerator.print(f"G-SNR every {config.gsnr_every} steps: {watching.cost}")
+    streak = int(totals["streak"])
+    if streak:
+        accelerator.print(f"warning: the last {streak} steps were skipped, for their gradient was not finite; look at the data and the learning rate")
     done = f"{step} steps done" if step == config.steps else f"stopped by SIGTERM after {step} of {config.steps} steps; continue with --resume"
     accelerator.print(f"{out}: {done}; last checkpoint {checkpoint.locate(out)}")
+    if accelerator.num_processes > 1:
+        time.sleep(SETTLE_SEC)
     accelerator.end_training()
-    if held is not None:
-        held.close()
 
 
 def _save_samples(out: Path, step: int, ema: Objective, decoder: vae.FrozenVAE, shape: ModelConfig, scaling: Scaling) -> None:

@@ -203,7 +203,10 @@ def test_bad_input_is_named(pictures: Path, vae_folder: Path, tmp_path: Path) ->
     fails("no images in sub-folders", data=vae_folder)
     fails("multiple of 8", resolution=36)
     fails("--heldout 30", heldout=30)
-    fails("feature group 'G9' does not exist; choose from G1, G2, G3, G4", features="G9")
+    for named in ("G9", "G3,G3", "G3, G4", ""):
+        fails(f"--features '{named}': name groups of G1, G2, G3, G4, each once", features=named)
+    fails("--resolution 65536: must be at most 4096", resolution=65536)
+    fails("--data is empty", data="")
     fails("choose from adaptive, bilinear", resampling="nope")
     fails("--dtype 'int4' does not exist; choose from float16, int8", dtype="int4")
     fails("cannot be loaded", vae=tmp_path)

@@ -151,11 +151,11 @@ def test_crops_come_in_order_and_what_cannot_be_read_is_named(flat: Path, worker
 
 
 def test_the_hash_of_the_preprocessing_is_that_of_the_crop(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = images.preprocessing_sha(32)
-    assert before == images.preprocessing_sha(32) != images.preprocessing_sha(64)
+    before = images.preprocessing_sha()
+    assert before == images.preprocessing_sha()
     original = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, size, resample: original(self, size, Image.Resampling.NEAREST))
-    assert images.preprocessing_sha(32) != before
+    assert images.preprocessing_sha() != before
 
 
 def test_jpegs_of_other_modes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -88,10 +89,14 @@ def read_header(folder: Path) -> Header:
         if found != SCHEMA_VERSION:
             raise ValueError(f"{path}: schema version {found}, this version reads {SCHEMA_VERSION}; prepare the data again")
         header = header_from(fields)
+        if not all(isinstance(header.sizes[split], int) for split in SPLITS) or not all(len(shape) == 4 for shape in header.groups.values()):
+            raise TypeError("its sizes or the shapes of its groups")
+        if not np.isfinite([header.scale, *header.channel_scale, *header.channel_bias]).all() or not header.scale:
+            raise TypeError(f"its scale is {header.scale}")
         if header.dtype not in quantise.DTYPES:
             raise ValueError(f"{path}: features of dtype {header.dtype!r}; this version reads {', '.join(quantise.DTYPES)}")
         return header
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error
 
 
@@ -130,7 +135,16 @@ class CachedSplit:
         shapes: dict[str, tuple[int, ...]] = {"mean": header.latent_shape, "std": header.latent_shape}
         for group, shape in header.groups.items():
             shapes |= {group: shape, f"{group}{quantise.SUFFIX}": shape[:2]}
-        self.columns = {name: arrow.Column(table.column(name), shapes.get(name, ())) for name in table.column_names}
+        lacking = [name for name in ("label", *(name for name in shapes if not name.endswith(quantise.SUFFIX))) if name not in table.column_names]
+        if lacking:
+            raise ValueError(f"{folder / split}: lacks the column {lacking[0]!r}; prepare the data again")
+        try:
+            self.columns = {name: arrow.Column(table.column(name), shapes.get(name, ())) for name in table.column_names}
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{folder / split}: does not hold what {folder / HEADER} says ({error}); prepare the data again") from error
+        labels = self.columns["label"].take(np.arange(table.num_rows, dtype=np.int64))
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= header.num_classes:
+            raise ValueError(f"{folder / split}: a label is none of 0 to {header.num_classes - 1}; prepare the data again")
 
     def __reduce__(self) -> tuple[type[CachedSplit], tuple[Path, str, Header]]:
         """Pickled (for a data worker that is spawned, not forked) as where it is, not as what it holds."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from train import vae as vaes
 from train.data import cache, encode, heldout, images, shards, sources
+from train.priors import layers
 from train.priors.features import RESAMPLINGS
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 PLAIN = ("resolution", "patch", "features", "dtype", "flip", "resampling", "heldout")  # options that stand for themselves
 LEAST = {"batch": 1, "workers": 0, "shard": 1, "num_classes": 1, "patch": 1, "resolution": 1}
+
+
+LARGEST = 4096  # pixels a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,12 @@ def decide(args: argparse.Namespace) -> Job:
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if args.resolution > LARGEST:
+        raise ValueError(f"--resolution {args.resolution}: must be at most {LARGEST}")
+    named = args.features.split(",")
+    if args.features != "none" and (len(set(named)) < len(named) or not set(named) <= set(layers.GROUPS)):
+        valid = ", ".join(layers.GROUPS)
+        raise ValueError(f"--features {args.features!r}: name groups of {valid}, each once, with commas alone between them, or none")
     if args.resampling not in RESAMPLINGS:
         raise ValueError(f"--resampling {args.resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
     source, classes = sources.open_source(args.data, args.labels, args.split, args.num_classes)
@@ -66,7 +76,7 @@ def decide(args: argparse.Namespace) -> Job:
         sizes={split: len(numbers) for split, numbers in members.items()},
         dtype=args.dtype,
         views=2 if args.flip else 1,
-        preprocessing_sha=images.preprocessing_sha(args.resolution),
+        preprocessing_sha=images.preprocessing_sha(),
     )
     size = args.shard or shards.images_per_shard(count)
     options = {

@@ -25,6 +25,7 @@ from PIL import Image
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 TABLES = (".arrow", ".parquet", ".tar")  # files that `datasets.load_dataset` is asked to read
 LABEL_FILES = ("dataset.json", "labels.csv")
+MOST_CLASSES = 10**7
 SPLIT_NAMES = {"test", "train", "val", "valid", "validation"}
 Labels = NDArray[np.int64]
 
@@ -84,6 +85,7 @@ class Table:
 
     data: str
     images: Any  # datasets.Dataset with the column `image`
+    fingerprint: str
     labels: Labels
     classes: int | None = None
 
@@ -95,7 +97,8 @@ class Table:
 
     @property
     def sha(self) -> str:
-        return hashlib.sha256(self.labels.tobytes()).hexdigest()
+        """Of the labels and of the library's fingerprint of the data."""
+        return hashlib.sha256(self.fingerprint.encode() + self.labels.tobytes()).hexdigest()
 
 
 def _class_folders(folder: Path) -> Files | None:
@@ -117,16 +120,19 @@ def read_labels(path: Path) -> dict[str, int]:
             if pairs is None:
                 raise ValueError("it holds no labels")
         else:
-            with path.open(newline="") as handle:
+            with path.open(newline="", encoding="utf-8-sig") as handle:  # spreadsheets begin a CSV with a byte-order mark
                 rows = csv.DictReader(handle)
                 if not {"file", "label"} <= set(rows.fieldnames or ()):
                     raise ValueError(f"its first line must name the columns file and label, not {', '.join(rows.fieldnames or ())}")
                 pairs = [(row["file"], row["label"]) for row in rows]
         labels: dict[str, int] = {}
         for name, label in pairs:
-            if isinstance(label, float | list) or not str(label).lstrip("-").isdecimal():
+            if isinstance(label, float | list) or not str(label).lstrip("-").isdecimal() or abs(int(label)) > MOST_CLASSES:
                 raise ValueError(f"{name}: the label {label!r} is not a class number")
-            labels[name] = int(label)
+            if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
+                raise ValueError(f"{name!r} is not the name of a file below the folder")
+            if labels.setdefault(name, int(label)) != int(label):
+                raise ValueError(f"{name} is listed with labels {labels[name]} and {int(label)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a labels file ({error}); a dataset.json or a CSV with columns file,label is needed") from error
     if not labels:
@@ -156,7 +162,8 @@ def _table(data: str, opened: Any, split: str) -> Table:
     if labels.dtype.kind not in "iu":
         raise ValueError(f"--data {data}: its column label holds {feature}, not class numbers")
     classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else None
-    return Table(data=data, images=opened.select_columns(["image"]), labels=labels.astype(np.int64), classes=classes)
+    found = {"fingerprint": opened._fingerprint, "labels": labels.astype(np.int64), "classes": classes}
+    return Table(data=data, images=opened.select_columns(["image"]), **found)
 
 
 def _load(data: str, split: str, why: str) -> Table:
@@ -171,6 +178,8 @@ def _load(data: str, split: str, why: str) -> Table:
 
 
 def _open(data: str, labels: Path | None, split: str) -> Source:
+    if not data.strip():
+        raise ValueError("--data is empty; name a folder or a Hugging Face data set")
     folder = Path(data)
     if not folder.is_dir():
         if folder.is_absolute() or data.startswith("."):

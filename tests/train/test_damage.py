@@ -1,0 +1,158 @@
+"""Runs, caches and labels that somebody damaged: one line that names the file, and nothing is trained on them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import call
+from tests.train.test_resume import tensors
+from train import checkpoint
+from train.__main__ import main
+from train.data import cache, encode
+from train.data.sources import open_source
+from train.prepare import main as prepare
+
+RESUME = ("--preset", "smoke", "--trackers", "none", "--steps", 31, "--resume")
+
+
+@pytest.fixture
+def run(smoke_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(smoke_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def change(path: Path, edit: Callable[[dict], Any]) -> None:
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(edit(values) or values))
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda t: t.update({next(k for k in t if k.endswith("|exp_avg")): torch.zeros(3)}), r"exp_avg' of shape \(3,\) is not AdamW's"),
+        (lambda t: t.clear(), "holds 0 tensors, not"),
+        (lambda t: t.pop(next(k for k in t if k.endswith("|exp_avg"))), "holds .* tensors, not"),
+        (lambda t: t.update({"bogus|exp_avg": t.pop(next(iter(t)))}), "tensor 'bogus.exp_avg'"),
+    ],
+)
+def test_optimizer_that_is_not_the_model_s(run: Path, edit: Callable, match: str) -> None:
+    path = run / "checkpoints" / "0000030" / "optimizer.safetensors"
+    flat = load_file(path)
+    edit(flat)
+    save_file(flat, path)
+    with pytest.raises(ValueError, match=f"optimizer.safetensors: damaged .*{match}"):
+        call(main, *RESUME, "--out", run)
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda s: s.pop("step"), "no valid 'step'"),
+        (lambda s: s.update(step="x"), "no valid 'step'"),
+        (lambda s: s.update(step=-3), "step -3"),
+        (lambda s: s.pop("cache"), "no valid 'cache'"),
+        (lambda s: s.update(cache={}), "its `cache`"),
+        (lambda s: s.update(config=None), "no valid 'config'"),
+        (lambda s: s.update(window={"loss": "a"}), "its `window`"),
+    ],
+)
+def test_state_that_is_none(run: Path, edit: Callable, match: str) -> None:
+    before = (run / "metrics.jsonl").read_text()
+    path = run / "checkpoints" / "0000030" / "state.json"
+    change(path, lambda s: edit(s) and None)
+    with pytest.raises(ValueError, match=f"state.json: damaged .*{match}"):
+        call(main, *RESUME, "--out", run)
+    assert (run / "metrics.jsonl").read_text() == before
+    if "window" not in match:
+        with pytest.raises(ValueError, match=r"state.json: damaged"):
+            checkpoint.load(run)
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"config": []}', b'{"config": {}}', b"\xff\xfe"])
+def test_config_that_is_none(run: Path, content: bytes) -> None:
+    (run / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json: damaged"):
+        call(main, *RESUME, "--out", run)
+
+
+def test_without_last_the_newest_checkpoint_is_the_last(run: Path, smoke_run: Path) -> None:
+    (run / "LAST").unlink()
+    assert call(main, *RESUME[:-2], 30, "--resume", "--out", run) == 0
+    assert checkpoint.locate(run).name == "0000030"
+    assert tensors(checkpoint.locate(run)).keys() == tensors(checkpoint.locate(smoke_run)).keys()
+    (run / "LAST").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="LAST: damaged"):
+        call(main, *RESUME, "--out", run)
+
+
+@pytest.fixture
+def copied(smoke_run: Path, tmp_path: Path) -> Path:
+    """The smoke run's cache, to be damaged."""
+    shutil.copytree(encode.demo_cache(256, 256, "adaptive"), tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda h: h.update(scale=float("nan")),
+        lambda h: h["sizes"].pop("heldout"),
+        lambda h: h.update(groups=[]),
+        lambda h: h["groups"].update(G3=[1]),
+        lambda h: h["groups"].update(G3=[2, 64, 8, 8]),
+        lambda h: h.update(num_classes=3),
+        lambda h: h["groups"].update(G9=[2, 64, 8, 8]),
+    ],
+)
+def test_caches_that_are_not_what_they_say(copied: Path, tmp_path: Path, edit: Callable) -> None:
+    change(copied / cache.HEADER, lambda h: edit(h) and None)
+    with pytest.raises(ValueError, match=str(copied)):
+        call(main, "--preset", "smoke", "--data.path", copied, "--model.num-classes", 10, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_files_that_contradict_themselves(tmp_path: Path) -> None:
+    for i in range(2):
+        Image.new("RGB", (40, 40), (i, i, i)).save(tmp_path / f"{i}.png")
+    for content, match in (
+        ("file,label\n0.png,1\n0.png,2\n", "0.png is listed with labels 1 and 2"),
+        ("file,label\n../x/0.png,1\n", "is not the name of a file below the folder"),
+        ("file,label\n0.png,99999999999999999999999\n", "is not a class number"),
+        ("file,label\n0.png,5000000000\n", "is not a class number"),
+    ):
+        (tmp_path / "labels.csv").write_text(content)
+        with pytest.raises(ValueError, match=f"labels.csv: not a labels file .*{match}"):
+            open_source(str(tmp_path))
+    (tmp_path / "labels.csv").write_text("file,label\n0.png,1\n1.png,0\n", encoding="utf-8-sig")
+    assert open_source(str(tmp_path))[0].labels.tolist() == [1, 0]
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "dataset.json").write_text('{"labels": [[5, 1], ["0.png", 2]]}')
+    with pytest.raises(ValueError, match="5 is not the name of a file"):
+        open_source(str(tmp_path))
+
+
+def test_other_pictures_with_the_same_labels_are_other_data(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        pictures = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(6)]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 3}, features=features).save_to_disk(str(tmp_path / name))
+    words = ("--vae", "demo", "--resolution", 64, "--patch", 1, "--heldout", 2, "--features", "none", "--out", tmp_path / "cache")
+    assert call(prepare, "--data", tmp_path / "one", *words) == 0
+    assert call(prepare, "--data", tmp_path / "one", *words) == 0, "the same again: nothing to do"
+    with pytest.raises(ValueError, match=r"--data .images, hash of their names and labels."):
+        call(prepare, "--data", tmp_path / "two", *words)
+    next((tmp_path / "cache" / "train").glob("*.arrow")).unlink()
+    with pytest.raises(ValueError, match=r"arrow: missing"):
+        call(prepare, "--data", tmp_path / "one", *words)
