@@ -33,7 +33,7 @@ from tests.conftest import REPO, call, run_module
         (("train", "--config", "nowhere.json", "--out", "x"), "--config nowhere.json: cannot be read"),
         (("train", "--preset", "smoke", "--out", "/proc/x"), "--out /proc/x: cannot be written to"),
         (("figures", "--run", "nowhere"), "no tables; measure first with `python -m gsnr.probe --ckpt nowhere`"),
-        (("figures", "--run", "nowhere", "--figure", "fig9"), "figure 'fig9' does not exist; choose from fig2_gsnr, fig5_router"),
+        (("figures", "--run", "nowhere", "--figure", "fig9"), "figure 'fig9' does not exist; choose from fig2_gsnr, fig4_pca, fig5_router"),
         (("train.sample", "--ckpt", "nowhere"), "nowhere: no such run"),
         (("train.evaluate", "--ckpt", "nowhere"), "nowhere: no such run"),
         (("train.convert", "--ckpt", "nowhere.pt", "--out", "x"), "nowhere.pt: no such file"),

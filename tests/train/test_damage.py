@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import call
+from tests.conftest import REPO, call
 from tests.train.test_resume import tensors
 from train import checkpoint
 from train.__main__ import main
@@ -156,3 +159,21 @@ def test_other_pictures_with_the_same_labels_are_other_data(tmp_path: Path) -> N
     next((tmp_path / "cache" / "train").glob("*.arrow")).unlink()
     with pytest.raises(ValueError, match=r"arrow: missing"):
         call(prepare, "--data", tmp_path / "one", *words)
+
+
+def test_a_disk_that_is_full_while_saving(run: Path) -> None:
+    """Files of more than 100 kB cannot be written: one line, and the last good checkpoint stays the last."""
+    limit = (100_000, 100_000)
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *map(str, RESUME), "--out", str(run)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "0000031: the checkpoint cannot be written" in done.stderr and "the last good one is untouched" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkpoint.load(run).step == 30
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["0000010", "0000020", "0000030"]
+    assert call(main, *RESUME, "--out", run) == 0 and checkpoint.load(run).step == 31
