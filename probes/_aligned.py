@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gsnr
-from gsnr.bins import SPACINGS
 from gsnr.parts import Parts, Rows
 from gsnr.table import NAN, estimate_columns
 from probes import _groups
 from probes._fit import FIT, FIT_BATCH, FIT_LR, Candidate, candidates, fit, groups_of, hidden_at_tap, ready
-from probes._subject import Options, Subject, bin_columns
+from probes._subject import Options, Subject, bin_columns, sample_rows
 from train.alignments import AlignmentModule
 from train.data.batches import Batch
 from train.data.heldout import heldout_batches
@@ -123,7 +122,7 @@ def measure(subject: Subject, options: Options, candidate: Candidate, pairs: lis
 
 def _bin(subject: Subject, options: Options, probe: str, made: list[Candidate], index: int, bar: tqdm, sums: Path | None) -> Rows:
     """All targets in one bin, on the same images, times and noise."""
-    low, high = (float(edge) for edge in SPACINGS[options.spacing](options.bins)[index : index + 2])
+    low, high = options.edges(index)
     shared = subject.columns(probe, options)
     rows: Rows = {"cells": [], "samples": [], "metrics": []}
     pairs = _heldout(subject, options, made, low, high)
@@ -141,10 +140,7 @@ def _bin(subject: Subject, options: Options, probe: str, made: list[Candidate], 
             here = shared | which | group | bin_columns(index, low, high)
             rows["cells"].append(here | _cell(result[label], options.batch_ref) | {"loss": result.a.loss, "engine": result.a.engine})
             rows["metrics"] += [here | values for values in _variance(estimate)]
-            assert estimate.r_n is not None
-            columns = zip(t_N, result.a.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
-            key = {name: shared[name] for name in ("run", "checkpoint", "vae")} | which | group | {"bin": index}
-            rows["samples"] += [key | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
+            rows["samples"] += sample_rows(here, t_N, result.a.losses.tolist(), estimate)
         bar.update()
     return rows
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 import gsnr
+from gsnr.bins import SPACINGS
+from gsnr.table import NAN
 from train import checkpoint, convert, foreign, trainer, vae
 from train.alignments import ahpa
 from train.checkpoint import Checkpoint, Weights
@@ -37,6 +39,11 @@ class Options:
     swap: tuple[str, ...] = ()
     controls: tuple[str, ...] = ("shuffled", "constant")
     projectors: tuple[str, ...] = ("fit", "ckpt")
+
+    def edges(self, index: int) -> tuple[float, float]:
+        """Lower and upper end in t of a bin."""
+        edges = SPACINGS[self.spacing](self.bins)
+        return float(edges[index]), float(edges[index + 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +164,17 @@ def load(
     other = None if router is None else _router(router, weights, header, loaded.config.model.depth)
     caches = tuple((name, *open_cache(Path(name), ())) for name in swap)
     return Subject(checkpoint=loaded, again=again, header=header, splits=splits, created=created, router=other, swaps=caches)
+
+
+NOWHERE = {"t_low": NAN, "t_high": NAN, "logsnr_low": NAN, "logsnr_high": NAN}  # of rows that belong to no time
+
+
+def sample_rows(key: dict[str, Any], t_N: list[float], losses_N: list[float], estimate: gsnr.Estimate) -> list[dict[str, Any]]:
+    """Rows of kind "samples" of one cell. key: its columns, among others; those that samples have are taken."""
+    assert estimate.r_n is not None
+    here = {name: key[name] for name in ("run", "checkpoint", "vae", "target", "control", "projector", "group", "bin")}
+    columns = zip(t_N, losses_N, estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
+    return [here | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
 
 
 def bin_columns(index: int, low: float, high: float) -> dict[str, Any]:

@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gsnr.bins import SPACINGS
 from gsnr.parts import Parts, Rows
 from gsnr.table import NAN
 from probes._fit import hidden_at_tap, own_target
-from probes._subject import Options, Subject, bin_columns
+from probes._subject import NOWHERE, Options, Subject, bin_columns
 from train.data.heldout import heldout_batches
 from train.runfolder import ROUTER_GRID
 
@@ -83,7 +82,7 @@ def _measure_rows(here: dict[str, Any], easiness: Easiness) -> list[dict[str, An
 
 def _layers(subject: Subject, options: Options, shared: dict[str, Any]) -> Rows:
     """Each layer of each group, which does not depend on t."""
-    nowhere = {"bin": -1, "t_low": NAN, "t_high": NAN, "logsnr_low": NAN, "logsnr_high": NAN}
+    nowhere = NOWHERE | {"bin": -1}
     rows = []
     for group, shape in subject.header.groups.items():
         names = subject.header.layers[group] or tuple(str(i) for i in range(shape[0]))
@@ -103,7 +102,7 @@ def _target(subject: Subject, options: Options, shared: dict[str, Any], index: i
     """The checkpoint's own target in one bin, and the cosine that its own projector reaches there."""
     own = own_target(subject)
     assert own is not None
-    low, high = (float(edge) for edge in SPACINGS[options.spacing](options.bins)[index : index + 2])
+    low, high = options.edges(index)
     name, _, alignment = own
     alignment = alignment.to(subject.device)
     subject.checkpoint.model.to(subject.device)
@@ -131,7 +130,7 @@ def _router(subject: Subject, shared: dict[str, Any]) -> list[dict[str, Any]]:
     if not weights or own is None or own[1].get("split"):
         return []
     groups = {"mid": "G3", "deep": "G4"}
-    nowhere = {"bin": -1, "t_low": NAN, "t_high": NAN, "logsnr_low": NAN, "logsnr_high": NAN, "low": NAN, "high": NAN}
+    nowhere = NOWHERE | {"bin": -1, "low": NAN, "high": NAN}
     rows = []
     for i, part in enumerate(name for name in weights if name != "beta"):
         group = groups.get(part, part)

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gsnr
-from gsnr.bins import SPACINGS
 from gsnr.parts import Parts, Rows
 from gsnr.table import NAN, estimate_columns
 from probes import _groups
-from probes._subject import Options, Subject, bin_columns
+from probes._subject import Options, Subject, bin_columns, sample_rows
 from train.data.batches import Batch
 from train.data.heldout import heldout_batches
 from train.interpolant import interpolate, velocity
@@ -53,7 +52,7 @@ def group_of(name: str) -> tuple[str, ...]:
 
 
 def _bin(subject: Subject, options: Options, index: int) -> Rows:
-    low, high = (float(edge) for edge in SPACINGS[options.spacing](options.bins)[index : index + 2])
+    low, high = options.edges(index)
     drawn = heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, (), repeats=options.draws)
     batches = [{key: x.to(subject.device) for key, x in batch.items()} for _, batch in drawn]
     model = subject.checkpoint.model.to(subject.device).eval()
@@ -74,14 +73,10 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
         if label == "all":  # embraces the label embedding
             continue
         estimate, group = result[label], {"group": _groups.in_table(label)}
-        columns = estimate_columns(estimate, options.batch_ref) | NOTHING
-        rows["cells"].append(
-            shared | which | group | bin_columns(index, low, high) | columns | {"draws": estimate.draws, "loss": result.loss, "engine": result.engine}
-        )
-        assert estimate.r_n is not None
-        key = {name: shared[name] for name in ("run", "checkpoint", "vae")} | which | group | {"bin": index}
-        each = zip(t_N, result.losses.tolist(), estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
-        rows["samples"] += [key | {"image_id": i, "t": t, "loss": value, "q": q, "r": r} for i, (t, value, q, r) in enumerate(each)]
+        here = shared | which | group | bin_columns(index, low, high)
+        measured = {"draws": estimate.draws, "loss": result.loss, "engine": result.engine}
+        rows["cells"].append(here | estimate_columns(estimate, options.batch_ref) | NOTHING | measured)
+        rows["samples"] += sample_rows(here, t_N, result.losses.tolist(), estimate)
     return rows
 
 

@@ -21,7 +21,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from gsnr.bins import SPACINGS
 from gsnr.parts import Parts, Rows
 from gsnr.table import NAN
 from probes._subject import Options, Subject, bin_columns
@@ -126,7 +125,7 @@ def _jackknife(a_ND: Array, b_NE: Array, value: float) -> tuple[float, float]:
 
 
 def _bin(subject: Subject, options: Options, index: int) -> Rows:
-    low, high = (float(edge) for edge in SPACINGS[options.spacing](options.bins)[index : index + 2])
+    low, high = options.edges(index)
     groups = tuple(group for group in (TEACHER,) if group in subject.header.groups)
     drawn = [batch for _, batch in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, groups)]
     held = _gather([_hidden(subject, batch) for batch in drawn])

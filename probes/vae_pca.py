@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gsnr.parts import Parts, Rows
 from gsnr.table import NAN
-from probes._subject import Options, Subject
+from probes._subject import NOWHERE, Options, Subject
 from train import vae as vaes
 
 SUMMARY = "PCA maps of group-averaged VAE features, and the variance that three components explain"
@@ -87,7 +87,7 @@ def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> 
     """Rows of kind "metrics" (explained_variance, group, bin = component) and "maps"."""
     shown = min(SHOWN, options.n_images)
     shared = subject.columns("vae_pca", options) | {"target": "features", "control": "none", "projector": "none"}
-    nowhere = {"t_low": NAN, "t_high": NAN, "logsnr_low": NAN, "logsnr_high": NAN, "low": NAN, "high": NAN}
+    nowhere = NOWHERE | {"low": NAN, "high": NAN}
     key = {name: shared[name] for name in ("run", "checkpoint", "vae", "data")}
     rows: Rows = {"metrics": [], "maps": _map_rows(key | {"group": "image"}, pictures(subject, shown))}
     for group, (_, _, g, _) in tqdm(subject.header.groups.items(), desc="vae_pca", unit="group", leave=False):
