@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -131,14 +131,12 @@ def candidates(subject: Subject, options: Options) -> list[Candidate]:
         """A target as it is in the checkpoint (its router, say), with a newly initialised projector."""
         torch.manual_seed(options.seed)
         made = make_alignment(targets[name], c.config.model, subject.header.groups)
+        made.calibrate(subject.splits["train"])
         if own is not None and name == own[0]:
-            made.calibrate(subject.splits["train"])
             of_another_vae = subject.aligned.header is not None and subject.aligned.header.vae != subject.header.vae
             left = ("projector.", "normaliser.") if of_another_vae else ("projector.",)
             learned = {key: value for key, value in own[2].state_dict().items() if not key.startswith(left)}
             made.load_state_dict(learned, strict=False)
-        else:
-            made.calibrate(subject.splits["train"])
         return made.to(subject.device)
 
     made = []
@@ -159,7 +157,7 @@ def with_constant(subject: Subject, options: Options, candidate: Candidate) -> C
     steps = fit_steps(subject, options.seed, [candidate], CONSTANT_BATCHES)
     means = [candidate.alignment.target(batch, h_BTD).double().mean((0, 1)) for batch, _, h_BTD in steps]
     constant_C = torch.stack(means).mean(0).float()
-    return Candidate(target=candidate.target, control=CONSTANT, projector=candidate.projector, alignment=candidate.alignment, constant_C=constant_C)
+    return replace(candidate, control=CONSTANT, constant_C=constant_C)
 
 
 def groups_of(made: list[Candidate]) -> tuple[str, ...]:
