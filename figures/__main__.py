@@ -44,16 +44,24 @@ def _path(run: Path, figure: ModuleType) -> Path:
     return run / "probes" / f"{figure.TABLE}{'.' + kind if kind else ''}.parquet"
 
 
-def _allows(runs: list[Path], figure: ModuleType) -> bool:
+def allows(runs: list[Path], figure: ModuleType) -> bool:
     """Whether the runs have its table, and it is a figure of one run or of several."""
     return _several(figure) == (len(runs) > 1) and all(_path(run, figure).is_file() for run in runs)
 
 
-def _table(run: Path, figure: ModuleType) -> pd.DataFrame:
-    path = _path(run, figure)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such table; measure it with `python -m gsnr.probe --ckpt {run} --probe {figure.TABLE}`")
-    return table.read(path)
+def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
+    """What the figure draws: the tables of the runs, one after another. Raises ValueError naming the command that makes one that is missing."""
+    for folder in runs:
+        if not _path(folder, figure).is_file():
+            raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `python -m gsnr.probe --ckpt {folder} --probe {figure.TABLE}`")
+    return pd.concat([table.read(_path(folder, figure)) for folder in runs], ignore_index=True)
+
+
+def distinct(runs: list[Path]) -> None:
+    """Raises ValueError for two runs of one name."""
+    (name, times), *_ = Counter(run.resolve().name for run in runs).most_common(1)
+    if times > 1:
+        raise ValueError(f"--run: two of the folders are called {name!r}; figures tell runs apart by that name")
 
 
 def main(argv: list[str]) -> int:
@@ -64,10 +72,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
     args = parser.parse_args(argv)
     runs: list[Path] = args.run
-    called = Counter(run.resolve().name for run in runs)
-    if max(called.values()) > 1:
-        raise ValueError(f"--run: two of the folders are called {max(called, key=called.__getitem__)!r}; figures tell runs apart by that name")
-    asked = args.figure.split(",") if args.figure else [name for name in names() if _allows(runs, find(name))]
+    distinct(runs)
+    asked = args.figure.split(",") if args.figure else [name for name in names() if allows(runs, find(name))]
     if not asked:
         raise ValueError(f"{runs[0] / 'probes'}: no tables; measure first with `python -m gsnr.probe --ckpt {runs[0]}`")
     out = args.out or runs[0] / "figures"
@@ -76,7 +82,7 @@ def main(argv: list[str]) -> int:
         figure = find(name)
         if len(runs) > 1 and not _several(figure):
             raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
-        drawn = figure.draw(pd.concat([_table(run, figure) for run in runs], ignore_index=True))
+        drawn = figure.draw(table_of(runs, figure))
         for suffix in ("png", "pdf"):
             written.append(out / f"{name}.{suffix}")
             save(drawn, written[-1])

@@ -27,6 +27,7 @@ from typing import Any
 from gsnr import files, table
 from gsnr.bins import SPACINGS
 from gsnr.commandline import Parser, run
+from gsnr.forecast import Forecast, forecast
 from gsnr.parts import Parts, Rows
 
 
@@ -62,6 +63,9 @@ def _parser() -> Parser:
     parser.add_argument("--controls", default="shuffled,constant", metavar="A,B", help="of the first target, or none (default: shuffled,constant)")
     parser.add_argument("--projector", default="fit,ckpt", metavar="A,B", help="fit alike, ckpt (the checkpoint's own), fresh (default: fit,ckpt)")
     parser.add_argument("--n-images", type=int, default=256, metavar="N", help="held-out images, each used once in every bin (default: 256)")
+    parser.add_argument(
+        "--first-image", type=int, default=0, metavar="I", help="number of the first of them: disjoint ones check a finding (default: 0)"
+    )
     parser.add_argument("--draws", type=int, default=1, metavar="K", help="draws of t and noise per image; n still counts images (default: 1)")
     parser.add_argument("--engine", default="auto", help="how per-sample gradients are computed: auto, loop, vmap, ghost (default: auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")
@@ -78,7 +82,7 @@ def _parser() -> Parser:
     parser.add_argument("--resume", action="store_true", help="continue a measurement that was interrupted")
     parser.add_argument("--overwrite", action="store_true", help="replace tables, and drop interrupted measurements, of other settings")
     parser.add_argument("--list", action="store_true", help="list the probes and stop")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be measured and stop")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured, with an estimate of time and memory, and stop")
     return parser
 
 
@@ -86,6 +90,7 @@ def _positive(args: Any) -> None:
     for flag, value, least in (
         ("--bins", args.bins, 1),
         ("--n-images", args.n_images, 3),
+        ("--first-image", args.first_image, 0),
         ("--draws", args.draws, 1),
         ("--fit-steps", args.fit_steps, 1),
         ("--batch-ref", args.batch_ref, 1),
@@ -158,6 +163,20 @@ def _measure(name: str, subjects: list[Any], options: Any, settings: dict[str, A
     print(f"{out / name}.parquet: {len(rows[main_kind])} rows")
 
 
+def _say(chosen: list[str], todo: list[str], subjects: list[Any], options: Any, out: Path) -> None:
+    """What would be measured, how long it would take, and where it would be written."""
+    total = Forecast(0.0, 0)
+    for name in chosen:
+        print(f"{name}: {'would write' if name in todo else 'is there already:'} {out / f'{name}.parquet'}")
+        for subject in subjects:
+            print("\n".join(f"  {line}" for line in find(name).plan(subject, options)))
+            if name in todo:
+                found = forecast(find(name), subject, options)
+                total += found
+                print(f"  {found}", flush=True)
+    print(f"in all {total} (from running a small piece of each on this machine)")
+
+
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
@@ -189,8 +208,9 @@ def main(argv: list[str]) -> int:
     if times > 1:
         raise ValueError(f"--ckpt: {called} is the name of two checkpoints, and tables tell them apart by that; rename a run folder")
     for subject in subjects:
-        if args.n_images > subject.splits["heldout"].size:
-            raise ValueError(f"--n-images {args.n_images}: the held-out split of {subject.header.data!r} has {subject.splits['heldout'].size}")
+        if args.first_image + args.n_images > (size := subject.splits["heldout"].size):
+            after = f" after --first-image {args.first_image}" if args.first_image else ""
+            raise ValueError(f"--n-images {args.n_images}{after}: the held-out split of {subject.header.data!r} has {size}")
     chosen = _choose(args.probe, subjects, options)
     out = args.out or subjects[0].default_out
     for subject in subjects:
@@ -198,10 +218,7 @@ def main(argv: list[str]) -> int:
     settings = json.loads(json.dumps(asdict(options) | {"weights": args.weights, "checkpoints": [_identity(subject) for subject in subjects]}))
     todo = [name for name in chosen if not _is_there(out / f"{name}.parquet", settings, args.overwrite)]
     if args.dry_run:
-        for name in chosen:
-            print(f"{name}: {'would write' if name in todo else 'is there already:'} {out / f'{name}.parquet'}")
-            for subject in subjects:
-                print("\n".join(f"  {line}" for line in find(name).plan(subject, options)))
+        _say(chosen, todo, subjects, options, out)
         return 0
     files.check_writable(out, "--out")
     for name in chosen:
@@ -211,6 +228,10 @@ def main(argv: list[str]) -> int:
         _measure(name, subjects, options, settings, out, args)
     if "alignment" in chosen:
         print(table.summary(table.read(out / "alignment.parquet")))
+    for name in ("alignment.metrics", "controls"):
+        if name.split(".")[0] in chosen and (flagged := table.easy(table.read(out / f"{name}.parquet"))):
+            print(flagged)
+            break
     return 0
 
 

@@ -84,6 +84,7 @@ MAP_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "vae", "da
 }
 KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COLUMNS, "maps": MAP_COLUMNS}
 NAN = float("nan")
+EASY = 0.9  # share of the cosine to a target that is reached by a constant vector, above which the target is flagged as easy
 NAMES = {"ahpa": "AHPA", "repa": "REPA", "irepa": "iREPA", "sra": "SRA", "sra2": "SRA 2"}  # of targets, for people
 
 
@@ -186,6 +187,23 @@ def summary(cells: pd.DataFrame, group: str = "all") -> str:
     lines += ["".join(f"{text:>{width}}" for text, width in zip(row, widths.values(), strict=True)) for row in zip(*columns.values(), strict=True)]
     title = f"{batch_ref} x G-SNR of group {group!r}, n = {int(here['n'].iloc[0])}, 95 % interval; '.' = below detection"
     return "\n".join([title, *lines])
+
+
+def easy(metrics: pd.DataFrame) -> str:
+    """Which targets are easy, and where: those of whose cosine a constant vector reaches the share EASY or more, as text. metrics: the table
+    `alignment.metrics` or `controls`. "" for none."""
+    shares = metrics[metrics["metric"] == "constant_share"]
+    several = len(shares[["run", "checkpoint"]].drop_duplicates()) > 1
+    texts = []
+    for keys, rows in shares.groupby(["run", "checkpoint", "target", "control", "projector"], sort=False):
+        run, checkpoint, *which = map(str, keys)
+        flagged = rows[rows["value"] >= EASY].sort_values("bin")
+        if len(flagged):
+            bins = ", ".join(f"{low:.2f}-{high:.2f}" for low, high in zip(flagged["t_low"], flagged["t_high"], strict=True))
+            where = "at all t" if len(flagged) == len(rows) else f"at t = {bins}"
+            texts.append(f"{f'{run}/{checkpoint}: ' if several else ''}{target_name(*which)} {where}")
+    head = f"easy targets, of whose projector's cosine a constant vector reaches {EASY:.0%} or more:"
+    return "\n  ".join([head, *texts]) if texts else ""
 
 
 def target_name(target: str, control: str, projector: str) -> str:

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 import gsnr
 from gsnr.parts import Parts, Rows
-from gsnr.table import NAN, estimate_columns
+from gsnr.table import estimate_columns
 from probes import _groups
+from probes._easy import Easiness
 from probes._fit import FIT, FIT_BATCH, FIT_LR, Candidate, candidates, fit, groups_of, hidden_at_tap, ready
-from probes._subject import Options, Subject, bin_columns, sample_rows
+from probes._subject import Options, Subject, bin_columns, sample_rows, variance_rows
 from train.alignments import AlignmentModule
 from train.data.batches import Batch
 from train.data.heldout import heldout_batches
@@ -64,7 +65,18 @@ def _heldout(subject: Subject, options: Options, made: list[Candidate], low: flo
 
     def batches(shuffled: bool) -> Iterator[Batch]:
         split, groups = subject.splits["heldout"], groups_of(made)
-        drawn = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, groups, repeats=options.draws, shuffled=shuffled)
+        drawn = heldout_batches(
+            split,
+            options.n_images,
+            options.seed,
+            "heldout",
+            low,
+            high,
+            groups,
+            repeats=options.draws,
+            shuffled=shuffled,
+            first=options.first_image,
+        )
         return (ready(subject, made, batch) for _, batch in drawn)
 
     return list(zip(batches(False), batches(True), strict=True))
@@ -93,13 +105,6 @@ def _cell(comparison: gsnr.Comparison, batch_ref: int) -> dict[str, Any]:
     }
 
 
-def _variance(estimate: gsnr.Estimate) -> list[dict[str, Any]]:
-    """The noise of an image's mean gradient over its draws, split into a part between and a part within images; nothing for one draw."""
-    if estimate.draws == 1:
-        return []
-    return [{"metric": name, "value": getattr(estimate, name), "low": NAN, "high": NAN} for name in ("noise_between", "noise_within")]
-
-
 def _denoising_loss(model: nn.Module, batch: Batch) -> Tensor:
     assert isinstance(model, Aligned)
     return model.denoising_loss(batch)
@@ -120,33 +125,42 @@ def measure(subject: Subject, options: Options, candidate: Candidate, pairs: lis
     )
 
 
+@torch.no_grad()
+def _easiness(subject: Subject, made: list[Candidate], pairs: list[tuple[Batch, Batch]], shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each candidate, what its projector and what a constant vector reach of the targets of one bin."""
+    easiness = [Easiness() for _ in made]
+    for batch, shuffled in pairs:
+        h_BTD = hidden_at_tap(subject, batch)
+        for candidate, sums in zip(made, easiness, strict=True):
+            sums.add(candidate.target_BTC(batch, shuffled, h_BTD), candidate.alignment.projector(h_BTD))
+    return [row for candidate, sums in zip(made, easiness, strict=True) for row in sums.rows(shared | candidate.which | {"group": "target"})]
+
+
 def _bin(subject: Subject, options: Options, probe: str, made: list[Candidate], index: int, bar: tqdm, sums: Path | None) -> Rows:
     """All targets in one bin, on the same images, times and noise."""
     low, high = options.edges(index)
-    shared = subject.columns(probe, options)
-    rows: Rows = {"cells": [], "samples": [], "metrics": []}
+    shared = subject.columns(probe, options) | bin_columns(index, low, high)
     pairs = _heldout(subject, options, made, low, high)
+    rows: Rows = {"cells": [], "samples": [], "metrics": _easiness(subject, made, pairs, shared)}
     t_N = torch.cat([batch["t"] for batch, _ in pairs]).view(-1, options.draws).mean(1).tolist()
     for candidate in made:
         result = measure(subject, options, candidate, pairs)
-        which = {"target": candidate.target, "control": candidate.control, "projector": candidate.projector}
         if sums is not None:
-            result.a.save(sums / f"{'-'.join(which.values())}-bin{index}.safetensors")
+            result.a.save(sums / f"{'-'.join(candidate.which.values())}-bin{index}.safetensors")
         for label in result.groups:
             if label == "all":  # embraces projector and labels; the table's "all" is the backbone
                 continue
             estimate = result[label].a
-            group = {"group": _groups.in_table(label)}
-            here = shared | which | group | bin_columns(index, low, high)
+            here = shared | candidate.which | {"group": _groups.in_table(label)}
             rows["cells"].append(here | _cell(result[label], options.batch_ref) | {"loss": result.a.loss, "engine": result.a.engine})
-            rows["metrics"] += [here | values for values in _variance(estimate)]
-            rows["samples"] += sample_rows(here, t_N, result.a.losses.tolist(), estimate)
+            rows["metrics"] += variance_rows(here, estimate)
+            rows["samples"] += sample_rows(here, options.images, t_N, result.a.losses.tolist(), estimate)
         bar.update()
     return rows
 
 
 def measure_all(subject: Subject, options: Options, probe: str, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
-    """Rows of kind "cells", "samples" and (several draws) "metrics" for every candidate; notes: how the projectors were fitted and the loss
+    """Rows of kind "cells", "samples" and "metrics" for every candidate; notes: how the projectors were fitted and the loss
     they ended at."""
     made = candidates(subject, options)
 

@@ -51,6 +51,11 @@ class Candidate:
     constant_C: Tensor | None = None
 
     @property
+    def which(self) -> dict[str, str]:
+        """The columns of a table that tell candidates apart."""
+        return {"target": self.target, "control": self.control, "projector": self.projector}
+
+    @property
     def name(self) -> str:
         marks = [mark for mark in (self.control, self.projector) if mark not in (NONE, FIT)]
         return " ".join([self.target, *(f"[{mark}]" for mark in marks)])

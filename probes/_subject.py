@@ -9,11 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import gsnr
 from gsnr.bins import SPACINGS
-from gsnr.table import NAN
+from gsnr.table import METRIC_COLUMNS, NAN
 from train import checkpoint, convert, foreign, trainer, vae
 from train.alignments import ahpa
 from train.checkpoint import Checkpoint, Weights
@@ -33,12 +35,18 @@ class Options:
     batch_ref: int
     fit_steps: int
     draws: int = 1
+    first_image: int = 0
     spacing: str = "t"
     targets: tuple[str, ...] = ()
     router: str | None = None
     swap: tuple[str, ...] = ()
     controls: tuple[str, ...] = ("shuffled", "constant")
     projectors: tuple[str, ...] = ("fit", "ckpt")
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """Numbers of the held-out images."""
+        return np.arange(self.first_image, self.first_image + self.n_images, dtype=np.int64)
 
     def edges(self, index: int) -> tuple[float, float]:
         """Lower and upper end in t of a bin."""
@@ -169,12 +177,23 @@ def load(
 NOWHERE = {"t_low": NAN, "t_high": NAN, "logsnr_low": NAN, "logsnr_high": NAN}  # of rows that belong to no time
 
 
-def sample_rows(key: dict[str, Any], t_N: list[float], losses_N: list[float], estimate: gsnr.Estimate) -> list[dict[str, Any]]:
+def sample_rows(
+    key: dict[str, Any], images_N: NDArray[np.int64], t_N: list[float], losses_N: list[float], estimate: gsnr.Estimate
+) -> list[dict[str, Any]]:
     """Rows of kind "samples" of one cell. key: its columns, among others; those that samples have are taken."""
     assert estimate.r_n is not None
     here = {name: key[name] for name in ("run", "checkpoint", "vae", "target", "control", "projector", "group", "bin")}
-    columns = zip(t_N, losses_N, estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
-    return [here | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, (t, loss, q, r) in enumerate(columns)]
+    columns = zip(images_N.tolist(), t_N, losses_N, estimate.q_n.tolist(), estimate.r_n.tolist(), strict=True)
+    return [here | {"image_id": i, "t": t, "loss": loss, "q": q, "r": r} for i, t, loss, q, r in columns]
+
+
+def variance_rows(key: dict[str, Any], estimate: gsnr.Estimate) -> list[dict[str, Any]]:
+    """Rows of kind "metrics": the noise of an image's mean gradient over its draws, split into a part between and a part within images; none for
+    one draw. key: columns of the cell."""
+    if estimate.draws == 1:
+        return []
+    here = {name: key[name] for name in METRIC_COLUMNS if name in key} | {"low": NAN, "high": NAN}
+    return [here | {"metric": name, "value": getattr(estimate, name)} for name in ("noise_between", "noise_within")]
 
 
 def bin_columns(index: int, low: float, high: float) -> dict[str, Any]:

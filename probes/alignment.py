@@ -12,6 +12,7 @@ from probes._subject import Options, Subject
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
+SCALES = ("bins", "n_images", "draws", "fit_steps")
 
 
 def cannot(subject: Subject, options: Options) -> str | None:

@@ -1,9 +1,8 @@
-"""Is a target easy? What a constant vector explains of it, layer by layer and over t, and what the router makes of that.
+"""Is a target easy, layer by layer and over t, and what does the router make of that?
 
-A cosine loss can be lowered by a vector that says nothing about the image: the best constant c reaches the cosine ||mean of f/||f||||. For
-each layer of the cached features, and for the checkpoint's own target in each bin of t: that constant's cosine, the mean norm, and the share of
-E||f||^2 that the mean vector holds. Beside them the router's mean weights, for the question whether it chooses what is useful or what is
-easy. Shuffled and constant targets with projectors of their own are rows of probe `alignment` (--controls).
+For each layer of the cached features, and for the checkpoint's own target in each bin of t: the cosine of the best constant vector, the mean
+norm, and the share of E||f||^2 that the mean vector holds. Beside them the router's mean weights, for the question whether it chooses what is
+useful or what is easy. Shuffled and constant targets with projectors of their own are rows of probe `alignment` (--controls).
 Shapes: N images, T tokens, L layers, C channels.
 """
 
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from gsnr.parts import Parts, Rows
 from gsnr.table import NAN
+from probes._easy import Easiness
 from probes._fit import hidden_at_tap, own_target
 from probes._subject import NOWHERE, Options, Subject, bin_columns
 from train.data.heldout import heldout_batches
@@ -27,6 +27,7 @@ from train.runfolder import ROUTER_GRID
 
 SUMMARY = "how much of each layer, and of the target over t, a constant vector explains; the router's weights beside it"
 KIND = "metrics"
+SCALES = ("bins", "n_images")
 Array = NDArray[np.float64]
 
 
@@ -43,43 +44,6 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [f"constant vector, norm and mean of {layers} layers{target}, over {options.n_images} held-out images"]
 
 
-class Easiness:
-    """Sums per image, from which each measure and its delete-one jackknife follow."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[Array, Array, Array, Array]] = []
-
-    def add(self, f_NTC: torch.Tensor) -> None:
-        f = f_NTC.double()
-        norm = f.norm(dim=-1)
-        unit = f / norm.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1)
-        self.parts.append(tuple(x.cpu().numpy() for x in (unit.mean(1), f.mean(1), norm.mean(1), norm.square().mean(1))))  # type: ignore[arg-type]
-
-    def measures(self) -> dict[str, tuple[float, float, float]]:
-        """metric -> value and 95 % interval over images."""
-        unit_NC, mean_NC, norm_N, square_N = (np.concatenate(columns) for columns in zip(*self.parts, strict=True))
-        n = len(norm_N)
-
-        def left_out(x: Array) -> Array:
-            """Means without each image in turn."""
-            return (x.sum(0) - x) / (n - 1)
-
-        each = {
-            "constant_cosine": (np.linalg.norm(unit_NC.mean(0)), np.linalg.norm(left_out(unit_NC), axis=1)),
-            "norm": (norm_N.mean(), left_out(norm_N)),
-            "mean_share": (np.square(mean_NC.mean(0)).sum() / square_N.mean(), np.square(left_out(mean_NC)).sum(1) / left_out(square_N)),
-        }
-        found = {}
-        for name, (value, others) in each.items():
-            half = 1.96 * float(np.sqrt((n - 1) * np.var(others)))
-            found[name] = (float(value), float(value) - half, float(value) + half)
-        return found
-
-
-def _measure_rows(here: dict[str, Any], easiness: Easiness) -> list[dict[str, Any]]:
-    return [here | {"metric": name, "value": v, "low": low, "high": high} for name, (v, low, high) in easiness.measures().items()]
-
-
 def _layers(subject: Subject, options: Options, shared: dict[str, Any]) -> Rows:
     """Each layer of each group, which does not depend on t."""
     nowhere = NOWHERE | {"bin": -1}
@@ -87,13 +51,12 @@ def _layers(subject: Subject, options: Options, shared: dict[str, Any]) -> Rows:
     for group, shape in subject.header.groups.items():
         names = subject.header.layers[group] or tuple(str(i) for i in range(shape[0]))
         layers = [Easiness() for _ in names]
-        for start in range(0, options.n_images, 64):
-            index = np.arange(start, min(start + 64, options.n_images), dtype=np.int64)
+        for index in np.array_split(options.images, -(-options.n_images // 64)):
             f_NLCT = torch.from_numpy(subject.splits["heldout"].take(index, (group,))[group]).float().flatten(-2)
             for i, layer in enumerate(layers):
                 layer.add(f_NLCT[:, i].transpose(1, 2))
         for name, layer in zip(names, layers, strict=True):
-            rows += _measure_rows(shared | nowhere | {"target": group, "group": name}, layer)
+            rows += layer.rows(shared | nowhere | {"target": group, "group": name})
     return {"metrics": rows}
 
 
@@ -106,20 +69,13 @@ def _target(subject: Subject, options: Options, shared: dict[str, Any], index: i
     name, _, alignment = own
     alignment = alignment.to(subject.device)
     subject.checkpoint.model.to(subject.device)
-    easiness, reached = Easiness(), []
-    for _, batch in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, alignment.needs):
+    easiness = Easiness()
+    heldout = subject.splits["heldout"]
+    for _, batch in heldout_batches(heldout, options.n_images, options.seed, "heldout", low, high, alignment.needs, first=options.first_image):
         batch = alignment.prepare({key: x.to(subject.device) for key, x in batch.items()}, subject.ema)
         h_BTD = hidden_at_tap(subject, batch)
-        target = alignment.target(batch, h_BTD)
-        easiness.add(target)
-        reached.append(torch.cosine_similarity(alignment.projector(h_BTD).float(), target.float(), dim=-1).mean(1).double().cpu().numpy())
-    cosine_N = np.concatenate(reached)
-    half = 1.96 * float(cosine_N.std(ddof=1) / np.sqrt(len(cosine_N)))
-    here = shared | bin_columns(index, low, high) | {"target": name, "group": "target"}
-    mean = float(cosine_N.mean())
-    rows = _measure_rows(here, easiness)
-    rows.append(here | {"projector": "ckpt", "metric": "projector_cosine", "value": mean, "low": mean - half, "high": mean + half})
-    return {"metrics": rows}
+        easiness.add(alignment.target(batch, h_BTD), alignment.projector(h_BTD))
+    return {"metrics": easiness.rows(shared | bin_columns(index, low, high) | {"target": name, "group": "target", "projector": "ckpt"})}
 
 
 def _router(subject: Subject, shared: dict[str, Any]) -> list[dict[str, Any]]:
@@ -142,7 +98,7 @@ def _router(subject: Subject, shared: dict[str, Any]) -> list[dict[str, Any]]:
 
 def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics": constant_cosine, norm, mean_share per layer (target = group of layers) and of the own target per bin (group
-    "target"), projector_cosine per bin, router_weight per layer."""
+    "target"); projector_cosine and constant_share per bin; router_weight per layer."""
     shared = subject.columns("controls", options) | {"control": "none", "projector": "none"}
     rows: Rows = {"metrics": list(parts.rows("layers", partial(_layers, subject, options, shared))["metrics"])}
     if own_target(subject):

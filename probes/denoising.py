@@ -18,13 +18,14 @@ import gsnr
 from gsnr.parts import Parts, Rows
 from gsnr.table import NAN, estimate_columns
 from probes import _groups
-from probes._subject import Options, Subject, bin_columns, sample_rows
+from probes._subject import Options, Subject, bin_columns, sample_rows, variance_rows
 from train.data.batches import Batch
 from train.data.heldout import heldout_batches
 from train.interpolant import interpolate, velocity
 
 SUMMARY = "G-SNR of the denoising gradient per bin of t and parameter group"
 KIND = "cells"
+SCALES = ("bins", "n_images", "draws")
 NOTHING = {"cos_denoise": NAN, "cos_low": NAN, "cos_high": NAN, "gsnr_constructive": NAN}
 FINAL = "final layer"
 
@@ -53,7 +54,8 @@ def group_of(name: str) -> tuple[str, ...]:
 
 def _bin(subject: Subject, options: Options, index: int) -> Rows:
     low, high = options.edges(index)
-    drawn = heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, (), repeats=options.draws)
+    split = subject.splits["heldout"]
+    drawn = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, (), repeats=options.draws, first=options.first_image)
     batches = [{key: x.to(subject.device) for key, x in batch.items()} for _, batch in drawn]
     model = subject.checkpoint.model.to(subject.device).eval()
     result = gsnr.measure(
@@ -68,7 +70,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
     t_N = torch.cat([batch["t"] for batch in batches]).view(-1, options.draws).mean(1).tolist()
     shared = subject.columns("denoising", options)
     which = {"target": "denoising", "control": "none", "projector": "none"}
-    rows: Rows = {"cells": [], "samples": []}
+    rows: Rows = {"cells": [], "samples": [], "metrics": []}
     for label in result.groups:
         if label == "all":  # embraces the label embedding
             continue
@@ -76,13 +78,14 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
         here = shared | which | group | bin_columns(index, low, high)
         measured = {"draws": estimate.draws, "loss": result.loss, "engine": result.engine}
         rows["cells"].append(here | estimate_columns(estimate, options.batch_ref) | NOTHING | measured)
-        rows["samples"] += sample_rows(here, t_N, result.losses.tolist(), estimate)
+        rows["samples"] += sample_rows(here, options.images, t_N, result.losses.tolist(), estimate)
+        rows["metrics"] += variance_rows(here, estimate)
     return rows
 
 
 def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
-    """Rows of kind "cells" and "samples"."""
-    rows: Rows = {"cells": [], "samples": []}
+    """Rows of kind "cells", "samples" and (several draws) "metrics"."""
+    rows: Rows = {"cells": [], "samples": [], "metrics": []}
     for index in tqdm(range(options.bins), desc="denoising", unit="bin", mininterval=0.5, leave=False):
         for kind, values in parts.rows(f"bin{index}", partial(_bin, subject, options, index)).items():
             rows[kind] += values

@@ -31,6 +31,7 @@ from train.interpolant import interpolate
 
 SUMMARY = "CKNNA to a teacher's features, and accuracy of a linear probe, per block and bin of t"
 KIND = "metrics"
+SCALES = ("bins",)  # the linear probes on train images take most of it
 NEIGHBOURS = 10
 TEACHER = "teacher"
 PROBE_TRAIN = 2048  # train images of the linear probe, at most
@@ -127,7 +128,9 @@ def _jackknife(a_ND: Array, b_NE: Array, value: float) -> tuple[float, float]:
 def _bin(subject: Subject, options: Options, index: int) -> Rows:
     low, high = options.edges(index)
     groups = tuple(group for group in (TEACHER,) if group in subject.header.groups)
-    drawn = [batch for _, batch in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, groups)]
+    heldout = subject.splits["heldout"]
+    batches = heldout_batches(heldout, options.n_images, options.seed, "heldout", low, high, groups, first=options.first_image)
+    drawn = [batch for _, batch in batches]
     held = _gather([_hidden(subject, batch) for batch in drawn])
     held_labels = np.concatenate([batch["label"].numpy() for batch in drawn])
     split = subject.splits["train"]

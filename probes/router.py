@@ -14,6 +14,7 @@ from train.runfolder import ROUTER_GRID
 
 SUMMARY = "the router's beta and alpha over t, at the checkpoint and over training steps"
 KIND = "metrics"
+SCALES = ()
 
 
 def cannot(subject: Subject, options: Options) -> str | None:

@@ -24,6 +24,7 @@ from train import vae as vaes
 
 SUMMARY = "PCA maps of group-averaged VAE features, and the variance that three components explain"
 KIND = "metrics"
+SCALES = ()  # mostly the pictures, which are few
 COMPONENTS = 3
 SHOWN = 8  # images in the table of maps
 LARGEST_PICTURE = 128  # pixels a side of the decoded images in it
@@ -39,11 +40,10 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [f"PCA of {', '.join(subject.header.groups)} over the tokens of {options.n_images} held-out images; maps of the first {SHOWN}"]
 
 
-def group_average(subject: Subject, group: str, images: int) -> NDArray[np.float32]:
-    """(N,T,C): features of the first held-out images, averaged over the group's layers."""
+def group_average(subject: Subject, group: str, images_N: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(N,T,C): features of held-out images, averaged over the group's layers."""
     parts = []
-    for start in range(0, images, 64):
-        index = np.arange(start, min(start + 64, images), dtype=np.int64)
+    for index in np.array_split(images_N, -(-len(images_N) // 64)):
         f_NLCgg = subject.splits["heldout"].take(index, (group,))[group]
         parts.append(f_NLCgg.astype(np.float32).mean(1).reshape(len(index), f_NLCgg.shape[2], -1).transpose(0, 2, 1))
     return np.concatenate(parts)
@@ -66,12 +66,12 @@ def colours(p_NT3: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
-def pictures(subject: Subject, images: int) -> NDArray[np.float32]:
+def pictures(subject: Subject, images_N: NDArray[np.int64]) -> NDArray[np.float32]:
     """(N,s,s,3) in [0, 1]: the held-out images as the VAE decodes them (the cache holds no pixels), at most 128 pixels a side."""
     frozen = vaes.load(subject.header.vae)
     if frozen.sha != subject.header.vae_sha:
         raise ValueError(f"{subject.header.vae!r}: not the VAE that made the latents ({subject.header.vae_sha[:12]})")
-    mean = subject.splits["heldout"].take(np.arange(images, dtype=np.int64), ("mean",))["mean"]
+    mean = subject.splits["heldout"].take(images_N, ("mean",))["mean"]
     pixels = torch.cat([frozen.model.decode(part).sample for part in torch.from_numpy(mean).split(4)]).clamp(-1, 1)
     side = min(LARGEST_PICTURE, pixels.shape[-1])
     return ((F.adaptive_avg_pool2d(pixels, side) + 1) / 2).permute(0, 2, 3, 1).numpy()
@@ -89,9 +89,9 @@ def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> 
     shared = subject.columns("vae_pca", options) | {"target": "features", "control": "none", "projector": "none"}
     nowhere = NOWHERE | {"low": NAN, "high": NAN}
     key = {name: shared[name] for name in ("run", "checkpoint", "vae", "data")}
-    rows: Rows = {"metrics": [], "maps": _map_rows(key | {"group": "image"}, pictures(subject, shown))}
+    rows: Rows = {"metrics": [], "maps": _map_rows(key | {"group": "image"}, pictures(subject, options.images[:shown]))}
     for group, (_, _, g, _) in tqdm(subject.header.groups.items(), desc="vae_pca", unit="group", leave=False):
-        projected, shares = components(group_average(subject, group, options.n_images))
+        projected, shares = components(group_average(subject, group, options.images))
         rows["maps"] += _map_rows(key | {"group": group}, colours(projected)[:shown].reshape(shown, g, g, COMPONENTS))
         here = shared | nowhere | {"group": group, "metric": "explained_variance"}
         rows["metrics"] += [here | {"bin": i, "value": float(share)} for i, share in enumerate(shares)]

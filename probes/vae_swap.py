@@ -21,6 +21,7 @@ from probes._swap import swapped
 
 SUMMARY = "G-SNR of the router's target and of the uniform mixture with the features of other VAEs (--swap CACHE)"
 KIND = "cells"
+SCALES = ("bins", "n_images", "draws", "fit_steps")
 TARGETS = ("own", "uniform_both")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from gsnr import table
 from gsnr.probe import main
-from probes.controls import Easiness
+from probes._easy import Easiness
 from tests.conftest import call
 
 
@@ -48,6 +49,22 @@ def test_a_constant_target_is_as_easy_as_can_be() -> None:
     assert easiness.measures()["constant_cosine"][0] == pytest.approx(1) and easiness.measures()["mean_share"][0] == pytest.approx(1)
 
 
+def test_a_constant_target_is_flagged_as_easy() -> None:
+    """A constant vector reaches all that any projector can reach of it; of features without a mean it reaches nothing."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, target in (("constant", torch.ones(40, 3, 4)), ("centred", torch.from_numpy(rng.normal(size=(40, 3, 4))))):
+        easiness = Easiness()
+        easiness.add(target, target + 0.1 * torch.from_numpy(rng.normal(size=(40, 3, 4))))
+        key = {"run": "r", "checkpoint": "c", "target": name, "control": "none", "projector": "fit", "bin": 0, "t_low": 0.0, "t_high": 0.5}
+        rows += easiness.rows(key)
+    metrics = pd.DataFrame(rows)
+    shares = metrics[metrics["metric"] == "constant_share"].set_index("target")["value"]
+    assert shares["constant"] > 1 and shares["centred"] < 0.3
+    assert table.easy(metrics).splitlines()[1:] == ["  constant at all t"]
+    assert table.easy(metrics[metrics["target"] == "centred"]) == ""
+
+
 def test_the_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
     words = ("--probe", "controls", "--bins", 2, "--n-images", 16)
     assert call(main, "--ckpt", smoke_run, *words, "--out", tmp_path / "ahpa") == 0
@@ -58,6 +75,6 @@ def test_the_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
     assert len(weights) == 8 and weights["value"].sum() == pytest.approx(1, rel=1e-5)
     assert set(layers[layers["metric"] == "constant_cosine"]["group"]) >= set(weights["group"])
     target = rows[rows["group"] == "target"]
-    assert set(target["metric"]) == {"constant_cosine", "norm", "mean_share", "projector_cosine"} and set(target["bin"]) == {0, 1}
+    assert set(target["metric"]) == {"constant_cosine", "norm", "mean_share", "projector_cosine", "constant_share"} and set(target["bin"]) == {0, 1}
     assert call(main, "--ckpt", plain_run, *words, "--out", tmp_path / "plain") == 0
     assert set(table.read(tmp_path / "plain" / "controls.parquet")["metric"]) == {"constant_cosine", "norm", "mean_share"}

@@ -203,7 +203,8 @@ def test_draws_and_saved_sums(probed_run: Path, tmp_path: Path) -> None:
     cells, samples = (table.read(tmp_path / f"alignment.{kind}parquet") for kind in ("", "samples."))
     assert set(cells["n"]) == {12} and set(cells["draws"]) == {2}
     assert len(samples) == 12 * len(cells)
-    variance = table.read(tmp_path / "alignment.metrics.parquet")
+    metrics = table.read(tmp_path / "alignment.metrics.parquet")
+    variance = metrics[metrics["metric"].str.startswith("noise_")]
     assert set(variance["metric"]) == {"noise_between", "noise_within"}
     keys = ["target", "control", "projector", "group", "bin"]
     joined = cells.merge(variance.pivot(index=keys, columns="metric", values="value").reset_index(), on=keys)
@@ -215,6 +216,70 @@ def test_draws_and_saved_sums(probed_run: Path, tmp_path: Path) -> None:
     assert (again.n, again.signal) == (12, pytest.approx(cell["signal"], rel=1e-6))
     with pytest.raises(ValueError, match="--draws 0: must be at least 1"):
         call(main, "--ckpt", probed_run, "--draws", "0")
+
+
+def test_denoising_splits_its_noise_too(probed_run: Path, tmp_path: Path) -> None:
+    assert call(main, "--ckpt", probed_run, "--bins", "1", "--n-images", "8", "--probe", "denoising", "--draws", "2", "--out", tmp_path) == 0
+    cells, variance = (table.read(tmp_path / f"denoising{kind}.parquet") for kind in ("", ".metrics"))
+    both = variance.pivot(index="group", columns="metric", values="value").loc[cells["group"]]
+    np.testing.assert_allclose(both["noise_between"] + both["noise_within"] / 2, cells["noise"], rtol=1e-5, atol=1e-12)
+
+
+def test_easiness_of_every_candidate(probed_run: Path) -> None:
+    """What the cosine loss says the projector reaches; a constant control is easy, whatever its projector."""
+    cells, metrics = (table.read(probed_run / "probes" / f"alignment{kind}.parquet") for kind in ("", ".metrics"))
+    keys = ["target", "control", "projector", "bin"]
+    reached = metrics[metrics["metric"] == "projector_cosine"].set_index(keys)["value"]
+    loss = cells[cells["group"] == "all"].set_index(keys)["loss"]
+    np.testing.assert_allclose(reached, 1 - loss.loc[reached.index], atol=1e-5)
+    constant = metrics[(metrics["metric"] == "constant_cosine") & (metrics["control"] == "constant")]
+    np.testing.assert_allclose(constant["value"], 1, atol=1e-6)
+    assert "AHPA, constant at all t" in table.easy(metrics)
+
+
+def test_disjoint_images(probed_run: Path, tmp_path: Path) -> None:
+    """--first-image: images 24 to 31 are those that n = 32 has as well, and 0 to 23 are not among them."""
+    words = ("--ckpt", probed_run, "--bins", "1", "--fit-steps", "3", "--probe", "alignment,controls,denoising,vae_pca")
+    assert call(main, *words, "--n-images", "32", "--out", tmp_path / "all") == 0
+    assert call(main, *words, "--n-images", "8", "--first-image", "24", "--out", tmp_path / "some") == 0
+    for probe in ("alignment", "denoising"):
+        whole, some = (table.read(tmp_path / name / f"{probe}.samples.parquet") for name in ("all", "some"))
+        assert sorted(some["image_id"].unique()) == list(range(24, 32))
+        keys = ["target", "control", "projector", "group", "image_id"]
+        both = some.merge(whole, on=keys, suffixes=("", "_whole"))
+        assert len(both) == len(some)
+        np.testing.assert_allclose(both["q"], both["q_whole"], rtol=1e-4, atol=1e-12)
+    with pytest.raises(ValueError, match="--n-images 32 after --first-image 240: the held-out split of 'demo' has 256"):
+        call(main, *words, "--n-images", "32", "--first-image", "240", "--out", tmp_path / "none")
+
+
+def test_a_dry_run_measures_nothing_and_estimates(probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("--ckpt", probed_run, "--bins", "50", "--n-images", "24", "--fit-steps", "40", "--out", tmp_path / "t", "--dry-run")
+    assert call(main, *words, "--probe", "alignment,router", "--controls", "none", "--projector", "fit") == 0
+    printed = capsys.readouterr().out
+    assert "projectors fitted for 40 steps" in printed and printed.count("GiB of memory") == 3
+    assert "in all about" in printed and not (tmp_path / "t").exists()
+
+
+def test_a_forecast_tells_the_fit_from_the_rest() -> None:
+    """With a clock that knows what each costs: 0.01 s once, 0.02 s a step, 0.1 s for each image and bin that the piece has."""
+    from types import SimpleNamespace
+
+    from gsnr.forecast import forecast
+
+    clock = [0.0]
+
+    def run(subject: Subject, options: Options, parts: object, sums: None) -> tuple[dict, dict]:
+        clock[0] += 0.02 * options.fit_steps + 0.1 * options.bins * options.n_images
+        return {}, {}
+
+    options = dataclasses.replace(OPTIONS, bins=7, n_images=64, fit_steps=500)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gsnr.forecast.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+        probe = SimpleNamespace(run=run, SCALES=("bins", "n_images", "draws", "fit_steps"))
+        assert forecast(probe, None, options).seconds == pytest.approx(0.02 * 500 + 0.1 * 7 * 64)
+        once = SimpleNamespace(run=run, SCALES=())
+        assert forecast(once, None, options).seconds == pytest.approx(0.02 + 0.1 * 32)
 
 
 def test_engines_give_the_same_table(probed_run: Path, tmp_path: Path) -> None:

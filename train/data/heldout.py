@@ -25,8 +25,10 @@ def heldout_batches(
     batch: int = 64,
     repeats: int = 1,
     shuffled: bool = False,
+    first: int = 0,
 ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """(image numbers, batch) over the first `images` held-out images: t = low + (high - low) u; u, noise and posterior draw are the image's own.
+    """(image numbers, batch) over `images` held-out images from number `first` on: t = low + (high - low) u; u, noise and posterior draw are the
+    image's own.
 
     `repeats` rows an image, one after another, differ in u, noise and posterior draw. The same (seed, stream, image, repeat) gives the same
     numbers in every call, so bins and targets are compared on identical samples.
@@ -35,11 +37,12 @@ def heldout_batches(
 
     Raises ValueError where the split holds fewer images.
     """
-    if images > split.size:
-        raise ValueError(f"--n-images {images}: the held-out split of {split.header.data!r} has {split.size}")
+    if first + images > split.size:
+        after = f" after --first-image {first}" if first else ""
+        raise ValueError(f"--n-images {images}{after}: the held-out split of {split.header.data!r} has {split.size}")
     together = max(1, batch // repeats)
-    for start in range(0, images, together):
-        index = np.repeat(np.arange(start, min(start + together, images), dtype=np.int64), repeats)
+    for start in range(first, first + images, together):
+        index = np.repeat(np.arange(start, min(start + together, first + images), dtype=np.int64), repeats)
         numbers = index + REPEAT * np.tile(np.arange(repeats), len(index) // repeats)
         drawn = draws.draw(seed, stream, numbers, split.header.latent_shape)
         t_N = low + (high - low) * drawn.u

@@ -1,0 +1,197 @@
+"""`python -m figures.report`: everything that was measured of some runs, on one HTML page that needs no network.
+
+    python -m figures.report --run runs/demo                                      into runs/demo/figures/report.html
+    python -m figures.report --run runs/figures/sit-s0 --run runs/demo --out report.html
+
+The page holds, for each run: what was measured, with which settings and versions; what the paper leaves open and how this run chose; every
+figure that its tables allow, with its caption; and the tables of `figures.tables`. Figures that compare runs come first.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from figures import __main__ as drawing
+from figures import tables
+from figures.style import paper
+from gsnr import files, table
+from gsnr.commandline import Parser, run
+
+# What the paper leaves open or contradicts (README, fidelity notes), and the option of a run that answers it
+FIDELITY = (
+    ("features to the token grid", "adaptive pooling (Sec. 4.2), bilinear (App. A)", "data.resampling"),
+    ("mid / deep boundary", "4/4; 2/6 and 6/2 in Table D.14; by resolution (App. B) is 2/6", "alignment.split"),
+    ("router depth", "4 layers (Table A.9), 5 (App. I)", "alignment.router_depth"),
+    ("beta", '"scaling factors", no formula', "alignment.beta"),
+    ("feature normalisation", "none mentioned", "alignment.features"),
+    ("projector", 'one 3x3 convolution; "2.5 M" parameters does not fit it', "alignment.projector"),
+    ("learning rate", "lost in the text copy", "optim.lr"),
+    ("gradient clip", "2.0 (Table A.9)", "optim.clip"),
+)
+ESTIMATOR = ("G-SNR estimator", "plug-in (Eq. 6), biased by exactly 1/n", "unbiased U / V; the plug-in is a column of the tables")
+
+
+@dataclass
+class Section:
+    """A part of the page: (heading, HTML) pairs below a title."""
+
+    title: str
+    parts: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _picture(figure: Any, caption: str) -> str:
+    buffer = io.BytesIO()
+    with paper():
+        figure.savefig(buffer, format="png", dpi=200)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    text = jinja2.filters.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def caption_of(figure: ModuleType) -> str:
+    """The first paragraph of a figure's file, and how `draw` says that it is read."""
+    said = [(inspect.getdoc(x) or "").split("\n\n")[0] for x in (figure, figure.draw)]
+    return " ".join(" ".join(said).split())
+
+
+def _mapping(values: dict[str, Any]) -> str:
+    return pd.Series(values, dtype=object).to_frame("").to_html(header=False, border=0, escape=True)
+
+
+def _flat(config: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return flat
+
+
+def _fidelity(config: dict[str, Any]) -> str:
+    """What the paper leaves open, beside what these runs did."""
+    rows = [(question, said, str(config[key])) for question, said, key in FIDELITY if config.get(key) not in (None, "")]
+    return pd.DataFrame([*rows, ESTIMATOR], columns=["question", "the paper", "here"]).to_html(index=False, border=0)
+
+
+def _settings(folder: Path) -> list[tuple[str, str]]:
+    """Settings and versions of each table of a run, and what the paper leaves open, from the tables' provenance."""
+    paths = sorted(path for path in folder.glob("*.parquet") if path.stem.count(".") == 0)
+    settings, rows = {}, []
+    for path in paths:
+        provenance, first = table.provenance(path), table.read(path).iloc[0]
+        settings[path.stem] = {key: value for key, value in provenance["settings"].items() if key != "checkpoints"}
+        checkpoints = ", ".join(f"{c['run']} (step {c['step']}, {c['sha'][:12]})" for c in provenance["checkpoints"])
+        rows.append((path.stem, checkpoints, first["weights"], first["gsnr_version"], first["torch_version"], provenance["created"]))
+    what = pd.DataFrame(rows, columns=["probe", "checkpoints (SHA-256)", "weights", "gsnr", "torch", "measured"])
+    config = _flat(table.provenance(paths[0])["checkpoints"][0]["config"])
+    same = pd.DataFrame(settings).dropna(how="all")
+    return [
+        ("Provenance", what.to_html(index=False, border=0)),
+        ("Settings of the probes", same.to_html(border=0)),
+        ("What the paper leaves open", _fidelity(config)),
+        ("Configuration of the run", f"<details><summary>{len(config)} options</summary>{_mapping(config)}</details>"),
+    ]
+
+
+def _figures(runs: list[Path]) -> list[tuple[str, str]]:
+    """Every figure that the tables of one run, or of several together, allow; one that cannot be drawn says why."""
+    found = []
+    for name in drawing.names():
+        figure = drawing.find(name)
+        if not drawing.allows(runs, figure):
+            continue
+        try:
+            found.append((name, _picture(figure.draw(drawing.table_of(runs, figure)), caption_of(figure))))
+        except ValueError as error:
+            found.append((name, f"<p>not drawn: {jinja2.filters.escape(str(error))}</p>"))
+    return found
+
+
+def _tables(folder: Path) -> list[tuple[str, str]]:
+    found = []
+    for probe in tables.PROBES:
+        if not (folder / f"{probe}.parquet").is_file():
+            continue
+        cells, samples = (table.read(folder / f"{probe}{kind}.parquet") for kind in ("", ".samples"))
+        title = f"{int(cells['batch_ref'].iloc[0])} x G-SNR ({probe}), mean over bins of t with its 95 % interval; minus first: paired by image"
+        found.append((title, tables.readable(tables.trajectory(cells, samples)).to_html(index=False, border=0)))
+    return found
+
+
+def sections(runs: list[Path]) -> list[Section]:
+    """Raises ValueError for a run without tables."""
+    made = []
+    for folder in runs:
+        if not any((folder / "probes").glob("*.parquet")):
+            raise ValueError(f"{folder / 'probes'}: no tables; measure first with `python -m gsnr.probe --ckpt {folder}`")
+    if len(runs) > 1 and (compared := _figures(runs)):
+        made.append(Section("All runs", compared))
+    for folder in runs:
+        parts = [*_figures([folder]), *_tables(folder / "probes"), *_settings(folder / "probes")]
+        made.append(Section(folder.resolve().name, parts))
+    return made
+
+
+PAGE = jinja2.Template(
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<link rel="icon" href="data:,">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+h2 { border-bottom: 2px solid #0072B2; margin-top: 3rem; }
+figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #444; font-size: .9rem; }
+table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto; }
+th, td { text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }
+nav a { margin-right: 1rem; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p>G-SNR = ||E g||² / tr Cov(g) of the per-sample gradient of one loss. At a perfectly learnt target it is 0, and a wrong target can score high:
+read a target against its controls, and rank targets only with projectors fitted alike on a backbone that none of them trained.</p>
+<nav>{% for s in sections %}<a href="#s{{ loop.index }}">{{ s.title }}</a>{% endfor %}</nav>
+{% for s in sections %}<section id="s{{ loop.index }}">
+<h2>{{ s.title }}</h2>
+{% for heading, body in s.parts %}<h3>{{ heading }}</h3>
+{{ body | safe }}
+{% endfor %}</section>
+{% endfor %}</body>
+</html>
+""",
+    autoescape=True,
+)
+
+
+def main(argv: list[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser("python -m figures.report", __doc__)
+    parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help="run folder with probes/*.parquet; may be repeated")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: figures/report.html in the first run)")
+    args = parser.parse_args(argv)
+    runs: list[Path] = args.run
+    drawing.distinct(runs)
+    out: Path = args.out or runs[0] / "figures" / "report.html"
+    if out.is_dir():
+        raise ValueError(f"--out {out}: a folder; name the page, such as {out / 'report.html'}")
+    made = sections(runs)
+    files.check_writable(out.parent, "--out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(out, PAGE.render(title=f"G-SNR report: {', '.join(folder.resolve().name for folder in runs)}", sections=made))
+    print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
