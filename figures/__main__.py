@@ -44,9 +44,10 @@ def _path(run: Path, figure: ModuleType) -> Path:
     return run / "probes" / f"{figure.TABLE}{'.' + kind if kind else ''}.parquet"
 
 
-def allows(runs: list[Path], figure: ModuleType) -> bool:
-    """Whether the runs have its table, and it is a figure of one run or of several."""
-    return _several(figure) == (len(runs) > 1) and all(_path(run, figure).is_file() for run in runs)
+def having(runs: list[Path], figure: ModuleType) -> list[Path]:
+    """The runs of which it can be drawn: those that have its table, and [] where it is of several runs and they are one, or the other way."""
+    those = [run for run in runs if _path(run, figure).is_file()]
+    return those if _several(figure) == (len(runs) > 1) and _several(figure) == (len(those) > 1) else []
 
 
 def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     runs: list[Path] = args.run
     distinct(runs)
-    asked = args.figure.split(",") if args.figure else [name for name in names() if allows(runs, find(name))]
+    asked = args.figure.split(",") if args.figure else [name for name in names() if having(runs, find(name))]
     if not asked:
         raise ValueError(f"{runs[0] / 'probes'}: no tables; measure first with `python -m gsnr.probe --ckpt {runs[0]}`")
     out = args.out or runs[0] / "figures"
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
         figure = find(name)
         if len(runs) > 1 and not _several(figure):
             raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
-        drawn = figure.draw(table_of(runs, figure))
+        drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
         for suffix in ("png", "pdf"):
             written.append(out / f"{name}.{suffix}")
             save(drawn, written[-1])

@@ -35,25 +35,31 @@ def _short(name: str) -> str:
 
 
 def draw(metrics: pd.DataFrame) -> Figure:
-    """metrics: a `router` table. Dotted grey: the uniform mixture that training starts from."""
+    """metrics: a `router` table. Dotted grey: the uniform mixture that training starts from. Groups G1 and G2 have panels of their own where they
+    are in the target."""
     now, log = metrics[metrics["target"] == "router"], metrics[metrics["target"] == "router_log"]
     with paper():
-        figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
-        axes = figure.subplots(2, 2)
         beta = now[now["metric"] == "beta"]
-        _lines(axes[0, 0], beta, r"(a) $\beta$ over t", 1 / max(1, beta["group"].nunique()))
-        axes[0, 0].set_ylabel("weight")
-        for panel, part, letter in ((axes[0, 1], "mid", "b"), (axes[1, 0], "deep", "c")):
+        shallow = [group for group in ("G1", "G2") if f"alpha_{group}" in set(now["metric"])]
+        groups = [*shallow, "mid", "deep"]
+        figure = Figure(figsize=(PAGE, 2.2 * (len(groups) // 2 + 1)), layout="constrained")
+        axes = figure.subplots(len(groups) // 2 + 1, 2).ravel()
+        _lines(axes[0], beta, r"(a) $\beta$ over t", 1 / max(1, beta["group"].nunique()))
+        for panel, part, letter in zip(axes[1:], groups, "bcde", strict=False):
             rows = now[now["metric"] == f"alpha_{part}"]
             _lines(panel, rows, rf"({letter}) $\alpha$ {part} over t", 1 / max(1, rows["group"].nunique()))
-        axes[1, 0].set_ylabel("weight")
-        _history(axes[1, 1], log[(log["metric"] == "beta") & (log["group"] == "deep")], 1 / max(1, beta["group"].nunique()))
+        for panel in axes[::2]:
+            panel.set_ylabel("weight")
+        last = log[(log["metric"] == "beta") & (log["group"] == "deep")]
+        _history(axes[len(groups) + 1], "bcdef"[len(groups)], last, 1 / max(1, beta["group"].nunique()))
+        for panel in axes[len(groups) + 2 :]:
+            panel.set_visible(False)
     return figure
 
 
-def _history(axes: Axes, rows: pd.DataFrame, uniform: float) -> None:
+def _history(axes: Axes, letter: str, rows: pd.DataFrame, uniform: float) -> None:
     """beta deep over training steps, at three times; the step axis is logarithmic because a router may settle within tens of steps."""
-    axes.set_title(r"(d) $\beta$ deep over training", loc="left")
+    axes.set_title(rf"({letter}) $\beta$ deep over training", loc="left")
     axes.set(xlabel="training step", ylim=WEIGHT_LIMITS)
     if not (rows["step"] > 0).any():
         axes.text(0.5, 0.5, "no step of training was logged", ha="center", va="center", transform=axes.transAxes)

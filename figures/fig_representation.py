@@ -19,7 +19,7 @@ def _number(group: str) -> int:
     return int(group.split()[1])
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, title: str) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, of_what: str, title: str) -> None:
     blocks = sorted(rows["group"].unique(), key=_number)
     step = -(-len(blocks) // MOST)
     shown = blocks[::-1][::step][::-1]
@@ -32,21 +32,22 @@ def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, title: str) -> 
         axes.errorbar(t, curve["value"], errors, color=colour, marker=MARKERS[i % len(MARKERS)], elinewidth=0.6, label=block)
     if not chance.empty:
         level = chance.groupby("bin")[["t_low", "t_high", "value"]].mean()
-        axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=CONTROL, ls=":", label="teacher of other images, mean over blocks")
-        axes.legend(loc="lower left")
+        axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=CONTROL, ls=":", label=of_what)
+        axes.legend(loc="best")
     axes.set(xlim=(0, 1), xlabel=T_LABEL, ylabel=title)
 
 
 def draw(metrics: pd.DataFrame) -> Figure:
     """metrics: a `representation` table of one checkpoint. Bars are 95 % intervals (Wilson; jackknife over sixteenths of the images)."""
     one_checkpoint(metrics)
-    true, shuffled = (metrics[metrics["control"] == control] for control in ("none", "shuffled"))
+    true, controls = metrics[metrics["control"] == "none"], metrics[metrics["control"] != "none"]
+    of_what = {"cknna": "teacher of other images, mean over blocks", "linear_probe_accuracy": "always the most frequent class"}
     panels = [(name, rows) for name in TITLES if not (rows := true[true["metric"] == name]).empty]
     with paper():
         figure = Figure(figsize=(PAGE * len(panels) / 2, 2.8), layout="constrained")
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, letter, (name, rows) in zip(all_axes, "ab", panels, strict=False):
-            _panel(axes, rows, shuffled[shuffled["metric"] == name], TITLES[name])
+            _panel(axes, rows, controls[controls["metric"] == name], of_what[name], TITLES[name])
             axes.set_title(f"({letter})", loc="left")
         figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
     return figure

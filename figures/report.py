@@ -106,10 +106,10 @@ def _figures(runs: list[Path]) -> list[tuple[str, str]]:
     found = []
     for name in drawing.names():
         figure = drawing.find(name)
-        if not drawing.allows(runs, figure):
+        if not (those := drawing.having(runs, figure)):
             continue
         try:
-            found.append((name, _picture(figure.draw(drawing.table_of(runs, figure)), caption_of(figure))))
+            found.append((name, _picture(figure.draw(drawing.table_of(those, figure)), caption_of(figure))))
         except ValueError as error:
             found.append((name, f"<p>not drawn: {jinja2.filters.escape(str(error))}</p>"))
     return found

@@ -87,6 +87,7 @@ def available(subject: Subject) -> dict[str, dict[str, Any]]:
     """target -> options of its alignment: the checkpoint's own first, then all that its data allow.
 
     Uniform targets take what is not the target from the checkpoint's alignment, where that is one of VAE features; the others have their own head.
+    REPA's is 2048 wide from B on, and in proportion (8/3 of the model's width) below.
     """
     own, groups = own_target(subject), subject.header.groups.keys()
     shared = {key: own[1][key] for key in ("features", "loss", "projector") if own and "source" in own[1]}
@@ -96,7 +97,11 @@ def available(subject: Subject) -> dict[str, dict[str, Any]]:
         if groups >= set(needs):
             made[f"uniform_{source}"] = {"name": "uniform", "source": source} | shared | (split if {"G3", "G4"} & set(needs) else {})
     made |= {name: {"name": name} for name in ("sra", "sra2")}
-    made |= {name: {"name": name} for name in ("repa", "irepa") if "teacher" in groups}
+    if "teacher" in groups:
+        made |= {
+            "repa": {"name": "repa", "projector_width": min(2048, subject.checkpoint.config.model.hidden_size * 8 // 3)},
+            "irepa": {"name": "irepa"},
+        }
     made = {name: resolve_alignment(options | {"tap": subject.tap}, subject.checkpoint.config.model) for name, options in made.items()}
     return made if own is None else {own[0]: own[1]} | {name: options for name, options in made.items() if name != own[0]}
 

@@ -3,7 +3,8 @@
 Hidden states are averaged over tokens; the model is told no class (the null class), or the linear probe would read it off. CKNNA (Huh et
 al. 2024) is a centred kernel alignment over pairs of mutual nearest neighbours, here with unit vectors, k = 10 and the unbiased estimator, as
 REPA reports it; of unrelated features it is about k / N, which the shuffled control (the teacher's features of other images) shows. The
-linear probe is a logistic regression on standardised hidden states of train images at the same t, scored on held-out images.
+linear probe is a logistic regression on standardised hidden states of train images at the same t, scored on held-out images; its constant
+control always guesses the class that is most frequent among them.
 Shapes: N images, D features.
 """
 
@@ -150,6 +151,9 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
             accuracy = _accuracy(train[block], train_labels, h_ND, held_labels)
             ends = _wilson(accuracy, len(h_ND))
             rows.append(here | {"target": "label", "metric": "linear_probe_accuracy", "value": accuracy, "low": ends[0], "high": ends[1]})
+            classes, counts = np.unique(train_labels, return_counts=True)
+            guess = float((held_labels == classes[counts.argmax()]).mean())
+            rows.append(rows[-1] | {"control": "constant", "value": guess, "low": NAN, "high": NAN})
         if groups:
             teacher = np.concatenate([batch[TEACHER][:, 0].double().mean((2, 3)).numpy() for batch in drawn])
             value = cknna(h_ND, teacher)
@@ -162,7 +166,8 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
 
 
 def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
-    """Rows of kind "metrics": linear_probe_accuracy (target "label") and cknna (target "teacher"), group = block."""
+    """Rows of kind "metrics": linear_probe_accuracy (target "label"; control "constant") and cknna (target "teacher"; control "shuffled"), group =
+    block."""
     rows: Rows = {"metrics": []}
     for index in tqdm(range(options.bins), desc="representation", unit="bin", leave=False):
         rows["metrics"] += parts.rows(f"bin{index}", partial(_bin, subject, options, index))["metrics"]

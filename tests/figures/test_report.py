@@ -47,7 +47,7 @@ def test_it_is_self_contained_and_complete(page: Path, probed_run: Path) -> None
     read = Page(text)
     assert all(address.startswith(("data:", "#")) for address in read.addresses), "nothing comes from a network"
     assert not {"script", "iframe", "object"} & set(read.tags)
-    drawn = [name for name in drawing.names() if drawing.allows([probed_run], drawing.find(name))]
+    drawn = [name for name in drawing.names() if drawing.having([probed_run], drawing.find(name))]
     pictures = [address for address in read.addresses if address.startswith("data:image/png")]
     assert len(pictures) == len(drawn) >= 7
     for address in pictures:

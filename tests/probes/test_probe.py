@@ -16,6 +16,7 @@ from gsnr import table
 from gsnr.probe import main
 from probes import _fit
 from probes._subject import Options, Subject, load
+from tests.benchmarks import agreement
 from tests.conftest import call
 from train import checkpoint
 from train.data import cache, encode
@@ -251,6 +252,13 @@ def test_disjoint_images(probed_run: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(both["q"], both["q_whole"], rtol=1e-4, atol=1e-12)
     with pytest.raises(ValueError, match="--n-images 32 after --first-image 240: the held-out split of 'demo' has 256"):
         call(main, *words, "--n-images", "32", "--first-image", "240", "--out", tmp_path / "none")
+
+
+def test_probes_of_disjoint_images_agree_as_often_as_their_intervals_say(smoke_run: Path) -> None:
+    """Share of cells whose difference is below 1.96 standard errors; 324 cells of 8 probes, which depend on one another within a probe."""
+    z = agreement.differences(smoke_run, images=32, bins=3, repetitions=1)["z"]
+    assert len(z) == 4 * 3 * 3 * 9
+    assert 0.90 < (z.abs() < 1.96).mean() < 0.99 and z.std() > 0.8
 
 
 def test_a_dry_run_measures_nothing_and_estimates(probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -76,7 +76,7 @@ def test_the_table(smoke_run: Path, tmp_path: Path) -> None:
     assert call(main, *words, "--out", tmp_path) == 0
     rows = table.read(tmp_path / "representation.parquet")
     assert set(rows["metric"]) == {"linear_probe_accuracy", "cknna"} and set(rows["group"]) == {"block 1", "block 2", "block 3"}
-    assert len(rows) == 2 * 3 * 3 and (rows["control"] == "shuffled").sum() == 2 * 3
+    assert len(rows) == 2 * 3 * 4 and (rows["control"] == "shuffled").sum() == (rows["control"] == "constant").sum() == 2 * 3
     true = rows[rows["control"] == "none"]
     assert ((true["low"] <= true["value"]) & (true["value"] <= true["high"])).all()
     with pytest.raises(ValueError, match="--n-images 13: CKNNA with 10 neighbours needs more than 13 images"):
