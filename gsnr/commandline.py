@@ -20,6 +20,13 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def seed(text: str) -> int:
+    """The type of a --seed: what numpy and torch both take."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
 def run(command: Callable[[list[str]], int]) -> NoReturn:
     """Runs command(argv) and exits with its code; 2 and one line for bad input, 130 for Ctrl-C. GSNR_TRACEBACK=1 shows tracebacks."""
     try:

@@ -26,7 +26,7 @@ from typing import Any
 
 from gsnr import files, table
 from gsnr.bins import SPACINGS
-from gsnr.commandline import Parser, run
+from gsnr.commandline import Parser, run, seed
 from gsnr.forecast import Forecast, forecast
 from gsnr.parts import Parts, Rows
 
@@ -69,7 +69,7 @@ def _parser() -> Parser:
     parser.add_argument("--draws", type=int, default=1, metavar="K", help="draws of t and noise per image; n still counts images (default: 1)")
     parser.add_argument("--engine", default="auto", help="how per-sample gradients are computed: auto, loop, vmap, ghost (default: auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of times, noise and projector fits (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and projector fits (default: 0)")
     parser.add_argument("--batch-ref", type=int, default=256, metavar="B", help="batch size B of the column gsnr_batch = B * gsnr (default: 256)")
     parser.add_argument("--fit-steps", type=int, default=1000, metavar="N", help="steps each target's projector is fitted for (default: 1000)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
@@ -94,7 +94,6 @@ def _positive(args: Any) -> None:
         ("--draws", args.draws, 1),
         ("--fit-steps", args.fit_steps, 1),
         ("--batch-ref", args.batch_ref, 1),
-        ("--seed", args.seed, 0),
     ):
         if value < least:
             raise ValueError(f"{flag} {value}: must be at least {least}")

@@ -114,7 +114,9 @@ def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "another"
     shutil.copytree(probed_run / "probes", other / "probes")
     assert call(main, "--run", probed_run, "--run", other, "--out", tmp_path / "figures") == 0
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [f"{name}.{suffix}" for name in ("fig_beta", "fig_methods") for suffix in ("pdf", "png")]
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
+        f"{name}.{suffix}" for name in ("fig_beta", "fig_methods") for suffix in ("pdf", "png")
+    ]
     with pytest.raises(ValueError, match="figure 'fig2_gsnr' is of one run; 2 were named with --run"):
         call(main, "--run", probed_run, "--run", other, "--figure", "fig2_gsnr")
     with pytest.raises(ValueError, match=f"--run: two of the folders are called '{probed_run.name}'"):

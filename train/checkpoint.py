@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import gsnr
 from gsnr import files
 from train.alignments import AlignmentModule
-from train.config import TrainConfig, build
+from train.config import TrainConfig, build, check
 from train.data.cache import Header, header_from
 from train.data.latents import Scaling
 from train.interpolant import TIME_CONVENTION
@@ -197,6 +197,8 @@ def assign(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
             raise ValueError(f"{path}: {'lacks' if name not in tensors else 'has an unexpected'} tensor {name!r}")
         if own[name].shape != tensors[name].shape:
             raise ValueError(f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, the model {tuple(own[name].shape)}")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{path}: tensor {name!r} holds values that are not finite")
     module.load_state_dict(tensors)
 
 
@@ -224,14 +226,18 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
     check_weights(weights)
     folder = locate(Path(path))
     state = read_state(folder)
-    config: TrainConfig = build(TrainConfig, state["config"])
     try:
+        config: TrainConfig = build(TrainConfig, state["config"])
+        check(config)
         header = None if state["cache"] is None else header_from(state["cache"])
         groups: Mapping[str, tuple[int, ...]] = {k: tuple(v) for k, v in state["groups"].items()} if header is None else header.groups
+        shape = config.model
+        if header is not None and header.latent_shape != (shape.in_channels, shape.input_size, shape.input_size):
+            raise ValueError(f"latents of shape {header.latent_shape} for a model of {shape.in_channels} x {shape.input_size} x {shape.input_size}")
+        model = SiT(**asdict(config.model))
+        alignment = make_alignment(config.alignment, config.model, groups)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder / 'state.json'}: damaged (its `cache` or `groups`: {error})") from error
-    model = SiT(**asdict(config.model))
-    alignment = make_alignment(config.alignment, config.model, groups)
+        raise ValueError(f"{folder / 'state.json'}: damaged, or of another version ({' '.join(str(error).split())})") from error
     backbone_file, alignment_file = weight_files(folder, weights)
     load_into(model, backbone_file)
     load_into(alignment, alignment_file)

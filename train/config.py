@@ -15,6 +15,8 @@ from typing import Any
 from train import plugins
 from train.priors.features import RESAMPLINGS
 
+LARGEST_DEPTH, LARGEST = 2**10, 2**20  # of a model
+
 
 def option(default: Any, text: str, choices: tuple[str, ...] | str = ()) -> Any:
     """A field of a Config with its line of --help. choices: its valid values, or the kind of plug-in whose names they are."""
@@ -192,11 +194,12 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
         values = overlay(values, layer)
     config = build(TrainConfig, values)
     config = replace(config, alignment=resolve_alignment(config.alignment, config.model))
-    _check(config)
+    check(config)
     return config
 
 
-def _check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> None:
+    """Raises ValueError for anything out of range."""
     least = {
         "gsnr_every": 0,
         "sample_every": 0,
@@ -227,6 +230,9 @@ def _check(config: TrainConfig) -> None:
         value = getattr(getattr(config, section) if section else config, name)
         if not low <= value < 2**63:
             raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least {low} and below 2^63")
+    for f in fields(ModelConfig):
+        if getattr(config.model, f.name) > (LARGEST_DEPTH if f.name == "depth" else LARGEST):
+            raise ValueError(f"--model.{f.name.replace('_', '-')} {getattr(config.model, f.name)}: nobody means so large a model")
     for tracker in config.trackers.split(","):
         if tracker not in ("tensorboard", "wandb", "none"):
             raise ValueError(f"--trackers {tracker!r} does not exist; choose from tensorboard, wandb, none, or tensorboard,wandb")

@@ -78,6 +78,9 @@ def backbone(found: Foreign, weights: Weights, model: ModelConfig) -> State:
     if not off <= POSITION_TOLERANCE + torch.finfo(state["pos_embed"].dtype).eps:
         raise ValueError(f"{found.path}: its pos_embed is not the sinusoidal table of a {model.grid}x{model.grid} grid (off by {off:.2g})")
     if found.kind == "sit":
+        frequencies = 2 * len(timestep_frequencies())
+        if state["t_embedder.mlp.0.weight"].shape[1:] != (frequencies,) or len(state["final_layer.linear.weight"]) % (model.patch_size**2):
+            raise ValueError(f"{found.path}: its t_embedder.mlp.0 or final_layer.linear has a shape that no SiT of {frequencies} sinusoids has")
         state["t_embedder.mlp.0.weight"] = reverse_time(state["t_embedder.mlp.0.weight"])
         for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
             state[name] = -velocity_rows(state[name].float(), model.patch_size, model.in_channels)
@@ -204,11 +207,15 @@ def load(found: Foreign, plan: Plan, weights: Weights) -> checkpoint.Checkpoint:
     )
 
 
-def save(found: Foreign, plan: Plan, out: Path) -> None:
-    """Writes a checkpoint folder: aside, then renamed. Raises ValueError where `out` exists or cannot be written."""
+def _check_out(out: Path) -> None:
     if out.exists():
         raise ValueError(f"--out {out}: exists; name a new folder")
     files.check_writable(out, "--out")
+
+
+def save(found: Foreign, plan: Plan, out: Path) -> None:
+    """Writes a checkpoint folder: aside, then renamed. Raises ValueError where `out` exists or cannot be written."""
+    _check_out(out)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         aside.mkdir(parents=True)
@@ -240,6 +247,9 @@ def main(argv: list[str]) -> int:
         "--model", metavar="NAME", help="SiT-XL/2, ...: checked; needed for a size that is not published, as SiT-DEPTHxWIDTHxHEADS/PATCH"
     )
     args = parser.parse_args(argv)
+    if args.ckpt.is_dir():
+        raise ValueError(f"--ckpt {args.ckpt}: a folder; name a file of torch.save (a run or checkpoint of ours needs no conversion)")
+    _check_out(args.out)
     found = foreign.read(args.ckpt, args.kind)
     plan = make_plan(found, args.model)
     print("\n".join(plan.notes))

@@ -145,6 +145,20 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def _measure(found: dict[str, dict[str, Any]], configs: dict[str, TrainConfig], samples: int, rounds: int, peak: float) -> None:
+    """Adds to each row its time, in turns with the first row's: two models in memory at a time."""
+    rows = list(configs)
+    first = stepper(configs[rows[0]], samples)
+    for row in tqdm(rows, desc="timing", unit="row", leave=False):
+        step = stepper(configs[row], samples) if row != rows[0] else first
+        spent = [(_seconds(step), _seconds(first)) for _ in range(rounds)]
+        ratios = [mine / its for mine, its in spent] if row != rows[0] else [1.0]
+        seconds = statistics.median(mine for mine, _ in spent)
+        flops = 6 * samples * (found[row]["backbone_macs"] + found[row]["alignment_macs"])
+        found[row] |= {"seconds": seconds, "time": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        found[row] |= {"peak": flops / seconds / peak}
+
+
 def main(argv: list[str]) -> int:
     from train import presets
 
@@ -163,7 +177,9 @@ def main(argv: list[str]) -> int:
         raise ValueError("--batch and --rounds must be at least 1")
     if args.size not in (*presets.SIZES, presets.DEMO):
         raise ValueError(f"--size {args.size!r} does not exist; choose from {', '.join(presets.SIZES)}, demo")
-    rows = args.rows.split(",")
+    if args.precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("--precision fp16: needs a GPU; choose no or bf16")
+    rows = list(dict.fromkeys(args.rows.split(",")))
     for row in rows:
         if row not in presets.ROWS:
             raise ValueError(f"--rows {row!r} does not exist; choose from {', '.join(presets.ROWS)}")
@@ -175,15 +191,12 @@ def main(argv: list[str]) -> int:
         found[row] = {"backbone_macs": counted.backbone, "alignment_macs": counted.alignment, "alignment_parameters": parameters}
     peak = 0.0 if args.macs_only else matmul_peak(args.precision)
     if not args.macs_only:
-        first = stepper(configs[rows[0]], args.batch)
-        for row in tqdm(rows, desc="timing", unit="row", leave=False):  # two models in memory at a time
-            step = stepper(configs[row], args.batch) if row != rows[0] else first
-            spent = [(_seconds(step), _seconds(first)) for _ in range(args.rounds)]
-            ratios = [mine / its for mine, its in spent] if row != rows[0] else [1.0]
-            seconds = statistics.median(mine for mine, _ in spent)
-            flops = 6 * args.batch * (found[row]["backbone_macs"] + found[row]["alignment_macs"])
-            found[row] |= {"seconds": seconds, "time": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-            found[row] |= {"peak": flops / seconds / peak}
+        try:
+            _measure(found, configs, args.batch, args.rounds, peak)
+        except RuntimeError as error:  # torch has a kind of its own for the GPU's memory alone
+            if "memory" not in str(error):
+                raise
+            raise ValueError(f"--batch {args.batch}: too much for the memory of this machine") from error
     if args.json:
         print(json.dumps({"size": args.size, "batch": args.batch, "precision": args.precision, "matmul_peak": peak, "rows": found}, indent=1))
         return 0
@@ -191,7 +204,8 @@ def main(argv: list[str]) -> int:
         f"{args.size}, batch {args.batch}, precision {args.precision}, {torch.get_num_threads()} threads"
         + ("" if args.macs_only else f"; time as a ratio to {rows[0]}; one matrix product reaches {peak / 1e12:.2f} TFLOP/s")
     )
-    print(f"{'row':20}{'backbone':>12}{'alignment':>13}{'share':>8}{'parameters':>12}{'time':>8}  [min-max]        step   steps/s  peak")
+    times = "" if args.macs_only else f"{'time':>8}  [min-max]        step   steps/s  peak"
+    print(f"{'row':20}{'backbone':>12}{'alignment':>13}{'share':>8}{'parameters':>12}{times}")
     for row, r in found.items():
         timed = (
             f"{r['time']:8.3f}  [{r['low']:.3f}-{r['high']:.3f}] {r['seconds']:8.3f} s {1 / r['seconds']:8.2f} {100 * r['peak']:4.0f} %"

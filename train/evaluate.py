@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gsnr.commandline import Parser, run
+from gsnr.commandline import Parser, run, seed
 
 TIMES = 10  # strata of t each image is evaluated in
 HEUN_STEPS = 12  # of a sample for the Fréchet distance
@@ -95,10 +95,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
     parser.add_argument("--n-images", type=int, metavar="N", help="held-out images (default: all)")
     parser.add_argument("--frechet", type=int, default=0, metavar="N", help="also draw N samples for the Fréchet distance (default: 0, none)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and samples (default: 0)")
     args = parser.parse_args(argv)
-    if args.seed < 0 or (args.n_images is not None and args.n_images < 2):
-        parser.error("--seed must not be negative and --n-images at least 2")
+    if args.n_images is not None and args.n_images < 2:
+        parser.error("--n-images must be at least 2")
     if args.frechet and args.frechet < LEAST_SAMPLES:
         parser.error(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
     print(json.dumps(evaluate(args.ckpt, args.weights, args.n_images, args.seed, args.frechet, args.data), indent=2))

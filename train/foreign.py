@@ -93,7 +93,7 @@ class Foreign:
 
         Raises ValueError for a name that is none, and for a model of another depth, width or patch.
         """
-        said = model or str(self.args.get("model"))
+        said = str(self.args.get("model")) if model is None else model
         if model is None and not is_model_name(said):
             return next((heads for *size, heads in PUBLISHED.values() if tuple(size) == self.size[:2]), None)
         depth, width, heads, patch = named_model(said)

@@ -3,9 +3,9 @@
     python -m train.grid --out runs/ablations --steps 200                                   every row at demo size, one seed
     python -m train.grid --out runs/methods --rows sit,ahpa,repa --seeds 0,1,2 --frechet 2048
 
-One run a folder, OUT/ROW-s0, OUT/ROW-s1, ...; killed and called again, it goes on where it stopped. OUT/table.csv has one line a run,
-OUT/table.md one line a row, mean and standard error over seeds, and the difference from the first row, paired by seed. Other options
-(--batch 32, --optim.lr 1e-3, ...) are given to every run as they are.
+One run a folder, OUT/ROW-s0, OUT/ROW-s1, ...; killed and called again, it goes on where it stopped. OUT/table.csv has one line a finished
+run of the folder (of these steps and options), OUT/table.md one line a row, mean and standard error over seeds, and the difference from the first
+row, paired by seed. Other options (--batch 32, --optim.lr 1e-3, ...) are given to every run as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,10 @@ class Job:
         """The evaluation, where there is one of this length."""
         path = self.folder / RESULT
         try:
-            found = json.loads(path.read_text()) if path.is_file() else {}
-        except json.JSONDecodeError as error:
+            found: Any = json.loads(path.read_text()) if path.is_file() else {"identity": None}
+            return dict(found["result"]) if found["identity"] == self.identity else None
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it") from error
-        return found["result"] if found.get("identity") == self.identity else None
 
     def work(self, threads: int) -> None:
         """Trains what is left and evaluates. Raises ValueError with the last line of a command that failed."""
@@ -79,6 +79,16 @@ def _call(command: list[str], threads: int) -> str:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ValueError(f"{' '.join(command)}: {lines[-1]}")
     return done.stdout
+
+
+def beside(jobs: list[Job], rows: list[str]) -> list[Job]:
+    """The jobs of the same folder, steps and options that were not asked for this time, and may be finished."""
+    asked, found = {job.folder.name for job in jobs}, []
+    for folder in sorted(jobs[0].out.glob("*-s*")):
+        row, _, seed = folder.name.rpartition("-s")
+        if folder.name not in asked and row in rows and seed.isdecimal():
+            found.append(replace(jobs[0], row=row, seed=int(seed)))
+    return found
 
 
 def table(jobs: list[Job]) -> pd.DataFrame:
@@ -112,8 +122,8 @@ def summary(runs: pd.DataFrame) -> str:
 
 
 def _numbers(flag: str, text: str) -> list[int]:
-    if not all(part.isdigit() for part in text.split(",")):
-        raise ValueError(f"{flag} {text!r}: a list of whole numbers, such as 0,1,2")
+    if not all(part.isascii() and part.isdigit() and int(part) < 2**63 for part in text.split(",")):
+        raise ValueError(f"{flag} {text!r}: a list of whole numbers below 2^63, such as 0,1,2")
     return [int(part) for part in text.split(",")]
 
 
@@ -172,13 +182,14 @@ def main(argv: list[str]) -> int:
         except BaseException:  # Ctrl-C as well: what has not begun does not begin
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    runs = table(sorted(jobs, key=lambda job: (rows.index(job.row), job.seed)))
+    every = [*rows, *(row for row in presets.ROWS if row not in rows)]
+    runs = table(sorted([*jobs, *beside(jobs, every)], key=lambda job: (every.index(job.row), job.seed)))
     if len(runs):
         args.out.mkdir(parents=True, exist_ok=True)
         files.write_text(args.out / "table.csv", runs.to_csv(index=False))
         files.write_text(args.out / "table.md", summary(runs))
         print(summary(runs))
-        print(f"wrote {args.out / 'table.csv'} and {args.out / 'table.md'}: {len(runs)} of {len(jobs)} runs")
+        print(f"wrote {args.out / 'table.csv'} and {args.out / 'table.md'}: {len(runs)} runs")
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} runs failed; the first: {failed[0]}")
     return 0

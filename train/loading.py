@@ -6,16 +6,19 @@
 
 Trains as `python -m train` does, for a few steps in a temporary folder (with room for a checkpoint), and says which share of the time the
 loop waited for a batch; then one process reads as many batches without training, which is the most that the data could feed it. The first
-fifth of the steps (processes start, pages are read for the first time) is left out. Other options are those of `python -m train`.
+fifth of the steps (processes start, pages are read for the first time) is left out. Options of the configuration (--batch, --optim.lr, ...)
+are those of `python -m train`; how long it trains, logs and saves is its own.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -147,9 +150,12 @@ def main(argv: list[str]) -> int:
             synthetic_cache(made, config, args.synthetic, args.dtype)
             config = replace(config, data=replace(config.data, path=str(made)))
         out = Path(folder) / "run"
-        train(config, out)
+        with redirect_stdout(io.StringIO()):  # where it saved is of no interest
+            train(config, out)
         if int(os.environ.get("RANK", 0)):
             return 0
+        if not (out / "LAST").is_file() or int((out / "LAST").read_text()) < steps:
+            raise ValueError(f"stopped before step {steps}; nothing was measured")
         share, rate = waited(out / "metrics.jsonl")
         images, size = fed(config)
     print(f"training: {rate * config.batch:.1f} images/s ({rate:.2f} steps/s of {config.batch}); {100 * share:.1f} % of the time waiting for data")

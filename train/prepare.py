@@ -53,7 +53,7 @@ def _parser() -> Parser:
     parser.add_argument("--heldout", type=int, default=512, metavar="N", help="images set aside for probes, drawn at random (default: 512)")
     parser.add_argument("--num-classes", type=int, metavar="N", help="labels must be below it (default: what the data say)")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="labels file (default: DATA/dataset.json or DATA/labels.csv if there is one)")
-    parser.add_argument("--split", default="train", metavar="NAME", help="of a Hugging Face data set (default: train)")
+    parser.add_argument("--split", metavar="NAME", help="of a Hugging Face data set (default: train)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, naming them, instead of stopping")
     parser.add_argument("--batch", type=int, metavar="N", help="images per VAE pass (default: 16; without a GPU, as many as make 256x256 pixels)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read and crop ahead, each (default: 4 with a GPU, else 0: in place)")

@@ -111,7 +111,8 @@ def restore(out: Path, header: Header, objective: Objective, ema: Objective, opt
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder / 'state.json'}: damaged (its `cache`: {error})") from error
     for key, value in asdict(header).items():
-        if stored[key] != value:
+        same_rows = key == "data" and header.options_sha and header.options_sha == stored["options_sha"]  # the folder is called otherwise
+        if stored[key] != value and not same_rows:
             raise ValueError(f"--resume: {out} was trained on data whose {key} was {stored[key]!r}; the cache now says {value!r}")
     return checkpoint.restore(out, objective, ema, optimizer)
 

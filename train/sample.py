@@ -6,6 +6,7 @@ v = v_null + w (v_class - v_null). Shapes: B images, (C,h,w) latent.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gsnr.commandline import Parser, run
+from gsnr import files
+from gsnr.commandline import Parser, run, seed
 from train.config import ModelConfig
 from train.data.latents import Scaling
 from train.vae import FrozenVAE
@@ -82,13 +84,22 @@ def picture(
     seed: int,
     quiet: bool = False,
 ) -> Image.Image:
-    """The first `classes` classes in rows; a function of (weights, seed)."""
+    """The first `classes` classes in rows; a function of (weights, seed). Raises ValueError for samples that are not finite."""
     device = next(model.parameters()).device
-    classes = min(classes, shape.num_classes)
     y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
     noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
-    eight_bit = decode(frozen, heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet), scaling, seed)
+    latents = heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet).float()
+    if not latents.isfinite().all():
+        raise ValueError(f"the samples are not finite (guidance {guidance}, {steps} steps)")
+    eight_bit = decode(frozen, latents, scaling, seed)
     return grid_image(eight_bit.reshape(classes, per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)])
+
+
+def write(picture: Image.Image, path: Path) -> None:
+    """Replaces a PNG as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as aside:
+        picture.save(aside, format="PNG")
 
 
 def main(argv: list[str]) -> int:
@@ -98,20 +109,27 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--vae", metavar="ID", help="VAE that decodes (default: the one the checkpoint names)")
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="images a class (default: 8)")
-    parser.add_argument("--classes", type=int, default=10, metavar="N", help="the first N classes (default: 10)")
+    parser.add_argument("--classes", type=int, metavar="N", help="the first N classes (default: 10, or as many as there are)")
     parser.add_argument("--sampling-steps", type=int, default=50, metavar="N", help="Heun steps (default: 50)")
     parser.add_argument("--cfg", type=float, default=1.0, metavar="W", help="guidance weight; 1 is none (default: 1)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--out", type=Path, metavar="PNG", help="file to write (default: RUN/figures/samples.png)")
     args = parser.parse_args(argv)
-    if min(args.per_class, args.classes, args.sampling_steps) < 1:
+    if min(args.per_class, args.sampling_steps, 1 if args.classes is None else args.classes) < 1:
         parser.error("--per-class, --classes and --sampling-steps must be at least 1")
+    if not math.isfinite(args.cfg):
+        parser.error(f"--cfg {args.cfg}: must be a finite number")
+    if args.out is not None and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
+        raise ValueError(f"--out {args.out}: name a file that ends in .png")
 
     from train import checkpoint, vae
 
     loaded = checkpoint.load(args.ckpt, args.weights)
     out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
+    files.check_writable(out.parent, "--out")
     header, shape = loaded.header, loaded.config.model
+    if (args.classes or 1) > shape.num_classes:
+        raise ValueError(f"--classes {args.classes}: {loaded.folder} has {shape.num_classes}")
     name = args.vae if header is None else args.vae or header.vae
     if name is None:
         raise ValueError(f"{loaded.folder}: does not say which VAE decodes its latents; name one with --vae")
@@ -128,14 +146,16 @@ def main(argv: list[str]) -> int:
         frozen,
         shape,
         scaling,
-        classes=args.classes,
+        classes=args.classes or min(10, shape.num_classes),
         per_class=args.per_class,
         steps=args.sampling_steps,
         guidance=args.cfg,
         seed=args.seed,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    drawn.save(out)
+    try:
+        write(drawn, out)
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from error
     sampler = f"Heun ODE, {args.sampling_steps} steps, cfg {args.cfg}"
     print(f"wrote {out}: {args.per_class} samples a class of {args.weights} weights at step {loaded.step}, {sampler}")
     return 0

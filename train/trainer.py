@@ -78,6 +78,8 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None) -> tuple[Header, di
     """
     if data is None and loaded.header is None:
         raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
+    if data is None and (path := loaded.config.data.path) != "demo" and not Path(path).exists():
+        raise ValueError(f"{loaded.folder}: was trained on {path}, which is not there; name the cache with --data")
     if data is None or data == loaded.config.data.path:
         header, splits = open_data(loaded.config)
     elif data == "demo":
@@ -143,6 +145,10 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     held: list[TextIO] = []
     try:
         _train(accelerator, config, out, resume, held)
+    except KeyboardInterrupt:
+        if held and (out / "LAST").is_file():
+            accelerator.print(f"\n{out}: the last checkpoint is {checkpoint.locate(out)}; continue from it with --resume")
+        raise
     finally:
         for handle in held:
             handle.close()
@@ -249,6 +255,5 @@ def _save_samples(out: Path, step: int, ema: Objective, decoder: vae.FrozenVAE, 
     """RUN/samples/STEP.png: samples of the averaged weights, the same noise at every step."""
     device = next(ema.parameters()).device
     decoder.model.to(device)
-    drawn = sample.picture(ema.model, decoder, shape, scaling, **SAMPLES, quiet=True)
-    (out / "samples").mkdir(exist_ok=True)
-    drawn.save(out / "samples" / f"{step:07d}.png")
+    drawn = sample.picture(ema.model, decoder, shape, scaling, **SAMPLES | {"classes": min(SAMPLES["classes"], shape.num_classes)}, quiet=True)
+    sample.write(drawn, out / "samples" / f"{step:07d}.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from train import presets
 from train.config import resolve
@@ -61,3 +62,8 @@ def test_bad_names() -> None:
         main(["--size", "h2"])
     with pytest.raises(ValueError, match="--rows 'nope' does not exist; choose from sit"):
         main(["--rows", "nope"])
+    with pytest.raises(ValueError, match="--batch 100000000000: too much for the memory of this machine"):
+        main(["--size", "demo", "--rows", "sit", "--rounds", "1", "--batch", "100000000000"])
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--precision fp16: needs a GPU; choose no or bf16"):
+            main(["--precision", "fp16"])

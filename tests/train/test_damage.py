@@ -65,10 +65,11 @@ def test_optimizer_that_is_not_the_model_s(run: Path, edit: Callable, match: str
         (lambda s: s.update(step="x"), "no valid 'step'"),
         (lambda s: s.update(step=-3), "step -3"),
         (lambda s: s.pop("cache"), "no valid 'cache'"),
-        (lambda s: s.update(cache={}), "its `cache`"),
+        (lambda s: s.update(cache={}), ""),
         (lambda s: s.update(config=None), "no valid 'config'"),
         (lambda s: s.update(window={"loss": "a"}), "its `window`"),
     ],
+    ids=lambda x: x if isinstance(x, str) else "edit",
 )
 def test_state_that_is_none(run: Path, edit: Callable, match: str) -> None:
     before = (run / "metrics.jsonl").read_text()
@@ -80,6 +81,32 @@ def test_state_that_is_none(run: Path, edit: Callable, match: str) -> None:
     if "window" not in match:
         with pytest.raises(ValueError, match=r"state.json: damaged"):
             checkpoint.load(run)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "match"),
+    [
+        ("model", {"num_heads": 0}, "--model.num-heads 0: must be at least 1"),
+        ("model", {"patch_size": 0}, "--model.patch-size 0: must be at least 1"),
+        ("model", {"hidden_size": -32}, "--model.hidden-size -32: must be at least 1"),
+        ("model", {"depth": 10**9}, "--model.depth 1000000000: nobody means so large a model"),
+        ("model", {"num_heads": 3}, "32.*3"),
+        ("alignment", {"tap": 99}, "alignment.tap 99: this model has blocks 1 to 3"),
+        ("alignment", {"name": "foo"}, "alignment 'foo' does not exist"),
+        ("model", {"colour": 1}, "unknown option 'model.colour'"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused_on_loading(run: Path, section: str, values: dict, match: str) -> None:
+    path = run / "checkpoints" / "0000030" / "state.json"
+    change(path, lambda s: s["config"][section].update(values))
+    with pytest.raises(ValueError, match=rf"state.json: damaged, or of another version \(.*{match}"):
+        checkpoint.load(run)
+
+
+def test_latents_of_another_shape_than_the_model_s(run: Path) -> None:
+    change(run / "checkpoints" / "0000030" / "state.json", lambda s: s["cache"].update(latent_shape=[4, 4, 4]))
+    with pytest.raises(ValueError, match=r"state.json: damaged.*latents of shape \(4, 4, 4\) for a model of 4 x 8 x 8"):
+        checkpoint.load(run)
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"config": []}', b'{"config": {}}', b"\xff\xfe"])

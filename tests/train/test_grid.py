@@ -67,6 +67,9 @@ def test_grid_trains_evaluates_and_goes_on(tmp_path: Path) -> None:
     assert call(grid.main, *words) == 0
     assert (tmp_path / "g" / "ahpa-s1" / "LAST").stat().st_mtime_ns == before, "a finished run is left alone"
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "g" / "table.csv"), runs, rtol=1e-3)
+    fewer = [word if word != "sit,ahpa" else "ahpa" for word in words]
+    assert call(grid.main, *fewer) == 0
+    assert list(pd.read_csv(tmp_path / "g" / "table.csv")["row"]) == ["ahpa", "sit"], "finished runs of the folder stay in its table"
 
 
 def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
@@ -78,6 +81,8 @@ def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
         (("--rows", "sit", "--colour", "red"), "unknown option 'colour'"),
         (("--rows", "sit,sit"), "--rows: names one of them twice"),
         (("--seeds", "1,1"), "--seeds: names one of them twice"),
+        (("--seeds", "²"), "--seeds '²'"),
+        (("--seeds", str(2**64)), "a list of whole numbers below"),
         (("--seed", "3"), "--seed: the grid sets it itself"),
         (("--alignment", "sra2"), "--alignment: the grid sets it itself"),
         (("--alignment.tap", "2"), "--alignment.tap: the grid sets it itself"),
@@ -89,6 +94,7 @@ def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
     assert not (tmp_path / "g").exists()
     job = grid.Job(row="sit", seed=0, out=tmp_path, steps=3, frechet=0)
     job.folder.mkdir()
-    (job.folder / "evaluation.json").write_text("{")
-    with pytest.raises(ValueError, match=r"sit-s0/evaluation.json: damaged"):
-        job.done()
+    for content in ("{", "[]", "{}"):
+        (job.folder / "evaluation.json").write_text(content)
+        with pytest.raises(ValueError, match=r"sit-s0/evaluation.json: damaged"):
+            job.done()

@@ -53,6 +53,11 @@ def test_a_labels_file_says_which_images_there_are(flat: Path) -> None:
     assert from_csv.sha == source.sha
     (flat / "labels.csv").write_text("label,file\n3,00000/img00000000.png\n")
     assert open_source(str(flat))[0].sha != source.sha
+    (flat / "labels.csv").write_text("label,file\n3,00000/img00000000.png\n1,00000/gone.png\n1,gone/img.png\n")
+    with pytest.raises(ValueError, match=r"2 of 3 listed pictures do not exist, the first 00000/gone.png"):
+        open_source(str(flat), all_there=True)
+    with pytest.raises(ValueError, match="--split val: of a Hugging Face data set"):
+        open_source(str(flat), split="val")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def decide(args: argparse.Namespace) -> Job:
         raise ValueError(f"--features {args.features!r}: name groups of {valid}, each once, with commas alone between them, or none")
     if args.resampling not in RESAMPLINGS:
         raise ValueError(f"--resampling {args.resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
-    source, classes = sources.open_source(args.data, args.labels, args.split, args.num_classes)
+    source, classes = sources.open_source(args.data, args.labels, args.split, args.num_classes, all_there=not args.skip_bad)
     count = len(source.labels)
     if not 0 < args.heldout < count:
         raise ValueError(f"--heldout {args.heldout}: must be at least 1 and leave some of the {count} images for training")

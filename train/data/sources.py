@@ -207,12 +207,34 @@ def _open(data: str, labels: Path | None, split: str) -> Source:
     raise ValueError(f"--data {data}: {why}")
 
 
-def open_source(data: str, labels: Path | None = None, split: str = "train", num_classes: int | None = None) -> tuple[Source, int]:
-    """(source, number of classes). num_classes: default what the data say, or the highest label and one more.
+def _present(source: Files) -> None:
+    """Raises ValueError for pictures that are listed and not there: before hours of work, not in the midst of them."""
+    there: dict[Path, set[str]] = {}
+    lacking = []
+    for name in source.names:
+        folder = (source.root / name).parent
+        if folder not in there:
+            there[folder] = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
+        if Path(name).name not in there[folder]:
+            lacking.append(name)
+    if lacking:
+        raise ValueError(f"--data {source.root}: {len(lacking)} of {len(source.names)} listed pictures do not exist, the first {lacking[0]}")
+
+
+def open_source(
+    data: str, labels: Path | None = None, split: str | None = None, num_classes: int | None = None, all_there: bool = False
+) -> tuple[Source, int]:
+    """(source, number of classes). split: of a Hugging Face data set, default train. num_classes: default what the data say, or the highest label
+    and one more. all_there: refuse a labels file that lists pictures which do not exist.
 
     Raises ValueError for data of none of the kinds above, and for a label that is no class, naming the image.
     """
-    source = _open(data, labels, split)
+    source = _open(data, labels, split or "train")
+    if isinstance(source, Files):
+        if split is not None:
+            raise ValueError(f"--split {split}: of a Hugging Face data set; --data {data} is a folder of pictures, whose splits are folders")
+        if all_there:
+            _present(source)
     classes = num_classes or source.classes or int(source.labels.max(initial=0)) + 1
     check_labels(source.labels, classes, source.name)
     return source, classes
