@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FIGURES := runs/figures
+COMPARED := sit repa sra2 uniform-mid uniform-deep ahpa-standardise
+COMMA := ,
+SPACE := $(subst ,, )
 METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa
 export HF_HUB_OFFLINE := 1
 export MPLBACKEND := agg
@@ -31,15 +34,16 @@ demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a rout
 	$(BIN)/python -m gsnr.probe --ckpt $(RUN)
 	$(BIN)/python -m figures --run $(RUN)
 
-figures: demo ## every figure, from nothing: trains the demo's other methods, probes all, draws, and writes one page; under an hour, goes on where it stopped
-	$(BIN)/python -m train.grid --out $(FIGURES) --rows sit,repa,sra2,uniform-mid,uniform-deep,ahpa-standardise --jobs 2
+figures: demo ## every figure, from nothing: trains the demo's other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
+	$(BIN)/python -m train.grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs 2
 	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/sit-s0 --router $(RUN) --probe alignment,denoising,representation --targets all --fit-steps 500 --resume
-	for row in repa sra2 uniform-mid uniform-deep ahpa-standardise; do \
+	for row in $(filter-out sit,$(COMPARED)); do \
 	  $(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/$$row-s0 --probe alignment --targets own --projector fit --fit-steps 500 --resume || exit $$?; done
 	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
-	$(BIN)/python -m figures --run $(FIGURES)/sit-s0
-	$(BIN)/python -m figures.tables --run $(FIGURES)/sit-s0
-	$(BIN)/python -m figures.report --out $(FIGURES)/report.html --run $(RUN) $(foreach row,sit repa sra2 uniform-mid uniform-deep ahpa-standardise,--run $(FIGURES)/$(row)-s0)
+	$(BIN)/python -m figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
+	$(BIN)/python -m figures --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
+	$(BIN)/python -m figures.tables --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
+	$(BIN)/python -m figures.report --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
 
 ablations: $(STAMP) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
 	$(BIN)/python -m train.grid --out runs/ablations --steps 200

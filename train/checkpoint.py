@@ -314,9 +314,9 @@ def decoding(checkpoint: Checkpoint) -> Scaling:
     return Scaling(factor=checkpoint.latent_scale)
 
 
-def require_same_data(checkpoint: Checkpoint, header: Header) -> None:
-    """Raises ValueError where a cache was made by another VAE than the one the checkpoint was trained with, or holds features of another
-    shape than its alignment's. A checkpoint that does not know its VAE is warned about where the scale of the latents tells another one.
+def require_same_data(checkpoint: Checkpoint, header: Header, groups: tuple[str, ...]) -> None:
+    """Raises ValueError where a cache was made by another VAE than the one the checkpoint was trained with, or holds features (of these groups) of
+    another shape than its alignment's. A checkpoint that does not know its VAE is warned about where the scale of the latents tells another one.
     """
     was = checkpoint.header
     if was is not None and header.vae_sha != was.vae_sha:
@@ -324,7 +324,7 @@ def require_same_data(checkpoint: Checkpoint, header: Header) -> None:
             f"{checkpoint.folder}: trained with VAE {was.vae!r} ({was.vae_sha[:12]}), but the data were encoded by {header.vae!r} "
             f"({header.vae_sha[:12]}); name data of the same VAE with --data"
         )
-    for group in checkpoint.alignment.needs:
+    for group in groups:
         if was is not None and group == "teacher" and header.teacher_sha != was.teacher_sha:
             raise ValueError(
                 f"{checkpoint.folder}: aligned to teacher {was.teacher!r} ({was.teacher_sha[:12]}); the cache holds features of {header.teacher!r} "

@@ -31,7 +31,7 @@ def evaluate(
     from train.data.heldout import heldout_batches
 
     loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
-    header, splits = trainer.data_of(loaded, data)
+    header, splits = trainer.data_of(loaded, data, features=False)
     if frechet and "teacher" not in header.groups:
         raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")
     if n_images is not None and n_images > splits["heldout"].size:

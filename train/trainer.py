@@ -71,8 +71,9 @@ def _trackers(config: TrainConfig) -> list[str]:
     return names
 
 
-def data_of(loaded: checkpoint.Checkpoint, data: str | None) -> tuple[Header, dict[str, Split]]:
-    """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on.
+def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True) -> tuple[Header, dict[str, Split]]:
+    """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on. features: they must be there, those
+    that the alignment needs.
 
     Raises ValueError where it does not say, and where they do not fit it.
     """
@@ -85,8 +86,8 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None) -> tuple[Header, di
     elif data == "demo":
         header, splits = open_data(resolve({"data": {"path": "demo"}}))
     else:
-        header, splits = open_cache(Path(data), loaded.alignment.needs)
-    checkpoint.require_same_data(loaded, header)
+        header, splits = open_cache(Path(data), loaded.alignment.needs if features else ())
+    checkpoint.require_same_data(loaded, header, loaded.alignment.needs if features else ())
     check_cache(loaded.config.model, header)
     return header, splits
 

@@ -531,7 +531,7 @@ def test_sample_and_evaluate(cache: Path, tmp_path: Path, capsys: pytest.Capture
     """A converted folder is decoded by the VAE that is named, and evaluated on the data that are."""
     from train import evaluate, sample
 
-    for kind in ("sit", "irepa"):
+    for kind in ("sit", "irepa", "repa"):
         made(kind, tmp_path / f"{kind}.pt")
         call(main, "--ckpt", tmp_path / f"{kind}.pt", "--model", MODEL, "--out", tmp_path / kind)
     words = ("--per-class", 1, "--classes", 2, "--sampling-steps", 1, "--out", tmp_path / "grid.png")
@@ -548,5 +548,6 @@ def test_sample_and_evaluate(cache: Path, tmp_path: Path, capsys: pytest.Capture
     assert call(evaluate.main, "--ckpt", tmp_path / "sit", "--data", cache, "--n-images", 8) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["velocity_loss"] > 0 and "scaled by 0.18215" in said.err
+    assert call(evaluate.main, "--ckpt", tmp_path / "repa", "--data", cache, "--n-images", 8) == 0, "its teacher's features are not needed"
     with pytest.raises(ValueError, match="name a cache with --data CACHE"):
         call(evaluate.main, "--ckpt", tmp_path / "sit")
