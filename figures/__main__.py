@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
+from tqdm import tqdm
 
 from figures.style import save
 from gsnr import table
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{runs[0] / 'probes'}: no tables; measure first with `python -m gsnr.probe --ckpt {runs[0]}`")
     out = args.out or runs[0] / "figures"
     written = []
-    for name in asked:
+    for name in tqdm(asked, desc="drawing", unit="figure", leave=False):
         figure = find(name)
         if len(runs) > 1 and not _several(figure):
             raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")

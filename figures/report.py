@@ -19,6 +19,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from tqdm import tqdm
 
 from figures import __main__ as drawing
 from figures import tables
@@ -104,7 +105,7 @@ def _settings(folder: Path) -> list[tuple[str, str]]:
 def _figures(runs: list[Path]) -> list[tuple[str, str]]:
     """Every figure that the tables of one run, or of several together, allow; one that cannot be drawn says why."""
     found = []
-    for name in drawing.names():
+    for name in tqdm(drawing.names(), desc=", ".join(folder.resolve().name for folder in runs), unit="figure", leave=False):
         figure = drawing.find(name)
         if not (those := drawing.having(runs, figure)):
             continue

@@ -172,16 +172,7 @@ def _train(accelerator: Accelerator, config: TrainConfig, out: Path, resume: boo
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
     optim = config.optim
     adamw = torch.optim.AdamW(raw.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay, fused=True)
-    batches = StepBatches(
-        split=splits["train"],
-        groups=raw.alignment.needs,
-        batch=config.batch,
-        seed=config.seed,
-        label_dropout=config.label_dropout,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        accumulate=config.accumulate,
-    )
+    batches = _batches(accelerator, config, splits["train"], raw.alignment.needs)
     state = runfolder.restore(out, header, raw, ema, adamw)
     first = state.get("step", 0)
     if first >= config.steps:
@@ -242,14 +233,31 @@ def _train(accelerator: Accelerator, config: TrainConfig, out: Path, resume: boo
     progress.bar.close()
     if watching.cost:
         accelerator.print(f"G-SNR every {config.gsnr_every} steps: {watching.cost}")
-    streak = int(totals["streak"])
-    if streak:
-        accelerator.print(f"warning: the last {streak} steps were skipped, for their gradient was not finite; look at the data and the learning rate")
-    done = f"{step} steps done" if step == config.steps else f"stopped by SIGTERM after {step} of {config.steps} steps; continue with --resume"
-    accelerator.print(f"{out}: {done}; last checkpoint {checkpoint.locate(out)}")
+    accelerator.print(_farewell(out, step, config.steps, int(totals["streak"])))
     if accelerator.num_processes > 1:
         time.sleep(SETTLE_SEC)
     accelerator.end_training()
+
+
+def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, groups: tuple[str, ...]) -> StepBatches:
+    """This process's share of every step's batch."""
+    return StepBatches(
+        split=split,
+        groups=groups,
+        batch=config.batch,
+        seed=config.seed,
+        label_dropout=config.label_dropout,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        accumulate=config.accumulate,
+    )
+
+
+def _farewell(out: Path, step: int, steps: int, streak: int) -> str:
+    """streak: steps skipped at the end, for a gradient that was not finite."""
+    done = f"{step} steps done" if step == steps else f"stopped by SIGTERM after {step} of {steps} steps; continue with --resume"
+    warning = f"warning: the last {streak} steps were skipped, for their gradient was not finite; look at the data and the learning rate\n"
+    return f"{warning if streak else ''}{out}: {done}; last checkpoint {checkpoint.locate(out)}"
 
 
 def _save_samples(out: Path, step: int, ema: Objective, decoder: vae.FrozenVAE, shape: ModelConfig, scaling: Scaling) -> None:
