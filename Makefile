@@ -30,15 +30,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a router trajectory in minutes
 	$(BIN)/python -m train --preset demo --out $(RUN) --resume
 	$(BIN)/python -m train.evaluate --ckpt $(RUN)
-	$(BIN)/python -m train.sample --ckpt $(RUN) --cfg 2.5 --sampling-steps 25
+	test -f $(RUN)/figures/samples.png || $(BIN)/python -m train.sample --ckpt $(RUN) --cfg 2.5 --sampling-steps 25
 	$(BIN)/python -m gsnr.probe --ckpt $(RUN)
 	$(BIN)/python -m figures --run $(RUN)
 
 figures: demo ## every figure, from nothing: trains the demo's other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
 	$(BIN)/python -m train.grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs 2
-	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/sit-s0 --router $(RUN) --probe alignment,denoising,representation --targets all --fit-steps 500 --resume
+	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/sit-s0 --router $(RUN) --probe alignment --targets all --fit-steps 500 --resume
 	for row in $(filter-out sit,$(COMPARED)); do \
-	  $(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/$$row-s0 --probe alignment --targets own --projector fit --fit-steps 500 --resume || exit $$?; done
+	  $(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/$$row-s0 --probe alignment --targets own --projector fit --bins 5 --fit-steps 300 --resume || exit $$?; done
 	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
 	$(BIN)/python -m figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
 	$(BIN)/python -m figures --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
