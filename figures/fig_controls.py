@@ -39,8 +39,9 @@ def draw(cells: pd.DataFrame) -> Figure:
             below.get_legend().remove()
             below.set_xlabel(T_LABEL)
         all_axes[0, 0].set_yscale("symlog", linthresh=10)
-        low, high = all_axes[0, 0].get_ylim()
-        all_axes[0, 0].set_ylim(low, 30 * high)
+        ends = batch_ref * cells[["gsnr_low", "gsnr_high"]]
+        all_axes[0, 0].set_ylim(min(-5.0, 1.2 * ends["gsnr_low"].min()), 100 * ends["gsnr_high"].max())  # room for the legend
+        all_axes[1, 0].set_ylim(min(0.0, 1.05 * cells["loss"].min()), 1.05 * cells["loss"].max())
         all_axes[0, 0].set_ylabel(f"{batch_ref} $\\times$ G-SNR")
         all_axes[1, 0].set_ylabel("alignment loss")
     return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures._curves import keys_of, panel, single
+from figures._curves import keys_of, panel, rows_of, single
 from figures.fig2_gsnr import panels_of
 from figures.style import PAGE, T_LABEL, paper
 
@@ -13,6 +13,12 @@ TABLE = "alignment"
 COSINE = ("cos_denoise", "cos_low", "cos_high")
 CONSTRUCTIVE = ("gsnr_constructive", "no_low", "no_high")
 WIDEST = 2.0  # an interval wider than the range of a cosine says nothing
+
+
+def resolved_only(cells: pd.DataFrame) -> pd.DataFrame:
+    """The same without the cosines that say nothing, so that lines break there."""
+    narrow = cells["cos_high"] - cells["cos_low"] < WIDEST
+    return cells.assign(**{column: cells[column].where(narrow) for column in COSINE})
 
 
 def draw(cells: pd.DataFrame) -> Figure:
@@ -23,14 +29,14 @@ def draw(cells: pd.DataFrame) -> Figure:
     if not panels:
         raise ValueError("fig_direction: the table has no projectors that were fitted alike; measure again with --projector fit")
     batch_ref = int(cells["batch_ref"].iloc[0])
-    resolved = cells[cells["cos_high"] - cells["cos_low"] < WIDEST]
+    resolved = resolved_only(cells)
     cells = cells.assign(no_low=cells["gsnr_constructive"], no_high=cells["gsnr_constructive"])
     with paper():
         figure = Figure(figsize=(PAGE, 2.5 * len(panels)), layout="constrained")
         all_axes = figure.subplots(len(panels), 2, sharex=True, squeeze=False)
         for row, (letter, (title, keys)) in enumerate(zip("abcd", panels.items(), strict=False)):
             left, right = all_axes[row]
-            panel(left, resolved, [k for k in keys if k in keys_of(resolved)], COSINE)
+            panel(left, resolved, [k for k in keys if rows_of(resolved, k)["cos_denoise"].notna().any()], COSINE)
             left.axhspan(-1, 1, color="0.95", zorder=-1)
             left.set_ylabel("cosine to the denoising gradient")
             left.set_title(f"({letter}1) {title}: angle", loc="left")

@@ -7,13 +7,15 @@ from matplotlib.figure import Figure
 
 from figures._curves import one_checkpoint
 from figures.style import COLOURS, CONTROL, MARKERS, PAGE, T_LABEL, paper
+from gsnr.table import EASY
 
 TABLE = "controls"
 
 
 def draw(metrics: pd.DataFrame) -> Figure:
     """metrics: a `controls` table of one checkpoint. Bars are 95 % jackknife intervals over images. Left: numbers are those of the encoder's
-    layers, heights the router's weight averaged over t (on the axis where it has none)."""
+    layers, heights the router's weight averaged over t (on the axis where it has none). Right, grey: bins in which a
+    constant vector reaches nearly all that the projector reaches."""
     one_checkpoint(metrics)
     layers, target = metrics[metrics["bin"] < 0], metrics[metrics["group"] == "target"]
     cosine = layers[layers["metric"] == "constant_cosine"]
@@ -26,9 +28,10 @@ def draw(metrics: pd.DataFrame) -> Figure:
             errors = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             colour = COLOURS[i % len(COLOURS)]
             axes[0].errorbar(rows["value"], heights, xerr=errors, ls="", marker=MARKERS[i], color=colour, elinewidth=0.6, label=group)
-            for x, y, name in zip(rows["value"], heights, rows["group"], strict=True):
-                if name in weight.index:
-                    axes[0].annotate(name.split(":")[0], (x, y), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=6)
+        numbered = cosine[cosine["group"].isin(weight.index)].sort_values("value")
+        for i, (x, name) in enumerate(zip(numbered["value"], numbered["group"], strict=True)):
+            place = (0, 5 + 7 * (i % 2))  # neighbours at two heights
+            axes[0].annotate(name.split(":")[0], (x, weight[name]), textcoords="offset points", xytext=place, ha="center", fontsize=6)
         axes[0].set(xlim=(0, 1), ylim=(-0.05, 1.15), xlabel="cosine that a constant vector reaches", ylabel="router's weight, mean over t")
         axes[0].legend(loc="upper left")
         axes[0].set_title("(a) layers of the VAE encoder", loc="left")
@@ -39,6 +42,9 @@ def draw(metrics: pd.DataFrame) -> Figure:
             t = (rows["t_low"] + rows["t_high"]) / 2
             axes[1].errorbar(t, rows["value"], errors, color=colour, ls=line, marker=MARKERS[i], elinewidth=0.6, label=label)
         if len(target):
+            easy = target[(target["metric"] == "constant_share") & (target["value"] >= EASY)]
+            for i, (low, high) in enumerate(zip(easy["t_low"], easy["t_high"], strict=True)):
+                axes[1].axvspan(low, high, color="0.9", lw=0, zorder=-1, label=None if i else f"easy: the second is {EASY:.0%} of the first or more")
             axes[1].set(xlim=(0, 1), ylim=(0, 1.03), xlabel=T_LABEL, ylabel="cosine to the target")
             axes[1].legend(loc="lower left")
             axes[1].set_title("(b) the checkpoint's own target", loc="left")

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from figures._curves import curve, keys_of, rows_of
 from figures.fig2_gsnr import GSNR
-from figures.fig_direction import COSINE, WIDEST
+from figures.fig_direction import COSINE, resolved_only
 from figures.style import COLOURS, MARKERS, PAGE, T_LABEL, paper
 from gsnr.table import target_name
 
@@ -36,7 +36,7 @@ def draw(cells: pd.DataFrame) -> Figure:
             style = {"color": COLOURS[i], "marker": MARKERS[i], "ls": "-", "label": f"{run}: {target_name(*key)}"}
             shift = 0.09 * (i - (len(runs) - 1) / 2)
             curve(left, rows, GSNR, batch_ref, style, shift)
-            curve(right, rows[rows["cos_high"] - rows["cos_low"] < WIDEST], COSINE, 1.0, style, shift)
+            curve(right, resolved_only(rows), COSINE, 1.0, style, shift)
         left.set_ylabel(f"{batch_ref} $\\times$ G-SNR")
         left.set_title("(a) of the target that the run was aligned to", loc="left")
         right.axhspan(-1, 1, color="0.95", zorder=-1)

@@ -33,7 +33,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, of_what: str, t
     if not chance.empty:
         level = chance.groupby("bin")[["t_low", "t_high", "value"]].mean()
         axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=CONTROL, ls=":", label=of_what)
-        axes.legend(loc="best")
+        axes.legend(handles=axes.get_lines()[-1:], loc="upper right")
     axes.set(xlim=(0, 1), xlabel=T_LABEL, ylabel=title)
 
 
@@ -49,5 +49,7 @@ def draw(metrics: pd.DataFrame) -> Figure:
         for axes, letter, (name, rows) in zip(all_axes, "ab", panels, strict=False):
             _panel(axes, rows, controls[controls["metric"] == name], of_what[name], TITLES[name])
             axes.set_title(f"({letter})", loc="left")
-        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+        handles, labels = all_axes[0].get_legend_handles_labels()
+        blocks = [i for i, label in enumerate(labels) if label.startswith("block ")]
+        figure.legend([handles[i] for i in blocks], [labels[i] for i in blocks], loc="outside upper center", ncols=len(blocks))
     return figure
