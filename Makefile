@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FIGURES := runs/figures
 COMPARED := sit repa sra2 uniform-mid uniform-deep ahpa-standardise
+HALF := $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
 COMMA := ,
 SPACE := $(subst ,, )
 METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa
@@ -15,7 +16,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures ablations methods test check notebooks clean
+.PHONY: help demo figures probed-sit ablations methods test check notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,14 +37,18 @@ demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a rout
 
 figures: demo ## every figure, from nothing: trains the demo's other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
 	$(BIN)/python -m train.grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs 2
-	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/sit-s0 --router $(RUN) --probe alignment --targets all --fit-steps 500 --resume
-	for row in $(filter-out sit,$(COMPARED)); do \
-	  $(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/$$row-s0 --probe alignment --targets own --projector fit --bins 5 --fit-steps 300 --resume || exit $$?; done
+	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j 2 $(COMPARED:%=probed-%)
 	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
 	$(BIN)/python -m figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
 	$(BIN)/python -m figures --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
 	$(BIN)/python -m figures.tables --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
 	$(BIN)/python -m figures.report --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
+
+probed-sit: # every target, on a backbone that none of them trained
+	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/sit-s0 --router $(RUN) --probe alignment --targets all --fit-steps 500 --resume
+
+probed-%: # the target that a run was aligned to, on its own backbone
+	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --fit-steps 300 --resume
 
 ablations: $(STAMP) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
 	$(BIN)/python -m train.grid --out runs/ablations --steps 200
