@@ -39,10 +39,15 @@ def _several(figure: ModuleType) -> bool:
     return getattr(figure, "SEVERAL_RUNS", False)
 
 
+def tables_in(run: Path) -> Path:
+    """Where a run's tables lie; a folder of tables that gsnr.probe wrote with --out is one itself."""
+    return run / "probes" if (run / "probes").is_dir() else run
+
+
 def _path(run: Path, figure: ModuleType) -> Path:
     """The table that a figure draws: TABLE.parquet, or TABLE.KIND.parquet where it says a kind."""
     kind = getattr(figure, "KIND", "")
-    return run / "probes" / f"{figure.TABLE}{'.' + kind if kind else ''}.parquet"
+    return tables_in(run) / f"{figure.TABLE}{'.' + kind if kind else ''}.parquet"
 
 
 def having(runs: list[Path], figure: ModuleType) -> list[Path]:
@@ -56,7 +61,7 @@ def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
     for folder in runs:
         if not _path(folder, figure).is_file():
             raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `python -m gsnr.probe --ckpt {folder} --probe {figure.TABLE}`")
-    return pd.concat([table.read(_path(folder, figure)) for folder in runs], ignore_index=True)
+    return pd.concat([table.read(_path(folder, figure), figure.TABLE) for folder in runs], ignore_index=True)
 
 
 def distinct(runs: list[Path]) -> None:
@@ -77,18 +82,26 @@ def main(argv: list[str]) -> int:
     distinct(runs)
     asked = args.figure.split(",") if args.figure else [name for name in names() if having(runs, find(name))]
     if not asked:
-        raise ValueError(f"{runs[0] / 'probes'}: no tables; measure first with `python -m gsnr.probe --ckpt {runs[0]}`")
+        raise ValueError(f"{tables_in(runs[0])}: no tables; measure first with `python -m gsnr.probe --ckpt {runs[0]}`")
     out = args.out or runs[0] / "figures"
-    written = []
-    for name in tqdm(asked, desc="drawing", unit="figure", leave=False):
-        figure = find(name)
+    written, left_out = [], []
+    modules = {name: find(name) for name in asked}
+    for name, figure in tqdm(modules.items(), desc="drawing", unit="figure", leave=False, delay=2):
         if len(runs) > 1 and not _several(figure):
             raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
-        drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
+        try:
+            drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
+        except ValueError as error:
+            if args.figure:
+                raise
+            left_out.append(f"{name} is left out: {error}")
+            continue
         for suffix in ("png", "pdf"):
             written.append(out / f"{name}.{suffix}")
             save(drawn, written[-1])
-    print("\n".join(f"wrote {path}" for path in written))
+    print("\n".join([*(f"wrote {path}" for path in written), *left_out]))
+    if not written:
+        raise ValueError(f"{tables_in(runs[0])}: no figure can be drawn of these tables")
     return 0
 
 

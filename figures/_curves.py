@@ -35,6 +35,8 @@ def one_checkpoint(cells: pd.DataFrame) -> None:
 def single(cells: pd.DataFrame, group: str = "all") -> pd.DataFrame:
     """The rows of one parameter group of one checkpoint."""
     one_checkpoint(cells)
+    if not (cells["group"] == group).any():
+        raise ValueError(f"the table has no rows of group {group!r}, but of {', '.join(dict.fromkeys(cells['group']))}")
     return cells[cells["group"] == group]
 
 
@@ -47,7 +49,8 @@ def curve(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], scale: 
     axes.errorbar(t, value, errors, elinewidth=0.7, capsize=1.2, **style)
     with np.errstate(invalid="ignore"):
         unseen = ~((low > 0) | (high < 0))
-    axes.plot(t[unseen], value[unseen], style["marker"], color=style["color"], markerfacecolor="white", zorder=3)
+    open_marker: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.7, "markersize": 5.0 if style["marker"] in "PX" else 3.5}
+    axes.plot(t[unseen], value[unseen], style["marker"], color=style["color"], zorder=3, **open_marker)
 
 
 def panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], columns: tuple[str, str, str], scale: float = 1.0) -> None:

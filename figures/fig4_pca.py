@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from figures._curves import one_checkpoint
 from figures.style import PAGE, paper
 
 TABLE = "vae_pca"
@@ -23,8 +24,7 @@ def _picture(pixels: pd.DataFrame) -> NDArray[np.float64]:
 def draw(maps: pd.DataFrame) -> Figure:
     """maps: a `vae_pca.maps` table of one checkpoint's data. The image is the VAE's reconstruction; red, green and blue are the first three
     components over all tokens of the set, from their 1st to their 99th percentile: equal colours mean equal features within a column only."""
-    first = maps[["run", "checkpoint"]].iloc[0]
-    maps = maps[(maps["run"] == first["run"]) & (maps["checkpoint"] == first["checkpoint"])]
+    one_checkpoint(maps)
     groups = list(dict.fromkeys(maps["group"]))
     images = sorted(maps["image_id"].unique())[:ROWS]
     size = min(1.1, PAGE / len(groups))

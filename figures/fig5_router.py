@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from figures._curves import one_checkpoint
 from figures.style import COLOURS, GREY, LINES, MARKERS, PAGE, T_LABEL, paper
 
 TABLE = "router"
@@ -23,7 +24,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, title: str, uniform: float) -> None:
         axes.text(0.5, 0.5, "not in this target", ha="center", va="center", transform=axes.transAxes)
         return
     axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
-    axes.legend(loc="best")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)  # beside the curves, which run along the edges
 
 
 def _short(name: str) -> str:
@@ -37,6 +38,8 @@ def _short(name: str) -> str:
 def draw(metrics: pd.DataFrame) -> Figure:
     """metrics: a `router` table. Dotted grey: the uniform mixture that training starts from. Groups G1 and G2 have panels of their own where they
     are in the target."""
+    one_checkpoint(metrics[metrics["target"] == "router"])
+    metrics = metrics[metrics["value"].notna()]
     now, log = metrics[metrics["target"] == "router"], metrics[metrics["target"] == "router_log"]
     with paper():
         beta = now[now["metric"] == "beta"]
@@ -73,4 +76,4 @@ def _history(axes: Axes, letter: str, rows: pd.DataFrame, uniform: float) -> Non
     first = rows.loc[rows["step"] > 0, "step"].min()
     axes.set_xscale("symlog", linthresh=first)
     axes.set_xlim(0, rows["step"].max())
-    axes.legend(loc="best")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)  # beside the curves, which run along the edges

@@ -33,6 +33,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, of_what: str, t
     if not chance.empty:
         level = chance.groupby("bin")[["t_low", "t_high", "value"]].mean()
         axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=CONTROL, ls=":", label=of_what)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
         axes.legend(handles=axes.get_lines()[-1:], loc="upper right")
     axes.set(xlim=(0, 1), xlabel=T_LABEL, ylabel=title)
 

@@ -131,12 +131,13 @@ def sections(runs: list[Path]) -> list[Section]:
     """Raises ValueError for a run without tables."""
     made = []
     for folder in runs:
-        if not any((folder / "probes").glob("*.parquet")):
-            raise ValueError(f"{folder / 'probes'}: no tables; measure first with `python -m gsnr.probe --ckpt {folder}`")
+        if not any(drawing.tables_in(folder).glob("*.parquet")):
+            raise ValueError(f"{drawing.tables_in(folder)}: no tables; measure first with `python -m gsnr.probe --ckpt {folder}`")
     if len(runs) > 1 and (compared := _figures(runs)):
         made.append(Section("All runs", compared))
     for folder in runs:
-        parts = [*_figures([folder]), *_tables(folder / "probes"), *_settings(folder / "probes")]
+        found = drawing.tables_in(folder)
+        parts = [*_figures([folder]), *_tables(found), *_settings(found)]
         made.append(Section(folder.resolve().name, parts))
     return made
 

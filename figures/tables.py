@@ -3,22 +3,24 @@
     python -m figures.tables --run runs/demo                     into runs/demo/figures
     python -m figures.tables --run tables --probe vae_swap       Table B.10
 
-A cell is B x G-SNR averaged over bins of t, with its 95 % interval: delete-one jackknife over images, each of which is left out of all bins
-at once, for the bins share their images. Differences from the first target of the same run and VAE are paired by image in the same way.
+A cell is B x G-SNR averaged over bins of t, with its 95 % interval. Bins share their images, so their errors are correlated: as the values are
+that leave out each image in turn. Differences from the first target of the same run and VAE are paired by image in the same way.
 Rows with the checkpoint's own projector stand apart: they must not be ranked with the others.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from figures.__main__ import tables_in
 from gsnr import files, table
 from gsnr.commandline import Parser, run
-from gsnr.estimates import Array, jackknife_interval
+from gsnr.estimates import Array, student_interval
 
 WHICH = ["run", "checkpoint", "vae", "target", "control", "projector"]
 PARTS = {"t > 0.5": (0.5, 1.0), "t < 0.5": (0.0, 0.5), "all t": (0.0, 1.0)}  # halves of the trajectory, as Table 7 has them
@@ -26,42 +28,69 @@ LEVEL = 0.95
 PROBES = ("alignment", "vae_swap")
 
 
-def _averages(cells: pd.DataFrame, samples: pd.DataFrame, group: str) -> dict[tuple[str, ...], dict[str, tuple[float, Array]]]:
-    """(run, ..., projector) -> part of the trajectory -> (average of B x gsnr over its bins, the same without each image in turn)."""
+@dataclass(frozen=True)
+class Bin:
+    """One cell, times B. others: the same without each image in turn; se: the standard error of `gsnr.Estimate`."""
+
+    value: float
+    others: Array
+    se: float
+
+
+def combination(bins: list[Bin], weights: Array) -> tuple[float, float, float]:
+    """Weighted sum of cells that share their images, and its interval: each cell's own standard error, correlated as the values without each image
+    are. Of a single cell it is the cell's interval."""
+    others = np.stack([b.others - b.others.mean() for b in bins])
+    lengths = np.linalg.norm(others, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = np.nan_to_num(others @ others.T / np.outer(lengths, lengths))
+    np.fill_diagonal(correlation, 1.0)
+    errors = weights * np.array([b.se for b in bins])
+    value = float(weights @ np.array([b.value for b in bins]))
+    variance = max(0.0, float(errors @ correlation @ errors))
+    return value, *student_interval(value, float(np.sqrt(variance)), others.shape[1], LEVEL)
+
+
+def _bins(cells: pd.DataFrame, samples: pd.DataFrame, group: str) -> dict[tuple[str, ...], dict[tuple[float, float], Bin]]:
+    """(run, ..., projector) -> (t_low, t_high) -> cell. Raises ValueError for a cell whose samples are not there."""
     cells, samples = cells[cells["group"] == group], samples[samples["group"] == group]
     by_cell = dict(list(samples.groupby([*WHICH, "bin"])))
-    found: dict[tuple[str, ...], dict[str, tuple[float, Array]]] = {}
-    for key, rows in cells.groupby(WHICH, sort=False):
-        bins = {}
-        for record in rows.to_dict("records"):
-            cell = {str(column): value for column, value in record.items()}
+    found: dict[tuple[str, ...], dict[tuple[float, float], Bin]] = {}
+    for record in cells.to_dict("records"):
+        cell = {str(column): value for column, value in record.items()}
+        key = tuple(cell[name] for name in WHICH)
+        place = f"{table.target_name(*map(str, key[3:]))}, bin {cell['bin']}"
+        if (*key, cell["bin"]) not in by_cell:
+            raise ValueError(f"no samples of {place}")
+        try:
             estimate = table.estimate_again(cell, by_cell[(*key, cell["bin"])])
-            scale = cell["batch_ref"]
-            bins[(cell["t_low"], cell["t_high"])] = (scale * estimate.gsnr, scale * estimate.deleted_gsnr)
-        averages = {}
-        for name, (low, high) in PARTS.items():
-            inside = [value for (a, b), value in bins.items() if a >= low - 1e-9 and b <= high + 1e-9]
-            if inside:
-                averages[name] = (float(np.mean([value for value, _ in inside])), np.mean([deleted for _, deleted in inside], axis=0))
-        found[tuple(map(str, key))] = averages
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        scale = cell["batch_ref"]
+        one = Bin(scale * estimate.gsnr, scale * estimate.deleted_gsnr, scale * estimate.se)
+        found.setdefault(tuple(map(str, key)), {})[(cell["t_low"], cell["t_high"])] = one
     return found
 
 
 def trajectory(cells: pd.DataFrame, samples: pd.DataFrame, group: str = "all") -> pd.DataFrame:
     """One row a target: for each half of the trajectory and for all of it, the average, its interval, and the paired difference from the first
-    target with a fitted projector of the same run and VAE (columns PART, PART low, PART high, PART minus first, ... low, ... high)."""
-    averages = _averages(cells, samples, group)
+    target of the same run, VAE and kind of projector, over the same bins (columns PART, PART low, PART high, PART minus first, ... low, ...
+    high). A bin across t = 0.5 belongs to no half."""
+    targets = _bins(cells, samples, group)
     rows = []
-    for key, parts in averages.items():
-        same = [k for k in averages if k[:3] == key[:3] and k[5] == key[5]]
+    for key, bins in targets.items():
+        first = next(k for k in targets if k[:3] == key[:3] and k[5] == key[5])
         row: dict[str, Any] = dict(zip(WHICH, key, strict=True)) | {"name": table.target_name(*key[3:])}
-        for name, (value, deleted) in parts.items():
-            first, first_deleted = averages[same[0]][name]
-            low, high = jackknife_interval(value, deleted, LEVEL)
-            row |= {name: value, f"{name} low": low, f"{name} high": high}
-            if key != same[0]:
-                low, high = jackknife_interval(value - first, deleted - first_deleted, LEVEL)
-                row |= {f"{name} minus first": value - first, f"{name} minus first low": low, f"{name} minus first high": high}
+        for part, (low, high) in PARTS.items():
+            inside = [place for place in bins if place[0] >= low - 1e-9 and place[1] <= high + 1e-9]
+            if not inside:
+                continue
+            mean = np.full(len(inside), 1 / len(inside))
+            mine = [bins[place] for place in inside]
+            row |= dict(zip((part, f"{part} low", f"{part} high"), combination(mine, mean), strict=True))
+            if key != first and bins.keys() == targets[first].keys():
+                both = combination([*mine, *(targets[first][place] for place in inside)], np.concatenate([mean, -mean]))
+                row |= dict(zip((f"{part} minus first", f"{part} minus first low", f"{part} minus first high"), both, strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -96,25 +125,29 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.probe not in PROBES:
         raise ValueError(f"--probe {args.probe!r} has no such table; choose from {', '.join(PROBES)}")
-    folder = args.run / "probes" if (args.run / "probes").is_dir() else args.run
+    folder = tables_in(args.run)
     if not (folder / f"{args.probe}.parquet").is_file():
         raise ValueError(
             f"{folder / args.probe}.parquet: no such table; measure it with `python -m gsnr.probe --ckpt {args.run} --probe {args.probe}`"
         )
-    cells, samples = (table.read(folder / f"{args.probe}{kind}.parquet") for kind in ("", ".samples"))
+    cells, samples = (table.read(folder / f"{args.probe}{kind}.parquet", args.probe) for kind in ("", ".samples"))
     if args.group not in set(cells["group"]):
         raise ValueError(f"--group {args.group!r} is not in the table; choose from {', '.join(dict.fromkeys(cells['group']))}")
-    found = trajectory(cells, samples, args.group)
+    try:
+        found = trajectory(cells, samples, args.group)
+    except ValueError as error:
+        raise ValueError(f"{folder / args.probe}.samples.parquet: {error}") from error
     shown = readable(found)
     out = args.out or args.run / "figures"
     files.check_writable(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
-    name = f"table_{args.probe}"
-    files.write_text(out / f"{name}.csv", found.to_csv(index=False))
-    files.write_text(out / f"{name}.md", _markdown(shown))
-    files.write_text(out / f"{name}.tex", shown.style.hide(axis="index").to_latex(hrules=True))
-    print(f"{int(cells['batch_ref'].iloc[0])} x G-SNR of group {args.group!r}, mean over bins of t, 95 % interval; minus first: paired by image\n")
-    print(_markdown(shown))
+    name = f"table_{args.probe}" + ("" if args.group == "all" else f"_{args.group.replace(' ', '_')}")
+    batch_ref, n = int(cells["batch_ref"].iloc[0]), int(cells["n"].iloc[0])
+    title = f"{batch_ref} x G-SNR of group {args.group!r}, n = {n}, mean over bins of t, 95 % interval; minus first: paired by image"
+    files.write_text(out / f"{name}.csv", found.assign(group=args.group, batch_ref=batch_ref, n=n).to_csv(index=False))
+    files.write_text(out / f"{name}.md", f"{title}\n\n{_markdown(shown)}")
+    files.write_text(out / f"{name}.tex", f"% {title}\n" + shown.style.hide(axis="index").to_latex(hrules=True))
+    print(f"{title}\n\n{_markdown(shown)}")
     print("\n".join(f"wrote {out / name}.{suffix}" for suffix in ("csv", "md", "tex")))
     return 0
 

@@ -99,10 +99,19 @@ def _positive(args: Any) -> None:
             raise ValueError(f"{flag} {value}: must be at least {least}")
 
 
-def _choose(asked: str | None, subjects: list[Any], options: Any) -> list[str]:
-    """The probes to run; without --probe, those that apply. Raises ValueError for one that is asked for and cannot run."""
+def _names(flag: str, text: str | None) -> tuple[str, ...]:
+    """The names of a list with commas. Raises ValueError for one that is empty or named twice."""
+    listed = () if text is None else tuple(text.split(","))
+    for name in listed:
+        if not name or listed.count(name) > 1:
+            raise ValueError(f"--{flag} {text!r}: names {'nothing' if not name else f'{name!r} twice'}; a list such as A,B is needed")
+    return listed
+
+
+def _choose(asked: tuple[str, ...], subjects: list[Any], options: Any) -> list[str]:
+    """The probes to run; if none is asked for, those that apply. Raises ValueError for one that is asked for and cannot run."""
     chosen = []
-    for name in asked.split(",") if asked else names():
+    for name in asked or names():
         reason = next((why for subject in subjects if (why := find(name).cannot(subject, options)) is not None), None)
         if reason is None:
             chosen.append(name)
@@ -188,7 +197,9 @@ def main(argv: list[str]) -> int:
     if len(args.ckpt) > 1 and args.out is None:
         parser.error("--out is needed for several checkpoints")
     _positive(args)
-    for name in args.probe.split(",") if args.probe else []:
+    lists = {"probe": args.probe, "targets": args.targets, "controls": args.controls, "projector": args.projector, "swap": args.swap}
+    split = {flag: _names(flag, text) for flag, text in lists.items()}
+    for name in split["probe"]:
         find(name)
     if args.spacing not in SPACINGS:
         raise ValueError(f"--spacing {args.spacing!r} does not exist; choose from {', '.join(SPACINGS)}")
@@ -197,10 +208,10 @@ def main(argv: list[str]) -> int:
     if args.engine != "auto":
         engines.find(args.engine)
     module = import_module("probes._subject")
-    lists = {"targets": args.targets, "controls": None if args.controls == "none" else args.controls, "projectors": args.projector, "swap": args.swap}
-    split = {key: tuple(value.split(",")) if value else () for key, value in lists.items()}
-    plain = {key: getattr(args, key) for key in module.Options.__dataclass_fields__ if key not in split}
-    options = module.Options(**plain | split | {"router": str(args.router) if args.router else None})
+    named = {"targets": split["targets"], "swap": split["swap"], "projectors": split["projector"]}
+    named["controls"] = () if split["controls"] == ("none",) else split["controls"]
+    plain = {key: getattr(args, key) for key in module.Options.__dataclass_fields__ if key not in named}
+    options = module.Options(**plain | named | {"router": str(args.router) if args.router else None})
     opening = {"data": args.data, "vae_name": args.vae, "model": args.model, "weights": args.weights, "router": args.router, "swap": options.swap}
     subjects = [module.load(ckpt, **opening) for ckpt in args.ckpt]
     (called, times), *_ = Counter(f"{s.checkpoint.run_name}/{s.checkpoint.folder.name}" for s in subjects).most_common(1)
@@ -210,7 +221,7 @@ def main(argv: list[str]) -> int:
         if args.first_image + args.n_images > (size := subject.splits["heldout"].size):
             after = f" after --first-image {args.first_image}" if args.first_image else ""
             raise ValueError(f"--n-images {args.n_images}{after}: the held-out split of {subject.header.data!r} has {size}")
-    chosen = _choose(args.probe, subjects, options)
+    chosen = _choose(split["probe"], subjects, options)
     out = args.out or subjects[0].default_out
     for subject in subjects:
         print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")

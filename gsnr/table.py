@@ -146,21 +146,36 @@ def _header(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
     if b"gsnr" not in metadata:
         raise ValueError(f"{path}: not a gsnr table (its parquet metadata has no 'gsnr' entry)")
-    header = json.loads(metadata[b"gsnr"])
-    if header["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"{path}: schema version {header['schema_version']}, this gsnr reads {SCHEMA_VERSION}; measure again")
+    try:
+        header = json.loads(metadata[b"gsnr"])
+        version = header["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged (the 'gsnr' entry of its metadata: {error})") from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema version {version}, this gsnr reads {SCHEMA_VERSION}; measure again")
+    if header.get("kind") not in KINDS:
+        raise ValueError(f"{path}: damaged (a table of kind {header.get('kind')!r}; there are {', '.join(KINDS)})")
     return header
 
 
-def read(path: Path) -> pd.DataFrame:
-    """The rows of a table. Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, or one of no rows."""
+def read(path: Path, probe: str | None = None) -> pd.DataFrame:
+    """The rows of a table. Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, or one that
+    another probe than `probe` wrote."""
     kind = _header(path)["kind"]
-    frame = pd.read_parquet(path)
+    try:
+        frame = pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     if frame.empty:
         raise ValueError(f"{path}: the table has no rows")
     lacking = [column for column in KINDS[kind] if column not in frame]
     if lacking:
         raise ValueError(f"{path}: lacks column {lacking[0]!r}: another version of gsnr measured it; measure again (--overwrite)")
+    for column, dtype in KINDS[kind].items():
+        if dtype != "string" and not pd.api.types.is_numeric_dtype(frame[column]):
+            raise ValueError(f"{path}: damaged (column {column!r} holds {frame[column].dtype}, not {dtype})")
+    if probe is not None and "probe" in frame and set(frame["probe"]) != {probe}:
+        raise ValueError(f"{path}: a table of probe {frame['probe'].iloc[0]!r}, not {probe!r}")
     return frame
 
 

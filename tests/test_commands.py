@@ -125,6 +125,26 @@ def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
         fig_beta.draw(pd.concat([tables.assign(run=f"m{i}") for i in range(13)], ignore_index=True))
 
 
+def test_figures_that_a_table_cannot_give_are_left_out(probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A table without controls: the others are drawn, and the command says which is not. A folder of tables will do."""
+    from figures.__main__ import main
+    from gsnr import table
+
+    path = probed_run / "probes" / "alignment.parquet"
+    cells = table.read(path)
+    table.write(tmp_path / "alignment.parquet", "cells", cells[cells["control"] == "none"].to_dict("records"), table.provenance(path))
+    assert call(main, "--run", tmp_path, "--out", tmp_path / "figures") == 0
+    printed = capsys.readouterr().out
+    assert "fig_controls is left out: fig_controls: the table has no controls" in printed
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == {"fig2_gsnr", "fig_blocks", "fig_direction"}
+    with pytest.raises(ValueError, match="the table has no controls"):
+        call(main, "--run", tmp_path, "--figure", "fig_controls", "--out", tmp_path / "figures")
+    with pytest.raises(ValueError, match="has no rows of group 'all'"):
+        from figures import fig2_gsnr
+
+        fig2_gsnr.draw(cells[cells["group"] == "label"])
+
+
 def test_a_figure_whose_table_is_missing_names_the_command(smoke_run: Path, plain_run: Path) -> None:
     from figures.__main__ import main
 

@@ -1,4 +1,4 @@
-"""Averages over the trajectory: against the formula for each image left out, written out; differences paired by image."""
+"""Averages over the trajectory: against the cells' own intervals and the values without each image, written out; differences paired by image."""
 
 from __future__ import annotations
 
@@ -24,23 +24,38 @@ def test_averages_and_paired_differences(probed_run: Path, tmp_path: Path, capsy
             s, q, n = s - 2 * r[left_out] + q[left_out], np.delete(q, left_out), n - 1
         return ((s - q.sum()) / (n * (n - 1))) / ((q.sum() - s / n) / (n - 1))
 
-    def averages(target: str, left_out: int | None) -> float:
+    def of_bins(target: str) -> tuple[np.ndarray, np.ndarray]:
+        """(3, 25) values without no image and without each; (3,) half widths, as the cells say."""
+        here = cells[(cells["target"] == target) & (cells["control"] == "none") & (cells["projector"] == "fit") & (cells["group"] == "all")]
         of = samples[(samples["target"] == target) & (samples["control"] == "none") & (samples["projector"] == "fit") & (samples["group"] == "all")]
-        return float(np.mean([256 * gsnr_without(of[of["bin"] == index], left_out) for index in range(3)]))
+        values = [[256 * gsnr_without(of[of["bin"] == index], i) for i in (None, *range(24))] for index in range(3)]
+        return np.array(values), 128 * (here["gsnr_high"] - here["gsnr_low"]).to_numpy()
 
-    from scipy import stats
-
-    own, mid = ([averages(t, i) for i in (None, *range(24))] for t in ("ahpa", "uniform_mid"))
-    for name, value, without in (("all t", own[0], own[1:]), ("all t minus first", mid[0] - own[0], np.subtract(mid[1:], own[1:]))):
+    (own, own_half), (mid, mid_half) = of_bins("ahpa"), of_bins("uniform_mid")
+    for name, value, without, half in (
+        ("all t", own[:, 0].mean(), own[:, 1:], own_half / 3),
+        ("all t minus first", (mid - own)[:, 0].mean(), np.concatenate([mid, -own])[:, 1:], np.concatenate([mid_half, own_half]) / 3),
+    ):
         row = found.loc["AHPA" if name == "all t" else "uniform mid"]
-        half = stats.t.ppf(0.975, 23) * np.sqrt(23 / 24 * np.square(without - np.mean(without)).sum())
         assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-4)
-        assert (row[f"{name} high"] - row[f"{name} low"]) / 2 == pytest.approx(half, rel=1e-3)
+        assert (row[f"{name} high"] - row[f"{name} low"]) / 2 == pytest.approx(np.sqrt(half @ np.corrcoef(without) @ half), rel=1e-3)
+    one = cells["bin"] == 1
+    alone = tables.trajectory(cells[one], samples[samples["bin"] == 1]).set_index("name").loc["AHPA"]
+    cell = cells[one & (cells["target"] == "ahpa") & (cells["projector"] == "fit") & (cells["control"] == "none") & (cells["group"] == "all")].iloc[0]
+    assert (alone["all t low"], alone["all t high"]) == pytest.approx((256 * cell["gsnr_low"], 256 * cell["gsnr_high"]), rel=1e-4)
+    assert "t > 0.5" not in alone, "a bin across the middle belongs to no half"
+    fewer = cells[~((cells["target"] == "uniform_mid") & one)]
+    assert np.isnan(tables.trajectory(fewer, samples).set_index("name").loc["uniform mid", "all t minus first"]), "other bins are no comparison"
     assert np.isnan(found.loc["AHPA", "all t minus first"]) and np.isnan(found.loc["AHPA, own projector", "all t minus first"])
 
     assert call(tables.main, "--run", probed_run, "--out", tmp_path) == 0
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".csv", ".md", ".tex"]
     assert "| AHPA, shuffled |" in capsys.readouterr().out
+    whole = (tmp_path / "table_alignment.md").read_text()
+    assert call(tables.main, "--run", probed_run / "probes", "--group", "block 1", "--out", tmp_path) == 0
+    assert (tmp_path / "table_alignment.md").read_text() == whole and "group 'block 1'" in (tmp_path / "table_alignment_block_1.md").read_text()
+    with pytest.raises(ValueError, match="no samples of uniform mid, bin 2"):
+        tables.trajectory(cells, samples[~((samples["target"] == "uniform_mid") & (samples["bin"] == 2))])
 
 
 def test_bad_input(smoke_run: Path, probed_run: Path, tmp_path: Path) -> None:

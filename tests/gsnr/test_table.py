@@ -92,6 +92,35 @@ def test_estimate_columns() -> None:
     assert np.isnan(table.estimate_columns(zero, 256)["gsnr_batch_db"])
 
 
+def _with_header(path: Path, content: bytes) -> None:
+    frame = pq.read_table(path)
+    pq.write_table(frame.replace_schema_metadata({**frame.schema.metadata, b"gsnr": content}), path)
+
+
+def test_damaged_tables_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    row = dict.fromkeys(table.METRIC_COLUMNS, 0) | {name: "router" for name, kind in table.METRIC_COLUMNS.items() if kind == "string"}
+    table.write(path, "metrics", [row], {})
+    assert len(table.read(path, "router")) == 1
+    with pytest.raises(ValueError, match=r"t.parquet: a table of probe 'router', not 'alignment'"):
+        table.read(path, "alignment")
+    for content in (b"[]", b"{", b"{}"):
+        _with_header(path, content)
+        with pytest.raises(ValueError, match=r"t.parquet: damaged .the 'gsnr' entry"):
+            table.read(path)
+    table.write(path, "metrics", [row], {})
+    frame = pq.read_table(path)
+    column = frame.schema.get_field_index("value")
+    pq.write_table(frame.set_column(column, "value", pa.array(["x"])), path)
+    with pytest.raises(ValueError, match=r"t.parquet: damaged .column 'value' holds"):
+        table.read(path)
+    table.write(path, "metrics", [row] * 2000, {})
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(60) + content[64:])
+    with pytest.raises(ValueError, match=r"t.parquet: damaged"):
+        table.read(path)
+
+
 def test_bad_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.parquet: no such table"):
         table.read(tmp_path / "none.parquet")

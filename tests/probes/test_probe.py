@@ -238,6 +238,23 @@ def test_easiness_of_every_candidate(probed_run: Path) -> None:
     assert "AHPA, constant at all t" in table.easy(metrics)
 
 
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("--probe", "alignment,alignment"), "--probe 'alignment,alignment': names 'alignment' twice"),
+        (("--targets", "own,own"), "--targets 'own,own': names 'own' twice"),
+        (("--projector", "fit,fit"), "--projector 'fit,fit': names 'fit' twice"),
+        (("--projector", ""), "--projector '': names nothing"),
+        (("--probe", ""), "--probe '': names nothing"),
+        (("--probe", "router,"), "--probe 'router,': names nothing"),
+    ],
+)
+def test_names_that_are_empty_or_given_twice(probed_run: Path, tmp_path: Path, words: tuple[str, ...], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        call(main, "--ckpt", probed_run, *words, "--out", tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
 def test_disjoint_images(probed_run: Path, tmp_path: Path) -> None:
     """--first-image: images 24 to 31 are those that n = 32 has as well, and 0 to 23 are not among them."""
     words = ("--ckpt", probed_run, "--bins", "1", "--fit-steps", "3", "--probe", "alignment,controls,denoising,vae_pca")

@@ -64,6 +64,8 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     for words, message in (
         (("--ckpt", folder / "ahpa", "--swap", folder / "c"), "--swap .*c: holds .*others.*, not the same images and labels as .*pictures"),
         (("--ckpt", folder / "ahpa"), "give caches of the same images with --swap"),
+        (("--ckpt", folder / "ahpa", "--swap", folder / "a"), "vae-a' is the VAE of two of the caches, the checkpoint's among them"),
+        (("--ckpt", folder / "ahpa", "--swap", f"{folder / 'b'},{folder / 'b'}"), "--swap .*b': names .*b' twice"),
         (("--ckpt", folder / "plain", "--swap", folder / "b"), "has no router over t"),
         (("--ckpt", folder / "plain", "--router", folder / "plain"), "--router .*plain: aligned to nothing"),
         (("--ckpt", folder / "plain", "--router", folder / "nope"), "nope: no such run"),
