@@ -51,7 +51,7 @@ probed-%: # the target that a run was aligned to, on its own backbone
 	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --fit-steps 300 --resume
 
 ablations: $(STAMP) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
-	$(BIN)/python -m train.grid --out runs/ablations --steps 200
+	$(BIN)/python -m train.grid --out runs/ablations --steps 200 --jobs 2
 
 methods: $(STAMP) ## the methods at the demo's full length, three seeds each, with the Fréchet distance: runs/methods; hours, goes on where it stopped
 	$(BIN)/python -m train.grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs 2 --rows $(METHODS)
