@@ -68,14 +68,6 @@ def _mapping(values: dict[str, Any]) -> str:
     return pd.Series(values, dtype=object).to_frame("").to_html(header=False, border=0, escape=True)
 
 
-def _flat(config: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
-    return flat
-
-
 def _fidelity(config: dict[str, Any]) -> str:
     """What the paper leaves open, beside what these runs did."""
     rows = [(question, said, str(config[key])) for question, said, key in FIDELITY if config.get(key) not in (None, "")]
@@ -92,7 +84,9 @@ def _settings(folder: Path) -> list[tuple[str, str]]:
         checkpoints = ", ".join(f"{c['run']} (step {c['step']}, {c['sha'][:12]})" for c in provenance["checkpoints"])
         rows.append((path.stem, checkpoints, first["weights"], first["gsnr_version"], first["torch_version"], provenance["created"]))
     what = pd.DataFrame(rows, columns=["probe", "checkpoints (SHA-256)", "weights", "gsnr", "torch", "measured"])
-    config = _flat(table.provenance(paths[0])["checkpoints"][0]["config"])
+    config = {
+        str(key): value for key, value in pd.json_normalize(table.provenance(paths[0])["checkpoints"][0]["config"]).astype(object).iloc[0].items()
+    }
     same = pd.DataFrame(settings).dropna(how="all")
     return [
         ("Provenance", what.to_html(index=False, border=0)),
@@ -121,9 +115,8 @@ def _tables(folder: Path) -> list[tuple[str, str]]:
     for probe in tables.PROBES:
         if not (folder / f"{probe}.parquet").is_file():
             continue
-        cells, samples = (table.read(folder / f"{probe}{kind}.parquet") for kind in ("", ".samples"))
-        title = f"{int(cells['batch_ref'].iloc[0])} x G-SNR ({probe}), mean over bins of t with its 95 % interval; minus first: paired by image"
-        found.append((title, tables.readable(tables.trajectory(cells, samples)).to_html(index=False, border=0)))
+        title, averages = tables.measured(folder, probe, "all")
+        found.append((f"Probe {probe}: {title}", tables.readable(averages).to_html(index=False, border=0)))
     return found
 
 

@@ -95,6 +95,21 @@ def trajectory(cells: pd.DataFrame, samples: pd.DataFrame, group: str = "all") -
     return pd.DataFrame(rows)
 
 
+def measured(folder: Path, probe: str, group: str) -> tuple[str, pd.DataFrame]:
+    """A title, and `trajectory` of a folder's tables of a probe, with columns group, batch_ref and n. Raises ValueError naming the table at fault,
+    or a group that it does not have."""
+    cells, samples = (table.read(folder / f"{probe}{kind}.parquet", probe) for kind in ("", ".samples"))
+    if group not in set(cells["group"]):
+        raise ValueError(f"--group {group!r} is not in the table; choose from {', '.join(dict.fromkeys(cells['group']))}")
+    try:
+        found = trajectory(cells, samples, group)
+    except ValueError as error:
+        raise ValueError(f"{folder / probe}.samples.parquet: {error}") from error
+    batch_ref, n = int(cells["batch_ref"].iloc[0]), int(cells["n"].iloc[0])
+    title = f"{batch_ref} x G-SNR of group {group!r}, n = {n}, mean over bins of t, 95 % interval; minus first: paired by image"
+    return title, found.assign(group=group, batch_ref=batch_ref, n=n)
+
+
 def readable(found: pd.DataFrame) -> pd.DataFrame:
     """The same with one text a cell: value [low, high]; runs and VAEs only where there are several."""
     shown = pd.DataFrame(index=found.index)
@@ -130,21 +145,13 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"{folder / args.probe}.parquet: no such table; measure it with `python -m gsnr.probe --ckpt {args.run} --probe {args.probe}`"
         )
-    cells, samples = (table.read(folder / f"{args.probe}{kind}.parquet", args.probe) for kind in ("", ".samples"))
-    if args.group not in set(cells["group"]):
-        raise ValueError(f"--group {args.group!r} is not in the table; choose from {', '.join(dict.fromkeys(cells['group']))}")
-    try:
-        found = trajectory(cells, samples, args.group)
-    except ValueError as error:
-        raise ValueError(f"{folder / args.probe}.samples.parquet: {error}") from error
+    title, found = measured(folder, args.probe, args.group)
     shown = readable(found)
     out = args.out or args.run / "figures"
     files.check_writable(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     name = f"table_{args.probe}" + ("" if args.group == "all" else f"_{args.group.replace(' ', '_')}")
-    batch_ref, n = int(cells["batch_ref"].iloc[0]), int(cells["n"].iloc[0])
-    title = f"{batch_ref} x G-SNR of group {args.group!r}, n = {n}, mean over bins of t, 95 % interval; minus first: paired by image"
-    files.write_text(out / f"{name}.csv", found.assign(group=args.group, batch_ref=batch_ref, n=n).to_csv(index=False))
+    files.write_text(out / f"{name}.csv", found.to_csv(index=False))
     files.write_text(out / f"{name}.md", f"{title}\n\n{_markdown(shown)}")
     files.write_text(out / f"{name}.tex", f"% {title}\n" + shown.style.hide(axis="index").to_latex(hrules=True))
     print(f"{title}\n\n{_markdown(shown)}")

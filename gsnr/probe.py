@@ -218,9 +218,7 @@ def main(argv: list[str]) -> int:
     if times > 1:
         raise ValueError(f"--ckpt: {called} is the name of two checkpoints, and tables tell them apart by that; rename a run folder")
     for subject in subjects:
-        if args.first_image + args.n_images > (size := subject.splits["heldout"].size):
-            after = f" after --first-image {args.first_image}" if args.first_image else ""
-            raise ValueError(f"--n-images {args.n_images}{after}: the held-out split of {subject.header.data!r} has {size}")
+        subject.require_images(options)
     chosen = _choose(split["probe"], subjects, options)
     out = args.out or subjects[0].default_out
     for subject in subjects:

@@ -20,6 +20,7 @@ from train import checkpoint, convert, foreign, trainer, vae
 from train.alignments import ahpa
 from train.checkpoint import Checkpoint, Weights
 from train.data.cache import Header, Split, open_cache
+from train.data.heldout import require
 from train.interpolant import log_snr
 from train.models.sit import SiT
 
@@ -92,6 +93,10 @@ class Subject:
         if self.checkpoint.weights == "ema":
             return self.checkpoint.model
         return self.again("ema").model.to(self.device)
+
+    def require_images(self, options: Options) -> None:
+        """Raises ValueError where the held-out split holds fewer images."""
+        require(self.splits["heldout"], options.n_images, options.first_image)
 
     @property
     def device(self) -> str:

@@ -28,14 +28,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
     from train import checkpoint, interpolant, trainer
-    from train.data.heldout import heldout_batches
+    from train.data.heldout import heldout_batches, require
 
     loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
     header, splits = trainer.data_of(loaded, data, features=False)
     if frechet and "teacher" not in header.groups:
         raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")
-    if n_images is not None and n_images > splits["heldout"].size:
-        raise ValueError(f"--n-images {n_images}: the held-out split of {header.data!r} has {splits['heldout'].size}")
+    if n_images is not None:
+        require(splits["heldout"], n_images)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = loaded.model.to(device)
     train_mean = np.zeros(header.latent_shape)

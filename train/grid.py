@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gsnr import files
-from gsnr.commandline import Parser, run
+from gsnr.commandline import Parser, run, seed
 from train.evaluate import LEAST_SAMPLES
 
 RESULT = "evaluation.json"
@@ -121,10 +122,11 @@ def summary(runs: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _numbers(flag: str, text: str) -> list[int]:
-    if not all(part.isascii() and part.isdigit() and int(part) < 2**63 for part in text.split(",")):
-        raise ValueError(f"{flag} {text!r}: a list of whole numbers below 2^63, such as 0,1,2")
-    return [int(part) for part in text.split(",")]
+def _seeds(text: str) -> list[int]:
+    try:
+        return [seed(part) for part in text.split(",")]
+    except ArgumentTypeError as error:
+        raise ValueError(f"--seeds {text!r}: a list of whole numbers below 2^63, such as 0,1,2") from error
 
 
 def _check_options(rows: list[str], options: list[str]) -> None:
@@ -157,7 +159,7 @@ def main(argv: list[str]) -> int:
     for row in rows:
         if row not in presets.ROWS:
             raise ValueError(f"--rows {row!r} does not exist; choose from {', '.join(presets.ROWS)}")
-    seeds = _numbers("--seeds", args.seeds)
+    seeds = _seeds(args.seeds)
     for flag, values in (("--rows", rows), ("--seeds", seeds)):
         if len(set(values)) < len(values):
             raise ValueError(f"{flag}: names one of them twice")

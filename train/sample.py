@@ -86,6 +86,7 @@ def picture(
 ) -> Image.Image:
     """The first `classes` classes in rows; a function of (weights, seed). Raises ValueError for samples that are not finite."""
     device = next(model.parameters()).device
+    classes = min(classes, shape.num_classes)
     y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
     noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
     latents = heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet).float()
@@ -146,7 +147,7 @@ def main(argv: list[str]) -> int:
         frozen,
         shape,
         scaling,
-        classes=args.classes or min(10, shape.num_classes),
+        classes=args.classes or 10,
         per_class=args.per_class,
         steps=args.sampling_steps,
         guidance=args.cfg,

@@ -264,5 +264,5 @@ def _save_samples(out: Path, step: int, ema: Objective, decoder: vae.FrozenVAE, 
     """RUN/samples/STEP.png: samples of the averaged weights, the same noise at every step."""
     device = next(ema.parameters()).device
     decoder.model.to(device)
-    drawn = sample.picture(ema.model, decoder, shape, scaling, **SAMPLES | {"classes": min(SAMPLES["classes"], shape.num_classes)}, quiet=True)
+    drawn = sample.picture(ema.model, decoder, shape, scaling, **SAMPLES, quiet=True)
     sample.write(drawn, out / "samples" / f"{step:07d}.png")

@@ -14,6 +14,13 @@ from train.data.cache import Split
 REPEAT = 1 << 40  # sample numbers of an image's second, third, ... draw lie this far apart
 
 
+def require(split: Split, images: int, first: int = 0) -> None:
+    """Raises ValueError where the split holds fewer images."""
+    if first + images > split.size:
+        after = f" after --first-image {first}" if first else ""
+        raise ValueError(f"--n-images {images}{after}: the held-out split of {split.header.data!r} has {split.size}")
+
+
 def heldout_batches(
     split: Split,
     images: int,
@@ -37,9 +44,7 @@ def heldout_batches(
 
     Raises ValueError where the split holds fewer images.
     """
-    if first + images > split.size:
-        after = f" after --first-image {first}" if first else ""
-        raise ValueError(f"--n-images {images}{after}: the held-out split of {split.header.data!r} has {split.size}")
+    require(split, images, first)
     together = max(1, batch // repeats)
     for start in range(first, first + images, together):
         index = np.repeat(np.arange(start, min(start + together, first + images), dtype=np.int64), repeats)
