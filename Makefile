@@ -66,7 +66,7 @@ check: $(STAMP) ## lint, format, types, import rules
 	$(BIN)/lint-imports
 
 notebooks: demo ## executes the notebooks on RUN, in place
-	GSNR_RUN=$(abspath $(RUN)) $(BIN)/jupyter nbconvert --to notebook --execute --inplace analysis_notebooks/*.ipynb
+	GSNR_RUN=$(abspath $(RUN)) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False analysis_notebooks/*.ipynb
 
 clean: ## removes the environment and tool caches; runs/ and the data cache (~/.cache/gsnr) stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -10,29 +12,34 @@ from figures.style import COLOURS, CONTROL, MARKERS, PAGE, T_LABEL, paper
 from gsnr.table import EASY
 
 TABLE = "controls"
+NOT_OFFERED = -0.06  # the height of layers that the router does not mix
 
 
 def draw(metrics: pd.DataFrame) -> Figure:
     """metrics: a `controls` table of one checkpoint. Bars are 95 % jackknife intervals over images. Left: numbers are those of the encoder's
-    layers, heights the router's weight averaged over t (on the axis where it has none). Right, grey: bins in which a
-    constant vector reaches nearly all that the projector reaches."""
+    layers, heights the router's weight averaged over t; hollow, below the axis: layers that the router is not offered. Right, grey: bins in
+    which a constant vector reaches nearly all that the projector reaches. Raises ValueError for a table without layers."""
     one_checkpoint(metrics)
     layers, target = metrics[metrics["bin"] < 0], metrics[metrics["group"] == "target"]
     cosine = layers[layers["metric"] == "constant_cosine"]
     weight = layers[layers["metric"] == "router_weight"].set_index("group")["value"]
+    if cosine.empty:
+        raise ValueError("the controls table has no layers of the VAE encoder (rows 'constant_cosine'); measure it again with --probe controls")
     with paper():
         figure = Figure(figsize=(PAGE if len(target) else PAGE / 2, 2.8), layout="constrained")
         axes = figure.subplots(1, 2 if len(target) else 1, squeeze=False)[0]
         for i, (group, rows) in enumerate(cosine.groupby("target", sort=False)):
-            heights = weight.reindex(rows["group"]).fillna(0.0).to_numpy()
+            offered = rows["group"].isin(weight.index).any()
+            heights = weight.reindex(rows["group"]).fillna(NOT_OFFERED).to_numpy()
             errors = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             colour = COLOURS[i % len(COLOURS)]
-            axes[0].errorbar(rows["value"], heights, xerr=errors, ls="", marker=MARKERS[i], color=colour, elinewidth=0.6, label=group)
+            look: dict[str, Any] = {"ls": "", "marker": MARKERS[i], "color": colour, "elinewidth": 0.6} | ({} if offered else {"mfc": "white"})
+            axes[0].errorbar(rows["value"], heights, xerr=errors, label=group if offered else f"{group} (not routed)", **look)
         numbered = cosine[cosine["group"].isin(weight.index)].sort_values("value")
         for i, (x, name) in enumerate(zip(numbered["value"], numbered["group"], strict=True)):
             place = (0, 5 + 7 * (i % 2))  # neighbours at two heights
             axes[0].annotate(name.split(":")[0], (x, weight[name]), textcoords="offset points", xytext=place, ha="center", fontsize=6)
-        axes[0].set(xlim=(0, 1), ylim=(-0.05, 1.15), xlabel="cosine that a constant vector reaches", ylabel="router's weight, mean over t")
+        axes[0].set(xlim=(0, 1), ylim=(2 * NOT_OFFERED, 1.15), xlabel="cosine that a constant vector reaches", ylabel="router's weight, mean over t")
         axes[0].legend(loc="upper left")
         axes[0].set_title("(a) layers of the VAE encoder", loc="left")
         lines = (("projector_cosine", "projector, as trained", COLOURS[0], "-"), ("constant_cosine", "best constant vector", CONTROL, ":"))

@@ -1,4 +1,4 @@
-"""Methods: what each run was aligned to, measured on its own backbone: B x G-SNR and the angle to denoising over t, one curve a run."""
+"""Methods: each run's first target (what it was aligned to, if anything) on its own backbone: B x G-SNR and the angle to denoising over t."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MOST = len(COLOURS)  # curves that can be told apart
 
 def draw(cells: pd.DataFrame) -> Figure:
     """cells: the `alignment` tables of the runs, one after another; of each, the first target with a fitted projector. The backbones differ, so
-    this is no ranking of targets: `fig2_gsnr` of one vanilla backbone is. Right: cosines whose interval is wider than the range are left out."""
+    this is no ranking of targets: `fig2_gsnr` of one vanilla backbone is. Left: linear below 10, logarithmic beyond. Right: cosines whose interval
+    is wider than the range are left out."""
     cells = cells[(cells["group"] == "all") & (cells["projector"] == "fit") & (cells["control"] == "none")]
     runs = list(dict.fromkeys(zip(cells["run"], cells["checkpoint"], strict=True)))
     if not runs:
@@ -38,7 +39,8 @@ def draw(cells: pd.DataFrame) -> Figure:
             curve(left, rows, GSNR, batch_ref, style, shift)
             curve(right, resolved_only(rows), COSINE, 1.0, style, shift)
         left.set_ylabel(f"{batch_ref} $\\times$ G-SNR")
-        left.set_title("(a) of the target that the run was aligned to", loc="left")
+        left.set_yscale("symlog", linthresh=10)
+        left.set_title("(a) of each run's first target", loc="left")
         right.axhspan(-1, 1, color="0.95", zorder=-1)
         right.set_ylabel("cosine to the denoising gradient")
         right.set_title("(b) its direction", loc="left")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from figures import fig_easy
 from gsnr import table
 from gsnr.probe import main
 from probes._easy import Easiness
@@ -74,6 +75,10 @@ def test_the_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
     weights = layers[layers["metric"] == "router_weight"]
     assert len(weights) == 8 and weights["value"].sum() == pytest.approx(1, rel=1e-5)
     assert set(layers[layers["metric"] == "constant_cosine"]["group"]) >= set(weights["group"])
+    drawn = [text.get_text() for text in fig_easy.draw(rows).axes[0].get_legend().get_texts()]
+    assert drawn == ["G1 (not routed)", "G2 (not routed)", "G3", "G4", "teacher (not routed)"]
+    with pytest.raises(ValueError, match="no layers of the VAE encoder"):
+        fig_easy.draw(rows[rows["metric"] == "norm"])
     target = rows[rows["group"] == "target"]
     assert set(target["metric"]) == {"constant_cosine", "norm", "mean_share", "projector_cosine", "constant_share"} and set(target["bin"]) == {0, 1}
     assert call(main, "--ckpt", plain_run, *words, "--out", tmp_path / "plain") == 0
