@@ -22,7 +22,7 @@ def _order(groups: list[str]) -> list[str]:
 
 
 def draw(cells: pd.DataFrame) -> Figure:
-    """cells: an `alignment` table of one checkpoint; projectors fitted alike. A dot marks cells whose interval does not lie above 0. The colour
+    """cells: an `alignment` table of one checkpoint. Projectors are fitted alike. A dot marks cells whose interval does not lie above 0. The colour
     scale is linear below 1 and logarithmic beyond."""
     one_checkpoint(cells)
     cells = cells[(cells["projector"] == "fit") & (cells["control"] != "constant")]

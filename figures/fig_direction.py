@@ -23,7 +23,7 @@ def resolved_only(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(cells: pd.DataFrame) -> Figure:
-    """cells: an `alignment` table of one checkpoint; projectors fitted alike. Left: cos_denoise with its 95 % interval (not clipped to the grey
+    """cells: an `alignment` table of one checkpoint. Projectors are fitted alike. Left: cos_denoise with its 95 % interval (not clipped to the grey
     range), where that is narrower than 2 and the alignment gradient is resolved above the noise. Right, in the same bins: sign(cos) cos^2 G-SNR,
     times B, which has no interval."""
     cells = single(cells)

@@ -18,7 +18,9 @@ NOT_OFFERED = -0.06  # the height of layers that the router does not mix
 def draw(metrics: pd.DataFrame) -> Figure:
     """metrics: a `controls` table of one checkpoint. Bars are 95 % jackknife intervals over images. Left: numbers are those of the encoder's
     layers, heights the router's weight averaged over t; hollow, below the axis: layers that the router is not offered. Right, grey: bins in
-    which a constant vector reaches nearly all that the projector reaches. Raises ValueError for a table without layers."""
+    which a constant vector reaches nearly all that the projector reaches.
+
+    Raises ValueError for a table without layers."""
     one_checkpoint(metrics)
     layers, target = metrics[metrics["bin"] < 0], metrics[metrics["group"] == "target"]
     cosine = layers[layers["metric"] == "constant_cosine"]

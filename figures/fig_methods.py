@@ -1,4 +1,5 @@
-"""Methods: each run's first target (what it was aligned to, if anything) on its own backbone: B x G-SNR and the angle to denoising over t."""
+"""Methods: each run's first target (what it was aligned to, if anything) with a fitted projector on its own backbone: B x G-SNR and the angle to
+denoising over t."""
 
 from __future__ import annotations
 
@@ -17,9 +18,8 @@ MOST = len(COLOURS)  # curves that can be told apart
 
 
 def draw(cells: pd.DataFrame) -> Figure:
-    """cells: the `alignment` tables of the runs, one after another; of each, the first target with a fitted projector. The backbones differ, so
-    this is no ranking of targets: `fig2_gsnr` of one vanilla backbone is. Left: linear below 10, logarithmic beyond. Right: cosines whose interval
-    is wider than the range are left out."""
+    """cells: the `alignment` tables of the runs, one after another. The backbones differ, so this is no ranking of targets: `fig2_gsnr` of
+    one vanilla backbone is. Left: linear below 10, logarithmic beyond. Right: cosines whose interval is wider than the range are left out."""
     cells = cells[(cells["group"] == "all") & (cells["projector"] == "fit") & (cells["control"] == "none")]
     runs = list(dict.fromkeys(zip(cells["run"], cells["checkpoint"], strict=True)))
     if not runs:

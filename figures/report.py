@@ -59,9 +59,9 @@ def _picture(figure: Any, caption: str) -> str:
 
 
 def caption_of(figure: ModuleType) -> str:
-    """The first paragraph of a figure's file, and how `draw` says that it is read."""
-    said = [(inspect.getdoc(x) or "").split("\n\n")[0] for x in (figure, figure.draw)]
-    return " ".join(" ".join(said).split())
+    """The first paragraph of a figure's file, and of what `draw` says after the sentence on its argument."""
+    about, reading = (" ".join((inspect.getdoc(x) or "").split("\n\n")[0].split()) for x in (figure, figure.draw))
+    return f"{about} {reading.partition('. ')[2]}"
 
 
 def _mapping(values: dict[str, Any]) -> str:
