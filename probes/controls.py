@@ -1,8 +1,9 @@
 """Is a target easy, layer by layer and over t, and what does the router make of that?
 
-For each layer of the cached features, and for the checkpoint's own target in each bin of t: the cosine of the best constant vector, the mean
-norm, and the share of E||f||^2 that the mean vector holds. Beside them the router's mean weights, for the question whether it chooses what is
-useful or what is easy. Shuffled and constant targets with projectors of their own are rows of probe `alignment` (--controls).
+For each layer of the cached features (as the checkpoint's own target normalises them), and for that target in each bin of t: the cosine of the
+best constant vector, the mean norm, and the share of E||f||^2 that the mean vector holds. Beside them the router's mean weights, for the question
+whether it chooses what is useful or what is easy. Shuffled and constant targets with projectors of their own are rows of probe `alignment`
+(--controls).
 Shapes: N images, T tokens, L layers, C channels.
 """
 
@@ -44,15 +45,21 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [f"constant vector, norm and mean of {layers} layers{target}, over {options.n_images} held-out images"]
 
 
+@torch.no_grad()
 def _layers(subject: Subject, options: Options, shared: dict[str, Any]) -> Rows:
     """Each layer of each group, which does not depend on t."""
+    own = own_target(subject)
+    alignment = own[2].cpu() if own else None
     nowhere = NOWHERE | {"bin": -1}
     rows = []
     for group, shape in subject.header.groups.items():
         names = subject.header.layers[group] or tuple(str(i) for i in range(shape[0]))
         layers = [Easiness() for _ in names]
         for index in np.array_split(options.images, -(-options.n_images // 64)):
-            f_NLCT = torch.from_numpy(subject.splits["heldout"].take(index, (group,))[group]).float().flatten(-2)
+            f_NLCgg = torch.from_numpy(subject.splits["heldout"].take(index, (group,))[group]).float()
+            if alignment is not None and group in alignment.needs:
+                f_NLCgg = alignment.normalised(group, f_NLCgg)
+            f_NLCT = f_NLCgg.flatten(-2)
             for i, layer in enumerate(layers):
                 layer.add(f_NLCT[:, i].transpose(1, 2))
         for name, layer in zip(names, layers, strict=True):

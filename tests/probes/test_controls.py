@@ -14,6 +14,8 @@ from gsnr import table
 from gsnr.probe import main
 from probes._easy import Easiness
 from tests.conftest import call
+from train import checkpoint, trainer
+from train.__main__ import main as train
 
 
 def test_measures() -> None:
@@ -83,3 +85,21 @@ def test_the_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
     assert set(target["metric"]) == {"constant_cosine", "norm", "mean_share", "projector_cosine", "constant_share"} and set(target["bin"]) == {0, 1}
     assert call(main, "--ckpt", plain_run, *words, "--out", tmp_path / "plain") == 0
     assert set(table.read(tmp_path / "plain" / "controls.parquet")["metric"]) == {"constant_cosine", "norm", "mean_share"}
+
+
+def test_layers_are_normalised_as_the_target_normalises_them(tmp_path: Path) -> None:
+    """G4, which the target mixes, against numpy; G1, which it does not, as cached."""
+    run = tmp_path / "standardised"
+    assert call(train, "--preset", "smoke", "--alignment.features", "standardise", "--steps", 2, "--out", run) == 0
+    assert call(main, "--ckpt", run, "--probe", "controls", "--bins", 2, "--n-images", 16) == 0
+    rows = table.read(run / "probes" / "controls.parquet")
+    found = rows[rows["metric"] == "constant_cosine"].set_index("group")["value"]
+    header, splits = trainer.data_of(checkpoint.load(run, "ema"), None)
+    everything, first = (splits[name].take(np.arange(n), ("G1", "G4")) for name, n in (("train", splits["train"].size), ("heldout", 16)))
+    for group, standardised in (("G1", False), ("G4", True)):
+        f, of_train = first[group].astype(np.float64), everything[group].astype(np.float64)
+        if standardised:
+            f = (f - of_train.mean((0, 3, 4), keepdims=True)) / of_train.std((0, 3, 4), keepdims=True)
+        units = f / np.linalg.norm(f, axis=2, keepdims=True)
+        for layer, name in enumerate(header.layers[group]):
+            assert found[name] == pytest.approx(np.linalg.norm(units[:, layer].mean((0, 2, 3))), rel=2e-3), name

@@ -65,6 +65,10 @@ class AlignmentModule(nn.Module, ABC):
     def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
         """(B,T,C) alignment target. Gradients flow into a router, never into VAE, teacher or (through the target) hidden state h."""
 
+    def normalised(self, group: str, f_BLCgg: Tensor) -> Tensor:
+        """Float32 features of one of the groups that it needs, as the target takes them in, layer by layer; the same shape."""
+        return f_BLCgg
+
     @abstractmethod
     def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
         """(B,) float32: how far a projected hidden state is from its target, one value per sample."""

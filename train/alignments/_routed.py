@@ -103,10 +103,13 @@ class RoutedAlignment(AlignmentModule):
     def calibrate(self, train: Split) -> None:
         self.normaliser.calibrate(train)
 
+    def normalised(self, group: str, f_BLCgg: Tensor) -> Tensor:
+        return self.normaliser(group, f_BLCgg)
+
     def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
         t_B = batch["t"]
         with _full_precision(t_B.device):  # bf16 would round t to 8 bits, and the router with it
-            features = {group: self.normaliser(group, batch[group].detach().float()) for group in self.needs}
+            features = {group: self.normalised(group, batch[group].detach().float()) for group in self.needs}
             if self.mid_layers is not None:
                 features |= mid_deep(features["G3"], features["G4"], self.mid_layers)
             chosen = {source: features[source if source in features else CACHED[source]] for source in self.sources}

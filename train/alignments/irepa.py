@@ -42,8 +42,11 @@ class Alignment(AlignmentModule):
         self.gamma = config.gamma
         self.projector = plugins.find("projectors", config.projector).Projector(model.hidden_size, groups["teacher"][1], model.grid)
 
+    def normalised(self, group: str, f_BLCgg: Tensor) -> Tensor:
+        return spatial(f_BLCgg, self.gamma)
+
     def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
-        return spatial(batch["teacher"].detach().float(), self.gamma)[:, 0].flatten(2).transpose(1, 2)
+        return self.normalised("teacher", batch["teacher"].detach().float())[:, 0].flatten(2).transpose(1, 2)
 
     def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
         return losses.cosine(projected_BTC, target_BTC)
