@@ -10,7 +10,8 @@ COMPARED := sit repa sra2 uniform-mid uniform-deep ahpa-standardise
 HALF := $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
 COMMA := ,
 SPACE := $(subst ,, )
-METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa
+METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa,ahpa-spatial
+ROUTED := $(foreach row,ahpa ahpa-standardise ahpa-spatial,$(foreach seed,0 1 2,runs/methods/$(row)-s$(seed)))
 export HF_HUB_OFFLINE := 1
 export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
@@ -53,8 +54,10 @@ probed-%: # the target that a run was aligned to, on its own backbone
 ablations: $(STAMP) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
 	$(BIN)/python -m train.grid --out runs/ablations --steps 200 --jobs 2
 
-methods: $(STAMP) ## the methods at the demo's full length, three seeds each, with the Fréchet distance: runs/methods; hours, goes on where it stopped
+methods: $(STAMP) ## the methods at the demo's full length, three seeds each, with the Fréchet distance, and beta(t) under each feature normalisation: runs/methods; hours, goes on where it stopped
 	$(BIN)/python -m train.grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs 2 --rows $(METHODS)
+	$(BIN)/python -m gsnr.probe --ckpt $(ROUTED) --probe router --out runs/methods/routers --resume
+	$(BIN)/python -m figures --run runs/methods/routers --figure fig_beta
 
 test: $(STAMP) ## runs the tests
 	$(BIN)/python -m pytest
