@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +14,7 @@ from figures.style import COLOURS, GREY, LINES, MARKERS, PAGE, T_LABEL, paper
 TABLE = "router"
 WEIGHT_LIMITS = (-0.03, 1.03)
 HISTORY_TIMES = (0.1, 0.5, 0.9)
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 6}  # a legend, for curves run along the edges
 
 
 def _lines(axes: Axes, rows: pd.DataFrame, title: str, uniform: float) -> None:
@@ -24,7 +27,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, title: str, uniform: float) -> None:
         axes.text(0.5, 0.5, "not in this target", ha="center", va="center", transform=axes.transAxes)
         return
     axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)  # beside the curves, which run along the edges
+    axes.legend(**BESIDE)
 
 
 def _short(name: str) -> str:
@@ -76,4 +79,4 @@ def _history(axes: Axes, letter: str, rows: pd.DataFrame, uniform: float) -> Non
     first = rows.loc[rows["step"] > 0, "step"].min()
     axes.set_xscale("symlog", linthresh=first)
     axes.set_xlim(0, rows["step"].max())
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)  # beside the curves, which run along the edges
+    axes.legend(**BESIDE)

@@ -40,11 +40,12 @@ def cannot(subject: Subject, options: Options) -> str | None:
         return f"{subject.checkpoint.folder}: has no router over t; name a run of alignment 'ahpa' with --router"
     if not subject.swaps:
         return "no other VAE's features are named; give caches of the same images with --swap"
-    vaes = [other.header.vae for other in _subjects(subject)]
+    subjects = _subjects(subject)
+    vaes = [other.header.vae for other in subjects]
     for name in vaes:
         if vaes.count(name) > 1:
             raise ValueError(f"--swap: {name!r} is the VAE of two of the caches, the checkpoint's among them, and tables tell them apart by that")
-    for other in _subjects(subject):
+    for other in subjects:
         check(other, _options(options))
     return None
 
