@@ -30,34 +30,34 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a router trajectory in minutes
-	$(BIN)/python -m train --preset demo --out $(RUN) --resume
-	$(BIN)/python -m train.evaluate --ckpt $(RUN)
-	test -f $(RUN)/figures/samples.png || $(BIN)/python -m train.sample --ckpt $(RUN) --cfg 2.5 --sampling-steps 25
-	$(BIN)/python -m gsnr.probe --ckpt $(RUN)
-	$(BIN)/python -m figures --run $(RUN)
+	$(BIN)/gsnr train --preset demo --out $(RUN) --resume
+	$(BIN)/gsnr evaluate --ckpt $(RUN)
+	test -f $(RUN)/figures/samples.png || $(BIN)/gsnr sample --ckpt $(RUN) --cfg 2.5 --sampling-steps 25
+	$(BIN)/gsnr probe --ckpt $(RUN)
+	$(BIN)/gsnr figures --run $(RUN)
 
 figures: demo ## every figure, from nothing: trains the demo's other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
-	$(BIN)/python -m train.grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs 2
+	$(BIN)/gsnr grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs 2
 	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j 2 $(COMPARED:%=probed-%)
-	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
-	$(BIN)/python -m figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
-	$(BIN)/python -m figures --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
-	$(BIN)/python -m figures.tables --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
-	$(BIN)/python -m figures.report --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
+	$(BIN)/gsnr figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
+	$(BIN)/gsnr figures --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
+	$(BIN)/gsnr tables --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
+	$(BIN)/gsnr report --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
 
 probed-sit: # every target, on a backbone that none of them trained
-	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/sit-s0 --router $(RUN) --probe alignment --targets all --fit-steps 500 --resume
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --router $(RUN) --probe alignment --targets all --fit-steps 500 --resume
 
 probed-%: # the target that a run was aligned to, on its own backbone
-	$(BIN)/python -m gsnr.probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --fit-steps 300 --resume
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --fit-steps 300 --resume
 
 ablations: $(STAMP) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
-	$(BIN)/python -m train.grid --out runs/ablations --steps 200 --jobs 2
+	$(BIN)/gsnr grid --out runs/ablations --steps 200 --jobs 2
 
 methods: $(STAMP) ## the methods at the demo's full length, three seeds each, with the Fréchet distance, and beta(t) under each feature normalisation: runs/methods; hours, goes on where it stopped
-	$(BIN)/python -m train.grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs 2 --rows $(METHODS)
-	$(BIN)/python -m gsnr.probe --ckpt $(ROUTED) --probe router --out runs/methods/routers --resume
-	$(BIN)/python -m figures --run runs/methods/routers --figure fig_beta
+	$(BIN)/gsnr grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs 2 --rows $(METHODS)
+	$(BIN)/gsnr probe --ckpt $(ROUTED) --probe router --out runs/methods/routers --resume
+	$(BIN)/gsnr figures --run runs/methods/routers --figure fig_beta
 
 test: $(STAMP) ## runs the tests
 	$(BIN)/python -m pytest

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.style import COLOURS, CONTROL, GREY, MARKERS
+from gsnr.figures.style import COLOURS, CONTROL, GREY, MARKERS
 from gsnr.table import target_name
 
 Key = tuple[str, str, str]  # target, control, projector

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures._curves import Key, keys_of, panel, single
-from figures.style import COLUMN, PAGE, T_LABEL, paper
+from gsnr.figures._curves import Key, keys_of, panel, single
+from gsnr.figures.style import COLUMN, PAGE, T_LABEL, paper
 
 TABLE = "alignment"
 FIXED = ("repa", "irepa", "sra", "sra2")  # targets that are no VAE layers: Fig. 2(a)

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from figures._curves import one_checkpoint
-from figures.style import PAGE, paper
+from gsnr.figures._curves import one_checkpoint
+from gsnr.figures.style import PAGE, paper
 
 TABLE = "vae_pca"
 KIND = "maps"

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures._curves import one_checkpoint
-from figures.style import COLOURS, GREY, LINES, MARKERS, PAGE, T_LABEL, paper
+from gsnr.figures._curves import one_checkpoint
+from gsnr.figures.style import COLOURS, GREY, LINES, MARKERS, PAGE, T_LABEL, paper
 
 TABLE = "router"
 WEIGHT_LIMITS = (-0.03, 1.03)

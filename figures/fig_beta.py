@@ -7,8 +7,8 @@ import re
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.fig5_router import WEIGHT_LIMITS
-from figures.style import COLOURS, GREY, LINES, PAGE, T_LABEL, paper
+from gsnr.figures.fig5_router import WEIGHT_LIMITS
+from gsnr.figures.style import COLOURS, GREY, LINES, PAGE, T_LABEL, paper
 
 TABLE = "router"
 SEVERAL_RUNS = True
@@ -17,7 +17,7 @@ LETTERS = "abcdefghijkl"  # of the panels
 
 
 def method_of(run: str) -> str:
-    """A run's name without the seed that `train.grid` appends: "ahpa-s1" -> "ahpa"."""
+    """A run's name without the seed that `gsnr grid` appends: "ahpa-s1" -> "ahpa"."""
     return re.sub(r"-s\d+$", "", run)
 
 

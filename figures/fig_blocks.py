@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
-from figures._curves import keys_of, one_checkpoint, rows_of
-from figures.style import PAGE, T_LABEL, paper
+from gsnr.figures._curves import keys_of, one_checkpoint, rows_of
+from gsnr.figures.style import PAGE, T_LABEL, paper
 from gsnr.table import target_name
 
 TABLE = "alignment"

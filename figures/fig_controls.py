@@ -9,9 +9,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures._curves import keys_of, panel, single
-from figures.fig2_gsnr import GSNR
-from figures.style import PAGE, T_LABEL, paper
+from gsnr.figures._curves import keys_of, panel, single
+from gsnr.figures.fig2_gsnr import GSNR
+from gsnr.figures.style import PAGE, T_LABEL, paper
 
 TABLE = "alignment"
 TITLES = {"fit": "projectors fitted alike", "ckpt": "the checkpoint's own projector", "fresh": "fresh projectors"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures._curves import keys_of, panel, rows_of, single
-from figures.fig2_gsnr import panels_of
-from figures.style import PAGE, T_LABEL, paper
+from gsnr.figures._curves import keys_of, panel, rows_of, single
+from gsnr.figures.fig2_gsnr import panels_of
+from gsnr.figures.style import PAGE, T_LABEL, paper
 
 TABLE = "alignment"
 COSINE = ("cos_denoise", "cos_low", "cos_high")

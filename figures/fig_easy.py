@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures._curves import one_checkpoint
-from figures.style import COLOURS, CONTROL, MARKERS, PAGE, T_LABEL, paper
+from gsnr.figures._curves import one_checkpoint
+from gsnr.figures.style import COLOURS, CONTROL, MARKERS, PAGE, T_LABEL, paper
 from gsnr.table import EASY
 
 TABLE = "controls"

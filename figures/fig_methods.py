@@ -6,10 +6,10 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures._curves import curve, keys_of, rows_of
-from figures.fig2_gsnr import GSNR
-from figures.fig_direction import COSINE, resolved_only
-from figures.style import COLOURS, MARKERS, PAGE, T_LABEL, paper
+from gsnr.figures._curves import curve, keys_of, rows_of
+from gsnr.figures.fig2_gsnr import GSNR
+from gsnr.figures.fig_direction import COSINE, resolved_only
+from gsnr.figures.style import COLOURS, MARKERS, PAGE, T_LABEL, paper
 from gsnr.table import target_name
 
 TABLE = "alignment"

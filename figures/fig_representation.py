@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures._curves import one_checkpoint
-from figures.style import CONTROL, MARKERS, PAGE, T_LABEL, paper
+from gsnr.figures._curves import one_checkpoint
+from gsnr.figures.style import CONTROL, MARKERS, PAGE, T_LABEL, paper
 
 TABLE = "representation"
 TITLES = {"linear_probe_accuracy": "linear probe, held-out accuracy", "cknna": "CKNNA to the teacher (k = 10)"}

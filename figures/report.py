@@ -1,7 +1,7 @@
-"""`python -m figures.report`: everything that was measured of some runs, on one HTML page that needs no network.
+"""`gsnr report`: everything that was measured of some runs, on one HTML page that needs no network.
 
-    python -m figures.report --run runs/demo                                      into runs/demo/figures/report.html
-    python -m figures.report --run runs/figures/sit-s0 --run runs/demo --out report.html
+    gsnr report --run runs/demo                                      into runs/demo/figures/report.html
+    gsnr report --run runs/figures/sit-s0 --run runs/demo --out report.html
 
 The page holds, for each run: what was measured, with which settings and versions; what the paper leaves open and how this run chose; every
 figure that its tables allow, with its caption; and the tables of `figures.tables`. Figures that compare runs come first.
@@ -21,11 +21,11 @@ import jinja2
 import pandas as pd
 from tqdm import tqdm
 
-from figures import __main__ as drawing
-from figures import tables
-from figures.style import paper
-from gsnr import files, table
-from gsnr.commandline import Parser, run
+from gsnr import commands, files, table
+from gsnr.commandline import Parser
+from gsnr.figures import command as drawing
+from gsnr.figures import tables
+from gsnr.figures.style import paper
 
 # What the paper leaves open or contradicts (README, fidelity notes), and the option of a run that answers it
 FIDELITY = (
@@ -125,7 +125,7 @@ def sections(runs: list[Path]) -> list[Section]:
     made = []
     for folder in runs:
         if not any(drawing.tables_in(folder).glob("*.parquet")):
-            raise ValueError(f"{drawing.tables_in(folder)}: no tables; measure first with `python -m gsnr.probe --ckpt {folder}`")
+            raise ValueError(f"{drawing.tables_in(folder)}: no tables; measure first with `gsnr probe --ckpt {folder}`")
     if len(runs) > 1 and (compared := _figures(runs)):
         made.append(Section("All runs", compared))
     for folder in runs:
@@ -171,7 +171,7 @@ read a target against its controls, and rank targets only with projectors fitted
 
 def main(argv: list[str]) -> int:
     assert __doc__ is not None
-    parser = Parser("python -m figures.report", __doc__)
+    parser = Parser("gsnr report", __doc__)
     parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help="run folder with probes/*.parquet; may be repeated")
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: figures/report.html in the first run)")
     args = parser.parse_args(argv)
@@ -189,4 +189,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    commands.run("report")

@@ -1,7 +1,7 @@
-"""`python -m figures.tables`: G-SNR averaged over the trajectory, per target (AHPA Tables 7, B.10, E.18), as CSV, Markdown and LaTeX.
+"""`gsnr tables`: G-SNR averaged over the trajectory, per target (AHPA Tables 7, B.10, E.18), as CSV, Markdown and LaTeX.
 
-    python -m figures.tables --run runs/demo                     into runs/demo/figures
-    python -m figures.tables --run tables --probe vae_swap       Table B.10
+    gsnr tables --run runs/demo                     into runs/demo/figures
+    gsnr tables --run tables --probe vae_swap       Table B.10
 
 A cell is B x G-SNR averaged over bins of t, with its 95 % interval. Bins share their images, so their errors are correlated: as the values are
 that leave out each image in turn. Differences from the first target of the same run and VAE are paired by image in the same way.
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from figures.__main__ import tables_in
-from gsnr import files, table
-from gsnr.commandline import Parser, run
+from gsnr import commands, files, table
+from gsnr.commandline import Parser
 from gsnr.estimates import Array, student_interval
+from gsnr.figures.command import tables_in
 
 WHICH = ["run", "checkpoint", "vae", "target", "control", "projector"]
 PARTS = {"t > 0.5": (0.5, 1.0), "t < 0.5": (0.0, 0.5), "all t": (0.0, 1.0)}  # halves of the trajectory, as Table 7 has them
@@ -132,7 +132,7 @@ def _markdown(shown: pd.DataFrame) -> str:
 
 def main(argv: list[str]) -> int:
     assert __doc__ is not None
-    parser = Parser("python -m figures.tables", __doc__)
+    parser = Parser("gsnr tables", __doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder, or a folder of tables that gsnr.probe wrote")
     parser.add_argument("--probe", default="alignment", metavar="NAME", help=f"which table: {', '.join(PROBES)} (default: alignment)")
     parser.add_argument("--group", default="all", metavar="NAME", help="parameter group (default: all)")
@@ -142,9 +142,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--probe {args.probe!r} has no such table; choose from {', '.join(PROBES)}")
     folder = tables_in(args.run)
     if not (folder / f"{args.probe}.parquet").is_file():
-        raise ValueError(
-            f"{folder / args.probe}.parquet: no such table; measure it with `python -m gsnr.probe --ckpt {args.run} --probe {args.probe}`"
-        )
+        raise ValueError(f"{folder / args.probe}.parquet: no such table; measure it with `gsnr probe --ckpt {args.run} --probe {args.probe}`")
     title, found = measured(folder, args.probe, args.group)
     shown = readable(found)
     out = args.out or args.run / "figures"
@@ -160,4 +158,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    commands.run("tables")

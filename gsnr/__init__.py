@@ -22,7 +22,7 @@
     Monitor         measures every K steps of any training loop, which stays the same bit for bit
     check           is every engine right on this model and loss, and are samples uncoupled? prints a table
 
-`python -m gsnr.bench` says what it costs, `python -m gsnr.coverage` how often the intervals cover. The package knows nothing of diffusion.
+`gsnr bench` says what it costs, `gsnr coverage` how often the intervals cover. The package knows nothing of diffusion.
 `gsnr.table`, `gsnr.estimates`, `gsnr.comparison` and `gsnr.bins` import without torch.
 """
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gsnr.measurement import measure as measure
     from gsnr.monitor import Monitor as Monitor
     from gsnr.pooling import pool as pool
+    from gsnr.train.runs.checkpoint import load_model as load_model
 
 __version__ = "0.1.0"
 _LIVES_IN = {
@@ -53,6 +54,7 @@ _LIVES_IN = {
     "check": "gsnr.checking",
     "compare": "gsnr.measurement",
     "difference_ci": "gsnr.comparison",
+    "load_model": "gsnr.train.runs.checkpoint",
     "measure": "gsnr.measurement",
     "pool": "gsnr.pooling",
 }
@@ -63,4 +65,9 @@ def __getattr__(name: str) -> Any:
     """Loads the names that need torch on first use, so that reading tables and drawing figures never imports it."""
     if name not in _LIVES_IN:
         raise AttributeError(f"module 'gsnr' has no attribute {name!r}")
-    return getattr(import_module(_LIVES_IN[name]), name)
+    try:
+        return getattr(import_module(_LIVES_IN[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "gsnr":
+            raise
+        raise ImportError(f"gsnr.{name} needs the package {error.name!r}: pip install 'gsnr[train]'") from error

@@ -27,16 +27,33 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def run(command: Callable[[list[str]], int]) -> NoReturn:
-    """Runs command(argv) and exits with its code; 2 and one line for bad input, 130 for Ctrl-C. GSNR_TRACEBACK=1 shows tracebacks."""
+def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
+    """Runs a command and exits with its code; 2 and one line for bad input, 130 for Ctrl-C. GSNR_TRACEBACK=1 shows tracebacks.
+
+    extra: what `pip install 'gsnr[EXTRA]'` brings the packages that the command needs; "" for none."""
     try:
-        code = command(sys.argv[1:])
+        code = command()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # whoever read the output has seen enough (`gsnr ... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except ModuleNotFoundError as error:
+        if os.environ.get("GSNR_TRACEBACK") or error.name is None or error.name.split(".")[0] == "gsnr":
+            raise
+        print(f"error: {missing(error.name, name, extra)}", file=sys.stderr)
+        code = 2
     except (ValueError, OSError) as error:
         if os.environ.get("GSNR_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     raise SystemExit(code)
+
+
+def missing(package: str, what: str, extra: str) -> str:
+    """What to say where a package is not installed that `what` needs."""
+    of = f"gsnr[{extra}]" if extra else package
+    return f"{what} needs the package {package!r}, which is not installed: pip install {of!r}"

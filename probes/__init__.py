@@ -10,3 +10,8 @@
 
 Probes never import one another.
 """
+
+if __name__ == "probes":  # `python -m probes` in a checkout
+    from gsnr.checkout import same_as_in_gsnr
+
+    same_as_in_gsnr(__name__)

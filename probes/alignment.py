@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gsnr.parts import Parts, Rows
-from probes._aligned import measure_all, size_of
-from probes._fit import FIT_BATCH, FIT_LR, available, candidates, check
-from probes._subject import Options, Subject
+from gsnr.probes.common.aligned import measure_all, size_of
+from gsnr.probes.common.fit import FIT_BATCH, FIT_LR, available, candidates, check
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.subject import Options, Subject
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
@@ -37,5 +37,5 @@ def plan(subject: Subject, options: Options) -> list[str]:
     ]
 
 
-def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     return measure_all(subject, options, "alignment", parts, sums)

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gsnr.parts import Parts, Rows
+from gsnr.probes.common.easy import Easiness
+from gsnr.probes.common.fit import hidden_at_tap, own_target
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.subject import NOWHERE, Options, Subject, bin_columns
 from gsnr.table import NAN
-from probes._easy import Easiness
-from probes._fit import hidden_at_tap, own_target
-from probes._subject import NOWHERE, Options, Subject, bin_columns
-from train.data.heldout import heldout_batches
-from train.runfolder import ROUTER_GRID
+from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.runs.folder import ROUTER_GRID
 
 SUMMARY = "how much of each layer, and of the target over t, a constant vector explains; the router's weights beside it"
 KIND = "metrics"
@@ -103,7 +103,7 @@ def _router(subject: Subject, shared: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics": constant_cosine, norm, mean_share per layer (target = group of layers) and of the own target per bin (group
     "target"); projector_cosine and constant_share per bin; router_weight per layer."""
     shared = subject.columns("controls", options) | {"control": "none", "projector": "none"}

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gsnr
-from gsnr.parts import Parts, Rows
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.subject import Options, Subject, bin_columns, sample_rows, variance_rows
 from gsnr.table import NAN, estimate_columns
-from probes import _groups
-from probes._subject import Options, Subject, bin_columns, sample_rows, variance_rows
-from train.data.batches import Batch
-from train.data.heldout import heldout_batches
-from train.interpolant import interpolate, velocity
+from gsnr.train import parameter_groups
+from gsnr.train.data.batches import Batch
+from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.interpolant import interpolate, velocity
 
 SUMMARY = "G-SNR of the denoising gradient per bin of t and parameter group"
 KIND = "cells"
@@ -48,8 +48,8 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def group_of(name: str) -> tuple[str, ...]:
     if name.startswith("final_layer."):
-        return (_groups.BACKBONE, FINAL)
-    return _groups.groups_of(name, last_block=10**6)
+        return (parameter_groups.BACKBONE, FINAL)
+    return parameter_groups.groups_of(name, last_block=10**6)
 
 
 def _bin(subject: Subject, options: Options, index: int) -> Rows:
@@ -74,7 +74,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
     for label in result.groups:
         if label == "all":  # embraces the label embedding
             continue
-        estimate, group = result[label], {"group": _groups.in_table(label)}
+        estimate, group = result[label], {"group": parameter_groups.in_table(label)}
         here = shared | which | group | bin_columns(index, low, high)
         measured = {"draws": estimate.draws, "loss": result.loss, "engine": result.engine}
         rows["cells"].append(here | estimate_columns(estimate, options.batch_ref) | NOTHING | measured)
@@ -83,7 +83,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
     return rows
 
 
-def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "cells", "samples" and (several draws) "metrics"."""
     rows: Rows = {"cells": [], "samples": [], "metrics": []}
     for index in tqdm(range(options.bins), desc="denoising", unit="bin", mininterval=0.5, leave=False):

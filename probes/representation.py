@@ -22,13 +22,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from gsnr.parts import Parts, Rows
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.subject import Options, Subject, bin_columns
 from gsnr.table import NAN
-from probes._subject import Options, Subject, bin_columns
-from train.data import draws
-from train.data.batches import assemble
-from train.data.heldout import another_image, heldout_batches
-from train.interpolant import interpolate
+from gsnr.train.data import rng
+from gsnr.train.data.batches import assemble
+from gsnr.train.data.heldout import another_image, heldout_batches
+from gsnr.train.interpolant import interpolate
 
 SUMMARY = "CKNNA to a teacher's features, and accuracy of a linear probe, per block and bin of t"
 KIND = "metrics"
@@ -138,7 +138,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
     numbers = np.arange(min(PROBE_TRAIN, split.size), dtype=np.int64)
     fits, fit_labels = [], []
     for chunk in np.array_split(numbers, -(-len(numbers) // 64)):
-        noise = draws.draw(options.seed, "fit", chunk, subject.header.latent_shape)
+        noise = rng.draw(options.seed, "fit", chunk, subject.header.latent_shape)
         batch = assemble(split, chunk, noise, low + (high - low) * noise.u, (), mirror=False)
         fits.append(_hidden(subject, batch))
         fit_labels.append(batch["label"].numpy())
@@ -165,7 +165,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
     return {"metrics": rows}
 
 
-def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics": linear_probe_accuracy (target "label"; control "constant") and cknna (target "teacher"; control "shuffled"), group =
     block."""
     rows: Rows = {"metrics": []}

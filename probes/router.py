@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from gsnr.parts import Parts, Rows
-from probes._subject import Options, Subject, bin_columns
-from train import runlog
-from train.runfolder import ROUTER_GRID
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.subject import Options, Subject, bin_columns
+from gsnr.train.runs import logs as runlog
+from gsnr.train.runs.folder import ROUTER_GRID
 
 SUMMARY = "the router's beta and alpha over t, at the checkpoint and over training steps"
 KIND = "metrics"
@@ -49,7 +49,7 @@ def _rows(base: dict[str, Any], times: list[float], weights: dict[str, list[list
     return rows
 
 
-def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics"; target "router" is the checkpoint, "router_log" the run's log (raw weights) up to that step."""
     empty = {"control": "none", "projector": "ckpt", "low": float("nan"), "high": float("nan")}
     shared = subject.columns("router", options) | empty

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from tqdm import tqdm
 
-from gsnr.parts import Parts, Rows
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.subject import NOWHERE, Options, Subject
 from gsnr.table import NAN
-from probes._subject import NOWHERE, Options, Subject
-from train import vae as vaes
+from gsnr.train import vae as vaes
 
 SUMMARY = "PCA maps of group-averaged VAE features, and the variance that three components explain"
 KIND = "metrics"
@@ -83,7 +83,7 @@ def _map_rows(key: dict[str, Any], rgb_Nhw3: NDArray[np.float32]) -> list[dict[s
     return [key | {"image_id": i, "y": y, "x": x, "red": r, "green": g, "blue": b} for i, y, x, (r, g, b) in place]
 
 
-def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics" (explained_variance, group, bin = component) and "maps"."""
     shown = min(SHOWN, options.n_images)
     shared = subject.columns("vae_pca", options) | {"target": "features", "control": "none", "projector": "none"}

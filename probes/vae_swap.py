@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from gsnr.parts import Parts, Rows
-from probes._aligned import measure_all
-from probes._fit import FIT, check, own_target
-from probes._subject import Options, Subject
-from probes._swap import swapped
+from gsnr.probes.common.aligned import measure_all
+from gsnr.probes.common.fit import FIT, check, own_target
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.subject import Options, Subject
+from gsnr.probes.common.swap import swapped
 
 SUMMARY = "G-SNR of the router's target and of the uniform mixture with the features of other VAEs (--swap CACHE)"
 KIND = "cells"
@@ -55,13 +55,13 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [f"targets {', '.join(_options(options).targets)} with the features of {names}: {options.bins} bins x {options.n_images} images each"]
 
 
-def run(subject: Subject, options: Options, parts: Parts, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows as `alignment` writes them, once for each VAE."""
     rows: Rows = {}
     notes = {}
     for i, other in enumerate(_subjects(subject)):
         its_sums = sums / f"vae{i}" if sums is not None else None
-        found, notes[f"{i} {other.header.vae}"] = measure_all(other, _options(options), "vae_swap", Parts(parts.folder / f"vae{i}"), its_sums)
+        found, notes[f"{i} {other.header.vae}"] = measure_all(other, _options(options), "vae_swap", ResumeCache(parts.folder / f"vae{i}"), its_sums)
         for kind, values in found.items():
             rows.setdefault(kind, []).extend(values)
     return rows, notes

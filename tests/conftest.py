@@ -46,7 +46,7 @@ def call(main: Callable[[list[str]], int], *words: str | Path) -> int:
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of preset smoke (30 steps)."""
-    from train.__main__ import main
+    from gsnr.train.command import main
 
     out = tmp_path_factory.mktemp("runs") / "smoke"
     assert call(main, "--preset", "smoke", "--out", out) == 0
@@ -56,7 +56,7 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def probed_run(smoke_run: Path) -> Path:
     """The same run with its tables: 3 bins, 24 images."""
-    from gsnr.probe import main
+    from gsnr.probes.common.command import main
 
     assert call(main, "--ckpt", smoke_run, "--bins", "3", "--n-images", "24", "--fit-steps", "10") == 0
     return smoke_run
@@ -65,7 +65,7 @@ def probed_run(smoke_run: Path) -> Path:
 @pytest.fixture(scope="session")
 def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without any alignment (5 steps)."""
-    from train.__main__ import main
+    from gsnr.train.command import main
 
     out = tmp_path_factory.mktemp("runs") / "plain"
     assert call(main, "--preset", "smoke", "--alignment", "none", "--steps", "5", "--out", out) == 0

@@ -32,7 +32,7 @@ from tests.conftest import REPO, call, run_module
         (("train", "--preset", "sit-b2", "--data.path", "nowhere", "--out", "x"), "nowhere: not a gsnr cache"),
         (("train", "--config", "nowhere.json", "--out", "x"), "--config nowhere.json: cannot be read"),
         (("train", "--preset", "smoke", "--out", "/proc/x"), "--out /proc/x: cannot be written to"),
-        (("figures", "--run", "nowhere"), "no tables; measure first with `python -m gsnr.probe --ckpt nowhere`"),
+        (("figures", "--run", "nowhere"), "no tables; measure first with `gsnr probe --ckpt nowhere`"),
         (("figures", "--run", "nowhere", "--figure", "fig9"), "figure 'fig9' does not exist; choose from fig2_gsnr, fig4_pca, fig5_router"),
         (("train.sample", "--ckpt", "nowhere"), "nowhere: no such run"),
         (("train.evaluate", "--ckpt", "nowhere"), "nowhere: no such run"),
@@ -74,7 +74,7 @@ def test_help_teaches(module: str) -> None:
 def test_train_help_lists_every_option() -> None:
     from dataclasses import fields, is_dataclass
 
-    from train.config import TrainConfig
+    from gsnr.train.config import TrainConfig
 
     text = run_module("train", "--help").stdout
     for f in fields(TrainConfig):
@@ -89,7 +89,7 @@ def test_presets_are_listed() -> None:
 
 
 def test_figures_are_written(probed_run: Path, tmp_path: Path) -> None:
-    from figures.__main__ import main
+    from gsnr.figures.command import main
 
     assert call(main, "--run", probed_run, "--out", tmp_path) == 0
     for name in ("fig2_gsnr", "fig5_router"):
@@ -102,9 +102,9 @@ def test_figures_are_written(probed_run: Path, tmp_path: Path) -> None:
 
 def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
     """beta of two seeds of one method and of another method: two panels; a figure of one run refuses several."""
-    from figures import fig_beta
-    from figures.__main__ import main
     from gsnr import table
+    from gsnr.figures import fig_beta
+    from gsnr.figures.command import main
 
     tables = table.read(probed_run / "probes" / "router.parquet")
     runs = pd.concat([tables.assign(run=name) for name in ("raw-s0", "raw-s1", "standardised-s0")], ignore_index=True)
@@ -127,8 +127,8 @@ def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
 
 def test_figures_that_a_table_cannot_give_are_left_out(probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A table without controls: the others are drawn, and the command says which is not. A folder of tables will do."""
-    from figures.__main__ import main
     from gsnr import table
+    from gsnr.figures.command import main
 
     path = probed_run / "probes" / "alignment.parquet"
     cells = table.read(path)
@@ -140,20 +140,20 @@ def test_figures_that_a_table_cannot_give_are_left_out(probed_run: Path, tmp_pat
     with pytest.raises(ValueError, match="the table has no controls"):
         call(main, "--run", tmp_path, "--figure", "fig_controls", "--out", tmp_path / "figures")
     with pytest.raises(ValueError, match="has no rows of group 'all'"):
-        from figures import fig2_gsnr
+        from gsnr.figures import fig2_gsnr
 
         fig2_gsnr.draw(cells[cells["group"] == "label"])
 
 
 def test_a_figure_whose_table_is_missing_names_the_command(smoke_run: Path, plain_run: Path) -> None:
-    from figures.__main__ import main
+    from gsnr.figures.command import main
 
     with pytest.raises(ValueError, match=r"--probe router"):
         call(main, "--run", plain_run, "--figure", "fig5_router")
 
 
 def test_evaluate_and_sample(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from train import evaluate, sample
+    from gsnr.train import evaluate, sample
 
     assert call(evaluate.main, "--ckpt", smoke_run, "--n-images", "32") == 0
     result = json.loads(capsys.readouterr().out)
@@ -169,12 +169,12 @@ def test_evaluate_and_sample(smoke_run: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_shipped_vae_reaches_25_db() -> None:
-    """The whole held-out split takes `python -m train.fit_demo_vae --check` 20 s; here 128 of its images, and what made.json says."""
-    from train import fit_demo_vae as fit
-    from train import vae
-    from train.data import demo
-    from train.data.encode import to_pixels
-    from train.vae import DEMO_FOLDER
+    """The whole held-out split takes `gsnr fit-demo-vae --check` 20 s; here 128 of its images, and what made.json says."""
+    from gsnr.train import vae
+    from gsnr.train.demo import fit_vae as fit
+    from gsnr.train.demo import images as demo
+    from gsnr.train.prepare.encode import to_pixels
+    from gsnr.train.vae import DEMO_FOLDER
 
     made = json.loads((DEMO_FOLDER / "made.json").read_text())
     assert made["heldout_psnr_db_mean"] >= 25 and made["demo_data_version"] == demo.VERSION
@@ -192,7 +192,7 @@ def test_heun_is_exact_on_a_straight_path_and_second_order() -> None:
     """v constant in t: one step is exact. dx/dt = x: error falls fourfold when steps double."""
     import torch
 
-    from train.sample import heun
+    from gsnr.train.sample import heun
 
     class Constant(torch.nn.Linear):
         def forward(self, x, t, y):

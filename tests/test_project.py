@@ -84,8 +84,8 @@ def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, m
     """The example is put beside the others as a stranger would, is found by its name, trains for two steps and is probed."""
     import train.alignments
     from gsnr import table
-    from gsnr.probe import main as probe
-    from train.__main__ import main
+    from gsnr.probes.common.command import main as probe
+    from gsnr.train.command import main
 
     code = re.search(r"```python\n(.*?)```", (REPO / "CONTRIBUTING.md").read_text(), re.S)
     assert code is not None

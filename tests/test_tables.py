@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from figures import tables
 from gsnr import table
+from gsnr.figures import tables
 from tests.conftest import call
 
 
@@ -60,7 +60,7 @@ def test_averages_and_paired_differences(probed_run: Path, tmp_path: Path, capsy
 
 def test_bad_input(smoke_run: Path, probed_run: Path, tmp_path: Path) -> None:
     for words, message in (
-        (("--run", tmp_path), "no such table; measure it with `python -m gsnr.probe --ckpt"),
+        (("--run", tmp_path), "no such table; measure it with `gsnr probe --ckpt"),
         (("--run", probed_run, "--probe", "router"), "choose from alignment, vae_swap"),
         (("--run", probed_run, "--group", "block 9"), "choose from all, "),
     ):

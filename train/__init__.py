@@ -1,18 +1,6 @@
-"""Training: SiT with alignment targets from a frozen VAE encoder. `train.load_model(PATH)` gives the backbone of a run or checkpoint."""
+"""Training: SiT with alignment targets from a frozen VAE encoder. `gsnr.load_model(PATH)` gives the backbone of a run or checkpoint."""
 
-from __future__ import annotations
+if __name__ == "train":  # `python -m train` in a checkout
+    from gsnr.checkout import same_as_in_gsnr
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from train.checkpoint import load_model as load_model
-
-__all__ = ["load_model"]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "load_model":
-        raise AttributeError(f"module 'train' has no attribute {name!r}")
-    from train.checkpoint import load_model
-
-    return load_model
+    same_as_in_gsnr(__name__)

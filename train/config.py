@@ -6,32 +6,19 @@ An alignment's own options live in its own file (`train/alignments/NAME.py`, cla
 
 from __future__ import annotations
 
-import json
-import types
-import typing
-from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from train import plugins
-from train.priors.features import RESAMPLINGS
+from gsnr import plugins
+from gsnr.options import build, option
+from gsnr.train.priors.features import RESAMPLINGS
 
 LARGEST_DEPTH, LARGEST = 2**10, 2**20  # of a model
 
 
-def option(default: Any, text: str, choices: tuple[str, ...] | str = ()) -> Any:
-    """A field of a Config with its line of --help. choices: its valid values, or the kind of plug-in whose names they are."""
-    return field(default=default, metadata={"help": text, "choices": choices})
-
-
-def choices(of: Field) -> tuple[str, ...]:
-    """The valid values of an option; () where they are not a list of names."""
-    listed = of.metadata.get("choices", ())
-    return tuple(plugins.names(listed)) if isinstance(listed, str) else listed
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = option("", "`demo`, a cache folder made by `python -m train.prepare`, or latents prepared by REPA or iREPA")
+    path: str = option("", "`demo`, a cache folder made by `gsnr prepare`, or latents prepared by REPA or iREPA")
     vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's and iREPA's latents")
     resampling: str = option("adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", tuple(RESAMPLINGS))
     heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random")
@@ -92,63 +79,6 @@ class TrainConfig:
     trackers: str = option("tensorboard", "where metrics go beside metrics.jsonl: tensorboard, wandb, both (tensorboard,wandb) or none")
     gsnr_every: int = option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never")
     gsnr_images: int = option(256, "held-out images that gsnr_every measures on")
-
-
-def _cast(annotation: Any, value: Any, where: str) -> Any:
-    """A value from JSON or the command line as the annotated type. Raises ValueError naming the key."""
-    if annotation is bool and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    if annotation is tuple or typing.get_origin(annotation) is tuple:
-        inner = typing.get_args(annotation)[0]
-        items = (_json_list(value, where) if inner is dict else value.split(",")) if isinstance(value, str) else value
-        if not isinstance(items, list | tuple):
-            raise ValueError(f"{where}: {value!r} is not a list")
-        return tuple(_cast(inner, item, where) for item in items)
-    if annotation is dict and isinstance(value, dict):
-        return dict(value)
-    if isinstance(annotation, types.UnionType):
-        inner = next(a for a in typing.get_args(annotation) if a is not type(None))
-        return None if value in (None, "none") else _cast(inner, value, where)
-    if annotation in (int, float, str) and not isinstance(value, bool | dict | list):
-        try:
-            number = float(value) if annotation is int and isinstance(value, str) and "e" in value.lower() else value
-            if annotation is int and isinstance(number, float) and not number.is_integer():
-                raise ValueError
-            return annotation(number)
-        except (TypeError, ValueError):
-            pass
-    raise ValueError(f"{where}: {value!r} is not of type {getattr(annotation, '__name__', annotation)}")
-
-
-def _json_list(value: str, where: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: {value!r} is not a JSON list ({error})") from error
-
-
-def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """A config dataclass from nested mappings. Raises ValueError naming an unknown key and the valid ones, or a value of the wrong type."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
-    made = {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{where.rstrip('.') or 'the configuration'} is a section, not a value; its options are {', '.join(sorted(known))}")
-    for key, value in values.items():
-        path = f"{where}{key}"
-        if key not in known:
-            raise ValueError(f"unknown option {path!r}; {where.rstrip('.') or 'the configuration'} has {', '.join(sorted(known))}")
-        if is_dataclass(hints[key]):
-            made[key] = build(typing.cast(type, hints[key]), value, f"{path}.")
-        elif key == "alignment":
-            if not isinstance(value, dict):
-                raise ValueError('alignment is a section, not a value; name one with {"name": ...}')
-            made[key] = dict(value)
-        else:
-            made[key] = _cast(hints[key], value, path)
-            if (valid := choices(known[key])) and made[key] not in valid:
-                raise ValueError(f"{path} {made[key]!r} does not exist; choose from {', '.join(valid)}")
-    return cls(**made)
 
 
 def resolve_alignment(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:

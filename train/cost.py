@@ -1,8 +1,8 @@
-"""`python -m train.cost`: what each alignment adds to a training step: multiply-accumulates, parameters, and measured time.
+"""`gsnr cost`: what each alignment adds to a training step: multiply-accumulates, parameters, and measured time.
 
-    python -m train.cost --size b2 --rows sit,ahpa,repa,sra,sra2      the first row is what the others are compared with
-    python -m train.cost --size xl2 --rows sit,ahpa --macs-only       counts alone; nothing is allocated
-    python -m train.cost --size xl2 --rows sit,ahpa --batch 32 --precision bf16 --compile      on a GPU
+    gsnr cost --size b2 --rows sit,ahpa,repa,sra,sra2      the first row is what the others are compared with
+    gsnr cost --size xl2 --rows sit,ahpa --macs-only       counts alone; nothing is allocated
+    gsnr cost --size xl2 --rows sit,ahpa --batch 32 --precision bf16 --compile      on a GPU
 
 MACs are those of matrix products and convolutions in one forward pass of one sample (half of PyTorch's flop count), attention products
 included; the alignment's are the projector's, router's and mixture's, and those of SRA's teacher. Features of VAE and image teacher come
@@ -26,11 +26,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from gsnr.commandline import Parser, run
-from train.config import ModelConfig, TrainConfig, resolve
-from train.data.batches import Batch
-from train.models.sit import SiT
-from train.objective import Objective, make_alignment
+from gsnr import commands
+from gsnr.commandline import Parser
+from gsnr.train.config import ModelConfig, TrainConfig, resolve
+from gsnr.train.data.batches import Batch
+from gsnr.train.models.sit import SiT
+from gsnr.train.objective import Objective, make_alignment
 
 #            layers, channels: SD-VAE's groups and DINOv2-B's tokens; and the demo's
 FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), "teacher": (1, 768)}
@@ -96,7 +97,7 @@ def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
     from accelerate import Accelerator
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-    from train.step import optimisation_step
+    from gsnr.train.step import optimisation_step
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.precision)
     raw = objective_of(config, "cpu")
@@ -160,16 +161,16 @@ def _measure(found: dict[str, dict[str, Any]], configs: dict[str, TrainConfig], 
 
 
 def main(argv: list[str]) -> int:
-    from train import presets
+    from gsnr.train import presets
 
     assert __doc__ is not None
-    parser = Parser("python -m train.cost", __doc__)
+    parser = Parser("gsnr cost", __doc__)
     parser.add_argument("--size", default="b2", help=f"{', '.join(presets.SIZES)} or demo (default: b2)")
-    parser.add_argument("--rows", default="sit,ahpa,uniform-both,repa,irepa,sra,sra2", metavar="A,B", help="rows of `python -m train --list-presets`")
+    parser.add_argument("--rows", default="sit,ahpa,uniform-both,repa,irepa,sra,sra2", metavar="A,B", help="rows of `gsnr train --list-presets`")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples of a step (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns of each row (default: 5)")
     parser.add_argument("--precision", default="no", help="no (fp32), bf16 or fp16 (default: no)")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks, as `python -m train --compile true` does")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, as `gsnr train --compile true` does")
     parser.add_argument("--macs-only", action="store_true", help="count, do not measure")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
@@ -219,4 +220,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    commands.run("cost")

@@ -1,4 +1,4 @@
-"""`python -m train.evaluate`: held-out velocity loss of a checkpoint, beside that of a model which ignores its input; with --frechet, the
+"""`gsnr evaluate`: held-out velocity loss of a checkpoint, beside that of a model which ignores its input; with --frechet, the
 Fréchet distance of samples to the train split in the feature space of the cache's teacher.
 
 The reference predicts one constant, the train split's mean velocity at every position: E (eps - x_0) = -E x_0. Its loss is what a
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gsnr.commandline import Parser, run, seed
+from gsnr import commands
+from gsnr.commandline import Parser, seed
 
 TIMES = 10  # strata of t each image is evaluated in
 HEUN_STEPS = 12  # of a sample for the Fréchet distance
@@ -27,11 +28,12 @@ def evaluate(
     ckpt: Path, weights: str = "ema", n_images: int | None = None, seed: int = 0, frechet: int = 0, data: str | None = None
 ) -> dict[str, Any]:
     """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
-    from train import checkpoint, interpolant, trainer
-    from train.data.heldout import heldout_batches, require
+    from gsnr.train import interpolant, opening
+    from gsnr.train.data.heldout import heldout_batches, require
+    from gsnr.train.runs import checkpoint
 
     loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
-    header, splits = trainer.data_of(loaded, data, features=False)
+    header, splits = opening.data_of(loaded, data, features=False)
     if frechet and "teacher" not in header.groups:
         raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")
     if n_images is not None:
@@ -71,7 +73,7 @@ def evaluate(
     }
     if not frechet:
         return result
-    from train.frechet import Gaussian, cached_features, distance, sampled_features
+    from gsnr.train.frechet import Gaussian, cached_features, distance, sampled_features
 
     train = Gaussian.of(cached_features(splits["train"]))
     sampled = distance(Gaussian.of(sampled_features(loaded, header, frechet, HEUN_STEPS, seed)), train)
@@ -89,7 +91,7 @@ def evaluate(
 
 def main(argv: list[str]) -> int:
     assert __doc__ is not None
-    parser = Parser("python -m train.evaluate", __doc__)
+    parser = Parser("gsnr evaluate", __doc__)
     parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
@@ -106,4 +108,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    commands.run("evaluate")

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from train import checkpoint, sample
-from train import teacher as teachers
-from train import vae as vaes
-from train.data.cache import Header, Split
-from train.data.encode import TEACHER, to_pixels
+from gsnr.train import sample
+from gsnr.train import teacher as teachers
+from gsnr.train import vae as vaes
+from gsnr.train.data.cache import Header, Split
+from gsnr.train.prepare.encode import TEACHER, to_pixels
+from gsnr.train.runs import checkpoint
 
 Features = NDArray[np.float64]
 CHUNK = 256

@@ -1,7 +1,7 @@
-"""`python -m train.grid`: trains and evaluates several presets, each with several seeds, and writes one table.
+"""`gsnr grid`: trains and evaluates several presets, each with several seeds, and writes one table.
 
-    python -m train.grid --out runs/ablations --steps 200                                   every row at demo size, one seed
-    python -m train.grid --out runs/methods --rows sit,ahpa,repa --seeds 0,1,2 --frechet 2048
+    gsnr grid --out runs/ablations --steps 200                                   every row at demo size, one seed
+    gsnr grid --out runs/methods --rows sit,ahpa,repa --seeds 0,1,2 --frechet 2048
 
 One run a folder, OUT/ROW-s0, OUT/ROW-s1, ...; killed and called again, it goes on where it stopped. OUT/table.csv has one line a finished
 run of the folder (of these steps and options), OUT/table.md one line a row, mean and standard error over seeds, and the difference from the first
@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from gsnr import files
-from gsnr.commandline import Parser, run, seed
-from train.evaluate import LEAST_SAMPLES
+from gsnr import commands, files
+from gsnr.commandline import Parser, seed
+from gsnr.train.evaluate import LEAST_SAMPLES
 
 RESULT = "evaluation.json"
 METRICS = {"velocity_loss": "held-out velocity loss", "frechet": "Fréchet distance"}
@@ -66,9 +66,9 @@ class Job:
         if self.done() is not None:
             return
         length = [] if self.steps is None else ["--steps", str(self.steps)]
-        train = ["train", "--preset", f"{self.row}-demo", "--out", str(self.folder), "--seed", str(self.seed), "--resume", *length, *self.options]
-        _call(train, threads)
-        result = json.loads(_call(["train.evaluate", "--ckpt", str(self.folder), "--frechet", str(self.frechet)], threads))
+        which = ["--preset", f"{self.row}-demo", "--seed", str(self.seed), "--out", str(self.folder)]
+        _call(["gsnr", "train", *which, "--resume", *length, *self.options], threads)
+        result = json.loads(_call(["gsnr", "evaluate", "--ckpt", str(self.folder), "--frechet", str(self.frechet)], threads))
         files.write_text(self.folder / RESULT, json.dumps({"identity": self.identity, "result": result}, indent=2) + "\n")
 
 
@@ -131,9 +131,9 @@ def _seeds(text: str) -> list[int]:
 
 def _check_options(rows: list[str], options: list[str]) -> None:
     """Raises ValueError for options that the runs would not take, or that would make two rows or seeds the same."""
-    from train import presets
-    from train.__main__ import overrides
-    from train.config import nest, resolve
+    from gsnr.train import presets
+    from gsnr.train.command import overrides
+    from gsnr.train.config import nest, resolve
 
     flat = overrides(options)
     for key in flat:
@@ -144,12 +144,12 @@ def _check_options(rows: list[str], options: list[str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from train import presets
+    from gsnr.train import presets
 
     assert __doc__ is not None
-    parser = Parser("python -m train.grid", __doc__)
+    parser = Parser("gsnr grid", __doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and the table")
-    parser.add_argument("--rows", metavar="A,B", help="rows of `python -m train --list-presets` (default: all); the first is the baseline")
+    parser.add_argument("--rows", metavar="A,B", help="rows of `gsnr train --list-presets` (default: all); the first is the baseline")
     parser.add_argument("--seeds", default="0", metavar="S,S", help="seeds (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each run (default: the demo's)")
     parser.add_argument("--frechet", type=int, default=0, metavar="N", help="samples for the Fréchet distance (default: 0, none)")
@@ -198,4 +198,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    commands.run("grid")

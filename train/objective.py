@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from train import plugins
-from train.alignments import AlignmentModule
-from train.config import ModelConfig, alignment_config
-from train.data.batches import Batch
-from train.data.cache import Header
-from train.interpolant import interpolate, velocity
-from train.models.sit import SiT
+from gsnr import plugins
+from gsnr.train.alignments import AlignmentModule
+from gsnr.train.config import ModelConfig, alignment_config
+from gsnr.train.data.batches import Batch
+from gsnr.train.data.cache import Header
+from gsnr.train.interpolant import interpolate, velocity
+from gsnr.train.models.sit import SiT
 
 
 class Objective(nn.Module):

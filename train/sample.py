@@ -1,4 +1,4 @@
-"""`python -m train.sample`: draws images from a checkpoint by integrating the probability-flow ODE, and writes one grid.
+"""`gsnr sample`: draws images from a checkpoint by integrating the probability-flow ODE, and writes one grid.
 
 dx/dt = v(x, t) from t = 1 (noise) to t = 0 (data), Heun's method (second order), state in float64. Classifier-free guidance
 v = v_null + w (v_class - v_null). Shapes: B images, (C,h,w) latent.
@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gsnr import files
-from gsnr.commandline import Parser, run, seed
-from train.config import ModelConfig
-from train.data.latents import Scaling
-from train.vae import FrozenVAE
+from gsnr import commands, files
+from gsnr.commandline import Parser, seed
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.latents import Scaling
+from gsnr.train.vae import FrozenVAE
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def write(picture: Image.Image, path: Path) -> None:
 
 def main(argv: list[str]) -> int:
     assert __doc__ is not None
-    parser = Parser("python -m train.sample", __doc__)
+    parser = Parser("gsnr sample", __doc__)
     parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--vae", metavar="ID", help="VAE that decodes (default: the one the checkpoint names)")
@@ -123,7 +123,8 @@ def main(argv: list[str]) -> int:
     if args.out is not None and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
         raise ValueError(f"--out {args.out}: name a file that ends in .png")
 
-    from train import checkpoint, vae
+    from gsnr.train import vae
+    from gsnr.train.runs import checkpoint
 
     loaded = checkpoint.load(args.ckpt, args.weights)
     out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
@@ -163,4 +164,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    commands.run("sample")

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from train.data.batches import Batch
-from train.objective import Objective
+from gsnr.train.data.batches import Batch
+from gsnr.train.objective import Objective
 
 Metrics = dict[str, Tensor]
 

@@ -21,10 +21,10 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from train.identity import identity
-from train.models.convnet import ConvNet
+from gsnr.train.models.convnet import ConvNet
+from gsnr.train.weights_hash import weights_hash
 
-DEMO_FOLDER = Path(__file__).parent / "assets" / "demo_teacher"
+DEMO_FOLDER = Path(__file__).parent / "demo" / "assets" / "demo_teacher"
 DINO = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}  # model_type in config.json: transformers' class
 DINO_DOWNSAMPLING = 16  # REPA resizes so that 256 pixels give 16 tokens a side, whatever the patch size
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
@@ -148,4 +148,4 @@ def load(name: str) -> FrozenTeacher:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"teacher {name!r} cannot be loaded (name a DINOv2 folder, a hub id or `demo`): {reason}") from error
     model = model.float().eval().requires_grad_(False)
-    return FrozenTeacher(model=model, name=name, sha=identity(model), channels=channels, downsampling=downsampling)
+    return FrozenTeacher(model=model, name=name, sha=weights_hash(model), channels=channels, downsampling=downsampling)

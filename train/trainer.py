@@ -19,16 +19,18 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from train import checkpoint, runfolder, runlog, sample, vae, watch
-from train.config import ModelConfig, TrainConfig, alignment_config, resolve
-from train.data import encode, foreign
-from train.data.batches import Batch, StepBatches, loader
-from train.data.cache import Header, Split, open_cache
-from train.data.latents import Scaling
-from train.models.sit import SiT
-from train.objective import Objective, check_cache, make_alignment
-from train.step import Window, check_finite, optimisation_step
-from train.stop import Stop
+from gsnr.train import callback, opening, sample, vae
+from gsnr.train.config import ModelConfig, TrainConfig
+from gsnr.train.data.batches import Batch, StepBatches, loader
+from gsnr.train.data.cache import Header, Split
+from gsnr.train.data.latents import Scaling
+from gsnr.train.models.sit import SiT
+from gsnr.train.objective import Objective, check_cache, make_alignment
+from gsnr.train.runs import checkpoint
+from gsnr.train.runs import folder as runfolder
+from gsnr.train.runs import logs as runlog
+from gsnr.train.runs.preemption import Preemption
+from gsnr.train.step import Window, check_finite, optimisation_step
 
 # Before a process group goes. Its threads drop the tensors of their last work when they come to it, for which they need the interpreter's
 # lock; torch's destructors hold that lock while they wait for the threads, for ever (seen with gloo, torch 2.13).
@@ -44,24 +46,6 @@ def make_objective(config: TrainConfig, header: Header) -> Objective:
     return Objective(model, make_alignment(config.alignment, config.model, header.groups))
 
 
-def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
-    """The cache of a configuration; the demo's is built on first use. Raises ValueError where there is none or it does not fit."""
-    needs = alignment_config(config.alignment).needs
-    if not config.data.path:
-        raise ValueError("--data.path is missing: name a cache folder made by `python -m train.prepare`, or `demo`")
-    folder = Path(config.data.path)
-    if config.data.path == "demo":
-        folder = encode.demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
-    elif (opened := foreign.open_folder(config.data, needs, config.model.num_classes)) is not None:
-        return opened
-    header, splits = open_cache(folder, needs)
-    if config.data.vae and vae.load(config.data.vae).sha != header.vae_sha:
-        raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
-    if needs and header.resampling != config.data.resampling:
-        raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
-    return header, splits
-
-
 def _trackers(config: TrainConfig) -> list[str]:
     """Raises ValueError for one that is not installed."""
     names = [name for name in config.trackers.split(",") if name != "none"]
@@ -69,27 +53,6 @@ def _trackers(config: TrainConfig) -> list[str]:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"--trackers {name}: the package is not installed (pip install {name}); or use --trackers none")
     return names
-
-
-def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True) -> tuple[Header, dict[str, Split]]:
-    """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on. features: they must be there, those
-    that the alignment needs.
-
-    Raises ValueError where it does not say, and where they do not fit it.
-    """
-    if data is None and loaded.header is None:
-        raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
-    if data is None and (path := loaded.config.data.path) != "demo" and not Path(path).exists():
-        raise ValueError(f"{loaded.folder}: was trained on {path}, which is not there; name the cache with --data")
-    if data is None or data == loaded.config.data.path:
-        header, splits = open_data(loaded.config)
-    elif data == "demo":
-        header, splits = open_data(resolve({"data": {"path": "demo"}}))
-    else:
-        header, splits = open_cache(Path(data), loaded.alignment.needs if features else ())
-    checkpoint.require_same_data(loaded, header, loaded.alignment.needs if features else ())
-    check_cache(loaded.config.model, header)
-    return header, splits
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
@@ -163,8 +126,8 @@ def _train(accelerator: Accelerator, config: TrainConfig, out: Path, resume: boo
     if main:
         runfolder.check(out, config, resume)
     with accelerator.main_process_first():
-        header, splits = open_data(config)
-    watch.check(config, splits["heldout"])
+        header, splits = opening.open_data(config)
+    callback.check(config, splits["heldout"])
     decoder = vae.load(header.vae) if config.sample_every and main else None
     raw = make_objective(config, header)
     raw.alignment.calibrate(splits["train"])
@@ -188,7 +151,7 @@ def _train(accelerator: Accelerator, config: TrainConfig, out: Path, resume: boo
     if state.get("scaler") and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     average = get_ema_multi_avg_fn(optim.ema)
-    watching = watch.Watch(config, out, raw, ema.model, splits["heldout"], device, accelerator.process_index, accelerator.num_processes)
+    watching = callback.GsnrCallback(config, out, raw, ema.model, splits["heldout"], device, accelerator.process_index, accelerator.num_processes)
     if not first:
         watching(0)
     window = Window(state.get("window", {}), device)
@@ -201,7 +164,7 @@ def _train(accelerator: Accelerator, config: TrainConfig, out: Path, resume: boo
         checkpoint.save(out, step=step, objective=raw, ema=ema, optimizer=optimizer, config=config, header=header, extra=extra)
         runfolder.prune(out, config.keep_last, config.keep_every)
 
-    with Stop() as stop:
+    with Preemption() as stop:
         for step, batch in enumerate(progress.waiting(iter(loader(batches, first, config.steps, config.data.workers))), start=first + 1):
             lr = optim.lr * min(1.0, step / optim.warmup) if optim.warmup else optim.lr
             for group in optimizer.param_groups:

@@ -8,9 +8,9 @@ from pathlib import Path
 import diffusers
 from diffusers import AutoencoderKL
 
-from train.identity import identity
+from gsnr.train.weights_hash import weights_hash
 
-DEMO_FOLDER = Path(__file__).parent / "assets" / "demo_vae"
+DEMO_FOLDER = Path(__file__).parent / "demo" / "assets" / "demo_vae"
 # SD (sd-vae-ft-mse, -ema) and SDXL are AutoencoderKL with a scaling factor each; openai/consistency-decoder is the other
 KINDS = ("AutoencoderKL", "ConsistencyDecoderVAE")
 
@@ -55,4 +55,4 @@ def load(name: str) -> FrozenVAE:
     finally:
         diffusers.logging.set_verbosity(verbosity)
     model = stored.float().eval().requires_grad_(False)
-    return FrozenVAE(model=model, name=name, sha=identity(model, f"scaling_factor {float(model.config.scaling_factor)!r};"))
+    return FrozenVAE(model=model, name=name, sha=weights_hash(model, f"scaling_factor {float(model.config.scaling_factor)!r};"))

@@ -17,9 +17,9 @@ import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
-from gsnr.parts import Parts
-from probes import alignment
-from probes._subject import Options, Subject, load
+from gsnr.probes import alignment
+from gsnr.probes.common.resume_cache import ResumeCache
+from gsnr.probes.common.subject import Options, Subject, load
 
 CELL = ["target", "control", "group", "bin"]
 
@@ -27,7 +27,7 @@ CELL = ["target", "control", "group", "bin"]
 def _probe(subject: Subject, options: Options) -> pd.DataFrame:
     """Cells with their standard errors."""
     with tempfile.TemporaryDirectory() as folder:
-        rows, _ = alignment.run(subject, options, Parts(Path(folder)), None)
+        rows, _ = alignment.run(subject, options, ResumeCache(Path(folder)), None)
     cells = pd.DataFrame(rows["cells"]).set_index(CELL)
     half = (cells["gsnr_high"] - cells["gsnr_low"]) / 2
     return cells.assign(se=half / stats.t.ppf(0.975, cells["n"] - 1))

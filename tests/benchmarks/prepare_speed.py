@@ -1,4 +1,4 @@
-"""How fast `train.prepare` is, beside a loop over single images with the same VAE, and two processes beside one. One thread each.
+"""How fast `gsnr prepare` is, beside a loop over single images with the same VAE, and two processes beside one. One thread each.
 
     python -m tests.benchmarks.prepare_speed                                    the demo's VAE, 64 pixels
     python -m tests.benchmarks.prepare_speed --vae FOLDER_OR_ID --resolution 256 --images 32 --shard 4
@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from train import vae as vaes
-from train.data import demo, encode
-from train.data.images import centre_crop
-from train.priors import features, layers
+from gsnr.train import vae as vaes
+from gsnr.train.demo import images as demo
+from gsnr.train.prepare import encode
+from gsnr.train.prepare.images import centre_crop
+from gsnr.train.priors import features, layers
 
 REPO = Path(__file__).parents[2]
 

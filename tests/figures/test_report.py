@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from figures import __main__ as drawing
-from figures import report
 from gsnr import table
+from gsnr.figures import command as drawing
+from gsnr.figures import report
 from tests.conftest import call
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -68,7 +68,7 @@ def test_several_runs(probed_run: Path, tmp_path: Path) -> None:
 
 def test_bad_input(smoke_run: Path, probed_run: Path, tmp_path: Path) -> None:
     for words, message in (
-        (("--run", tmp_path), "no tables; measure first with `python -m gsnr.probe --ckpt"),
+        (("--run", tmp_path), "no tables; measure first with `gsnr probe --ckpt"),
         (("--run", probed_run, "--run", probed_run), "two of the folders are called 'smoke'"),
         (("--run", probed_run, "--out", tmp_path), "a folder; name the page"),
     ):

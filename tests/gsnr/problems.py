@@ -51,7 +51,7 @@ def conv_problem(seed: int = 0):
 
 def attention_problem(seed: int = 0):
     torch.manual_seed(seed)
-    from train.models.sit import SiT
+    from gsnr.train.models.sit import SiT
 
     model = SiT(input_size=4, patch_size=2, in_channels=2, hidden_size=16, depth=2, num_heads=2, num_classes=3)
     for p in model.parameters():

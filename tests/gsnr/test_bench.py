@@ -1,4 +1,4 @@
-"""`python -m gsnr.bench` on tiny subjects: what it compares agrees, what it prints can be read. No time is asserted."""
+"""`gsnr bench` on tiny subjects: what it compares agrees, what it prints can be read. No time is asserted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import gsnr
-from gsnr import bench, bench_peers
-from gsnr.bench_methods import METHODS, OURS, STEP, errors, peak_bytes, prepare, reference
-from gsnr.bench_subjects import SUBJECTS, Subject, build, convnet, sit
+from gsnr.benchmarks import bench, peers
+from gsnr.benchmarks.methods import METHODS, OURS, STEP, errors, peak_bytes, prepare, reference
+from gsnr.benchmarks.subjects import SUBJECTS, Subject, build, convnet, sit
 from gsnr.engines import ENGINES
 from tests.conftest import call, run_module
 
 TINY = {"sit": partial(sit, 16, 2, 1, tokens=6, batch=4), "convnet": partial(convnet, 8, side=8, batch=4)}
-PEERS_INSTALLED = [name for name in bench_peers.PEERS if bench_peers.installed(name)]
+PEERS_INSTALLED = [name for name in peers.PEERS if peers.installed(name)]
 
 
 def tiny(name: str, batches: int = 2) -> Subject:
@@ -75,19 +75,19 @@ def test_installed_peers_agree_or_say_why_not(name: str) -> None:
 def test_a_row_per_method_with_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is absent, wrong or unable is a row with its reason and no time."""
 
-    def refuse(model: Any, loss: Any) -> bench_peers.One:
+    def refuse(model: Any, loss: Any) -> peers.One:
         raise NotImplementedError("no rule for Block\nat all")
 
-    def halve(model: Any, loss: Any) -> bench_peers.One:
+    def halve(model: Any, loss: Any) -> peers.One:
         def one(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             loss(model, batch).sum().backward()
             return torch.ones(4)
 
         return one
 
-    monkeypatch.setitem(bench_peers.PEERS, "backpack", refuse)
-    monkeypatch.setitem(bench_peers.PEERS, "torchjd", halve)
-    monkeypatch.setattr(bench_peers, "installed", lambda name: name != "opacus")
+    monkeypatch.setitem(peers.PEERS, "backpack", refuse)
+    monkeypatch.setitem(peers.PEERS, "torchjd", halve)
+    monkeypatch.setattr(peers, "installed", lambda name: name != "opacus")
     monkeypatch.setattr(bench, "LEAST_S", 1e-9)
     result = bench.measure_subject(tiny("sit"), ["loop", "vmap-interval", "opacus", "backpack", "torchjd"], rounds=3, memory=False)
     rows = {row["method"]: row for row in result["methods"]}

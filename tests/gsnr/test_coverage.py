@@ -1,4 +1,4 @@
-"""`python -m gsnr.coverage` in small: the coverage that is claimed, and what `Estimate.caution` says of data it should not be claimed for.
+"""`gsnr coverage` in small: the coverage that is claimed, and what `Estimate.caution` says of data it should not be claimed for.
 
 Tolerance: the bands are those of the claim itself, 93 to 97 % for a nominal 95 %. Seed and repeats are the command's defaults, so these rows
 are those of docs/coverage.md to the last digit, and a failure means that the estimator or numpy's random stream has changed, never bad luck.
@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gsnr import coverage, passes
+from gsnr import passes
+from gsnr.benchmarks import coverage
 from gsnr.estimates import Estimate, trace_cov_sq
 from gsnr.moments import Moments
 from tests.conftest import run_module

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from figures import fig_easy
 from gsnr import table
-from gsnr.probe import main
-from probes._easy import Easiness
+from gsnr.figures import fig_easy
+from gsnr.probes.common.command import main
+from gsnr.probes.common.easy import Easiness
+from gsnr.train import opening
+from gsnr.train.command import main as train
+from gsnr.train.runs import checkpoint
 from tests.conftest import call
-from train import checkpoint, trainer
-from train.__main__ import main as train
 
 
 def test_measures() -> None:
@@ -94,7 +95,7 @@ def test_layers_are_normalised_as_the_target_normalises_them(tmp_path: Path) -> 
     assert call(main, "--ckpt", run, "--probe", "controls", "--bins", 2, "--n-images", 16) == 0
     rows = table.read(run / "probes" / "controls.parquet")
     found = rows[rows["metric"] == "constant_cosine"].set_index("group")["value"]
-    header, splits = trainer.data_of(checkpoint.load(run, "ema"), None)
+    header, splits = opening.data_of(checkpoint.load(run, "ema"), None)
     everything, first = (splits[name].take(np.arange(n), ("G1", "G4")) for name, n in (("train", splits["train"].size), ("heldout", 16)))
     for group, standardised in (("G1", False), ("G4", True)):
         f, of_train = first[group].astype(np.float64), everything[group].astype(np.float64)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import gsnr
-from gsnr import bins, table
-from gsnr.parts import Parts
-from gsnr.probe import main
-from probes import _aligned, _fit
-from probes._subject import Options
+from gsnr import table
+from gsnr.probes.common import aligned, bins, fit
+from gsnr.probes.common.command import main
+from gsnr.probes.common.resume_cache import ResumeCache
+from gsnr.probes.common.subject import Options
 from tests.conftest import call
 from tests.probes.test_probe import subject_of
 
@@ -31,7 +31,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
     """Stopped in the last bin: two bins and the fits stay, and neither is done again."""
     words = ("--ckpt", smoke_run, *WORDS)
     assert call(main, *words, "--out", tmp_path / "whole") == 0
-    real, calls = _aligned.measure, []
+    real, calls = aligned.measure, []
 
     def stops(*arguments: object) -> gsnr.ComparisonResult:
         calls.append(1)
@@ -39,7 +39,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_aligned, "measure", stops)
+    monkeypatch.setattr(aligned, "measure", stops)
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         call(main, *words, "--out", out)
@@ -52,8 +52,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
     with pytest.raises(ValueError, match=r"with other settings .n_images was 8, now 9.; --overwrite drops it"):
         call(main, *words, "--n-images", 9, "--out", out, "--resume")
     again = []
-    monkeypatch.setattr(_aligned, "measure", lambda *a: again.append(1) or real(*a))
-    monkeypatch.setattr(_aligned, "fit", lambda *a: pytest.fail("fitted again"))
+    monkeypatch.setattr(aligned, "measure", lambda *a: again.append(1) or real(*a))
+    monkeypatch.setattr(aligned, "fit", lambda *a: pytest.fail("fitted again"))
     assert call(main, *words, "--out", out, "--resume") == 0
     assert len(again) == 8
     pd.testing.assert_frame_equal(cells_of(tmp_path / "whole"), cells_of(out), check_exact=True)
@@ -63,7 +63,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
 
 
 def test_a_damaged_piece_is_named_and_nothing_is_left_of_a_measurement_that_did_not_begin(smoke_run: Path, tmp_path: Path) -> None:
-    parts = Parts(tmp_path / "parts")
+    parts = ResumeCache(tmp_path / "parts")
     parts.begin({"a": (1, 2)}, resume=False)
     assert parts.rows("x", lambda: {"cells": [{"v": float("nan")}, {"v": 0.1 + 0.2}]})["cells"][1] == {"v": 0.1 + 0.2}
     assert torch.equal(parts.tensors("y", lambda: {"w": torch.ones(2)})["w"], torch.ones(2))
@@ -115,14 +115,14 @@ def test_a_constant_target_is_the_mean_target_of_train_images(smoke_run: Path) -
     """Computed here from the cache; its fitted projector all but reaches it, which marks an easy target."""
     subject = subject_of(smoke_run)
     options = Options(bins=1, n_images=8, engine="auto", seed=0, batch_ref=256, fit_steps=200, projectors=("fit",), targets=("uniform_deep",))
-    made = {c.control: c for c in _fit.candidates(subject, options)}
-    from train.data import order
+    made = {c.control: c for c in fit.candidates(subject, options)}
+    from gsnr.train.data import permutation
 
-    index = order.image_of(np.arange(_fit.CONSTANT_BATCHES * _fit.FIT_BATCH), subject.splits["train"].size, 0)
+    index = permutation.image_of(np.arange(fit.CONSTANT_BATCHES * fit.FIT_BATCH), subject.splits["train"].size, 0)
     deep = subject.splits["train"].take(index, ("G4",))["G4"].astype(np.float64)
     assert made["constant"].constant_C is not None
     np.testing.assert_allclose(made["constant"].constant_C.numpy(), deep.mean((0, 1, 3, 4)), rtol=1e-4, atol=1e-6)
-    losses = _fit.fit(subject, options, list(made.values()))
+    losses = fit.fit(subject, options, list(made.values()))
     assert losses["uniform_deep [constant]"] < 0.2 * losses["uniform_deep [shuffled]"]
 
 

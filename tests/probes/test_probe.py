@@ -1,4 +1,4 @@
-"""`gsnr.probe`: the tables it writes, what it compares, and how it meets bad input."""
+"""`gsnr probe`: the tables it writes, what it compares, and how it meets bad input."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import torch.nn.functional as F
 
 import gsnr
 from gsnr import table
-from gsnr.probe import main
-from probes import _fit
-from probes._subject import Options, Subject, load
+from gsnr.probes.common import fit
+from gsnr.probes.common.command import main
+from gsnr.probes.common.subject import Options, Subject, load
+from gsnr.train.data import cache
+from gsnr.train.data.rng import draw
+from gsnr.train.demo.cache import demo_cache
+from gsnr.train.runs import checkpoint
 from tests.benchmarks import agreement
 from tests.conftest import call
-from train import checkpoint
-from train.data import cache, encode
-from train.data.draws import draw
 
 OPTIONS = Options(bins=3, n_images=24, engine="auto", seed=0, batch_ref=256, fit_steps=10)
 
@@ -79,7 +80,7 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
     """U and V of bin 1 from the files alone: one .backward() a sample, numpy for the rest. Shuffled: the target is that of image i + 128,
     and the projector is fitted here by `_fit`, whose procedure has tests of its own."""
     loaded = checkpoint.load(probed_run)
-    header, splits = cache.open_cache(encode.demo_cache(256, 256, "adaptive"), ("G3", "G4"))
+    header, splits = cache.open_cache(demo_cache(256, 256, "adaptive"), ("G3", "G4"))
     rows = splits["heldout"].take(np.arange(24), ("mean", "std", "label", "G3", "G4"))
     drawn = draw(0, "heldout", np.arange(24), header.latent_shape)
     t = torch.from_numpy((1 / 3 + drawn.u / 3).astype(np.float32))
@@ -88,8 +89,8 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
     model, alignment = loaded.model, loaded.alignment
     if shuffled:
         rows |= splits["heldout"].take(np.arange(24) + 128, ("G3", "G4"))
-        made = _fit.candidates(subject_of(probed_run), OPTIONS)
-        _fit.fit(subject_of(probed_run), OPTIONS, made)
+        made = fit.candidates(subject_of(probed_run), OPTIONS)
+        fit.fit(subject_of(probed_run), OPTIONS, made)
         alignment = next(c for c in made if (c.control, c.projector) == ("shuffled", "fit")).alignment
     names = [n for n, _ in model.named_parameters() if n.startswith(("x_embedder", "t_embedder", "blocks.0.", "blocks.1."))]
     gradients, losses, denoising = [], [], []
@@ -138,11 +139,11 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
 def test_fitting_moves_fitted_projectors_only_and_towards_their_targets(probed_run: Path) -> None:
     """Every fitted loss falls; the checkpoint's own projector, the routers and the backbone stay; two fits are the same fit."""
     subject = subject_of(probed_run)
-    made = _fit.candidates(subject, OPTIONS)
+    made = fit.candidates(subject, OPTIONS)
     before = [{k: v.clone() for k, v in c.alignment.state_dict().items()} for c in made]
     backbone = {k: v.clone() for k, v in subject.checkpoint.model.state_dict().items()}
-    early = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=1), _fit.candidates(subject, OPTIONS))
-    late = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), made)
+    early = fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=1), fit.candidates(subject, OPTIONS))
+    late = fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), made)
     assert late.keys() == early.keys() == {c.name for c in made if c.projector == "fit"}
     assert all(late[name] < early[name] for name in late)
     for c, was in zip(made, before, strict=True):
@@ -150,18 +151,18 @@ def test_fitting_moves_fitted_projectors_only_and_towards_their_targets(probed_r
             moves = c.projector == "fit" and name.startswith("projector.")
             assert torch.equal(value, was[name]) != moves, (c.name, name)
     assert all(torch.equal(v, backbone[k]) for k, v in subject.checkpoint.model.state_dict().items())
-    again = _fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), _fit.candidates(subject, OPTIONS))
+    again = fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), fit.candidates(subject, OPTIONS))
     assert again == late
 
 
 def test_a_uniform_run_is_probed_with_its_own_split(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from figures.__main__ import main as draw
-    from train.__main__ import main as train
+    from gsnr.figures.command import main as draw
+    from gsnr.train.command import main as train
 
     run = tmp_path / "run"
     words = ("--preset", "smoke", "--alignment", "uniform", "--alignment.source", "mid", "--alignment.split", "2/6", "--steps", 2)
     assert call(train, *words, "--out", run) == 0
-    made = _fit.candidates(subject_of(run), OPTIONS)
+    made = fit.candidates(subject_of(run), OPTIONS)
     assert [(c.name, c.alignment.mid_layers) for c in made] == [
         *((name, 2) for name in ("uniform_mid", "uniform_deep", "uniform_mid [shuffled]", "uniform_mid [constant]")),
         *((f"uniform_mid {marks}", 2) for marks in ("[ckpt]", "[shuffled] [ckpt]", "[constant] [ckpt]")),
@@ -290,7 +291,7 @@ def test_a_forecast_tells_the_fit_from_the_rest() -> None:
     """With a clock that knows what each costs: 0.01 s once, 0.02 s a step, 0.1 s for each image and bin that the piece has."""
     from types import SimpleNamespace
 
-    from gsnr.forecast import forecast
+    from gsnr.probes.common.forecast import forecast
 
     clock = [0.0]
 

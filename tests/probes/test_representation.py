@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from gsnr import table
-from gsnr.probe import main
-from probes import representation
+from gsnr.probes import representation
+from gsnr.probes.common.command import main
 from tests.conftest import call
 from tests.probes.test_probe import subject_of
 

@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from gsnr import table
-from gsnr.probe import main
-from probes import vae_pca
+from gsnr.probes import vae_pca
+from gsnr.probes.common.command import main
+from gsnr.train.priors import features, layers
 from tests.conftest import call
-from train.priors import features, layers
 
 
 def test_components_against_an_svd() -> None:
@@ -49,7 +49,7 @@ def test_sd_vae_s_architecture() -> None:
 
 
 def test_the_tables_and_the_figure(smoke_run: Path, tmp_path: Path) -> None:
-    from figures import fig4_pca
+    from gsnr.figures import fig4_pca
 
     words = ("--ckpt", smoke_run, "--probe", "vae_pca", "--n-images", 16)
     for name in ("a", "b"):

@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from gsnr import table
-from gsnr.probe import main
+from gsnr.probes.common.command import main
+from gsnr.train.command import main as train
+from gsnr.train.prepare.command import main as prepare
 from tests.conftest import call
-from train.__main__ import main as train
-from train.prepare import main as prepare
 
 WORDS = ("--bins", 2, "--n-images", 8, "--fit-steps", 3, "--controls", "none")
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from train import losses
-from train.alignments import AlignmentModule
-from train.config import ModelConfig, resolve_alignment
-from train.models.sit import SiT
-from train.objective import make_alignment
-from train.priors.mixture import mid_deep, mix
-from train.projectors.conv3x3 import Projector
-from train.projectors.repa import Projector as RepaProjector
-from train.routers import RouterConfig
-from train.routers.mlp import Router
+from gsnr.train import losses
+from gsnr.train.alignments import AlignmentModule
+from gsnr.train.config import ModelConfig, resolve_alignment
+from gsnr.train.models.sit import SiT
+from gsnr.train.objective import make_alignment
+from gsnr.train.priors.mixture import mid_deep, mix
+from gsnr.train.projectors.conv3x3 import Projector
+from gsnr.train.projectors.repa import Projector as RepaProjector
+from gsnr.train.routers import RouterConfig
+from gsnr.train.routers.mlp import Router
 
 GROUPS = {"G1": (4, 3, 2, 2), "G2": (3, 5, 2, 2), "G3": (4, 6, 2, 2), "G4": (4, 6, 2, 2), "teacher": (1, 7, 2, 2)}
 MODEL = ModelConfig(input_size=4, patch_size=2, hidden_size=8, depth=3, num_heads=2, num_classes=5)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from train import presets
-from train.__main__ import main
-from train.config import nest, resolve
+from gsnr.train import presets
+from gsnr.train.command import main
+from gsnr.train.config import nest, resolve
 
 
 def test_precedence_preset_file_command_line(tmp_path: Path) -> None:

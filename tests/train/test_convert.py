@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import train
+import gsnr
 from gsnr import table
-from gsnr.probe import main as probe
+from gsnr.probes.common.command import main as probe
+from gsnr.train.convert import conversion, foreign
+from gsnr.train.convert.command import main
+from gsnr.train.demo.cache import demo_cache
+from gsnr.train.runs import checkpoint
 from tests.conftest import call
 from tests.train.foreign_files import CHANNELS, CLASSES, MODEL, SIDE, WIDTH, Layer, Reference, ap_head, mlp, pair, positions, write
-from train import checkpoint, convert, foreign
-from train.convert import main
-from train.data import encode
 
 REPA = {"encoder_depth": 2, "proj_coeff": 0.5, "enc_type": "dinov2-vit-b", "path_type": "linear", "prediction": "v"}
 IREPA = REPA | {
@@ -106,8 +107,8 @@ def test_the_same_function(kind: str, patch: int, tmp_path: Path, capsys: pytest
     raw, ema = made(kind, file, patch)
     assert call(main, "--ckpt", file, "--out", tmp_path / "out", "--model", MODEL.replace("/1", f"/{patch}")) == 0
     assert f"read as {kind} (t = 1 is " in capsys.readouterr().out.splitlines()[0]
-    assert_same_function(train.load_model(tmp_path / "out"), ema, kind)
-    assert_same_function(train.load_model(tmp_path / "out", "raw"), raw, kind)
+    assert_same_function(gsnr.load_model(tmp_path / "out"), ema, kind)
+    assert_same_function(gsnr.load_model(tmp_path / "out", "raw"), raw, kind)
     loaded = checkpoint.load(tmp_path / "out")
     assert loaded.step == 12 and loaded.header is None and loaded.latent_scale == (None if kind == "irepa" else 0.18215)
     origin = json.loads((tmp_path / "out" / "state.json").read_text())["converted"]
@@ -141,7 +142,7 @@ def test_the_reversal_inverts(tmp_path: Path) -> None:
     """By R, written out as a matrix: W R R^-1 = W to 1e-6; the kept rows of the last layer are the first channels of each cell, negated."""
     _, ema = made("sit", tmp_path / "f.pt", patch=2)
     call(main, "--ckpt", tmp_path / "f.pt", "--out", tmp_path / "out", "--model", MODEL.replace("/1", "/2"))
-    theirs, ours = ema.state_dict(), train.load_model(tmp_path / "out").state_dict()
+    theirs, ours = ema.state_dict(), gsnr.load_model(tmp_path / "out").state_dict()
     f = 10000.0 ** (-np.arange(128) / 128)
     r = np.block([[np.diag(np.cos(f)), np.diag(np.sin(f))], [np.diag(np.sin(f)), -np.diag(np.cos(f))]])
     t = 0.37
@@ -150,7 +151,7 @@ def test_the_reversal_inverts(tmp_path: Path) -> None:
     )
     name = "t_embedder.mlp.0.weight"
     np.testing.assert_allclose(np.linalg.solve(r.T, ours[name].double().numpy().T).T, theirs[name].numpy(), atol=1e-6)
-    torch.testing.assert_close(convert.reverse_time(ours[name]), theirs[name], rtol=0, atol=1e-6)
+    torch.testing.assert_close(conversion.reverse_time(ours[name]), theirs[name], rtol=0, atol=1e-6)
     kept = [cell * 2 * CHANNELS + channel for cell in range(4) for channel in range(CHANNELS)]
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
         assert torch.equal(-ours[name], theirs[name][kept])
@@ -176,7 +177,7 @@ def test_a_file_from_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     assert b"cuda:0" in (tmp_path / "f.pt").read_bytes()
     found = foreign.read(tmp_path / "f.pt")
-    assert_same_function(convert.load(found, convert.make_plan(found, MODEL), "ema").model, ema, "repa")
+    assert_same_function(conversion.load(found, conversion.make_plan(found, MODEL), "ema").model, ema, "repa")
 
 
 def test_old_repa_splits_its_blocks(tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_other_heads_of_irepa(kind: str, head: nn.Module, changes: dict[str, Any
     raw, ema = pair(heads=projectors(head))
     write(tmp_path / "f.pt", raw, ema, **(args | changes))
     found = foreign.read(tmp_path / "f.pt")
-    loaded = convert.load(found, convert.make_plan(found, MODEL), "ema")
+    loaded = conversion.load(found, conversion.make_plan(found, MODEL), "ema")
     assert options.items() <= loaded.config.alignment.items()
     with torch.no_grad():
         h = torch.randn(2, SIDE * SIDE, WIDTH)
@@ -298,7 +299,7 @@ def test_a_backbone_alone_may_run_either_way(tmp_path: Path) -> None:
         foreign.read(tmp_path / "f.pt")
     for kind in FORMATS:
         found = foreign.read(tmp_path / "f.pt", kind)
-        assert_same_function(convert.load(found, convert.make_plan(found, MODEL), "ema").model, ema, kind)
+        assert_same_function(conversion.load(found, conversion.make_plan(found, MODEL), "ema").model, ema, kind)
     for kind, (_, _, args) in FORMATS.items():
         write(tmp_path / "args.pt", ema, ema, **args)
         assert foreign.read(tmp_path / "args.pt").kind == kind
@@ -456,7 +457,7 @@ def test_nothing_is_written_over(repa_file: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cache() -> Path:
-    return encode.demo_cache(256, 256, "adaptive")
+    return demo_cache(256, 256, "adaptive")
 
 
 @pytest.fixture(scope="module")
@@ -517,7 +518,7 @@ def test_what_a_probe_needs_beside_the_file_is_named(
     torch.save(ema.state_dict(), tmp_path / "seven.pt")
     refused("the cache has 10 classes, the model 7", "--ckpt", tmp_path / "seven.pt", *named)
 
-    from train import vae
+    from gsnr.train import vae
 
     other = vae.load("demo").model
     with torch.no_grad():
@@ -529,7 +530,7 @@ def test_what_a_probe_needs_beside_the_file_is_named(
 
 def test_sample_and_evaluate(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A converted folder is decoded by the VAE that is named, and evaluated on the data that are."""
-    from train import evaluate, sample
+    from gsnr.train import evaluate, sample
 
     for kind in ("sit", "irepa", "repa"):
         made(kind, tmp_path / f"{kind}.pt")
@@ -541,7 +542,7 @@ def test_sample_and_evaluate(cache: Path, tmp_path: Path, capsys: pytest.Capture
         call(sample.main, "--ckpt", tmp_path / "sit", *words)
     with pytest.raises(ValueError, match="normalised channel by channel"):
         call(sample.main, "--ckpt", tmp_path / "irepa", "--vae", "demo", *words)
-    with pytest.raises(ValueError, match=r"f.pt: a file; .*python -m train.convert --ckpt .*f.pt --out DIR"):
+    with pytest.raises(ValueError, match=r"f.pt: a file; .*gsnr convert --ckpt .*f.pt --out DIR"):
         (tmp_path / "f.pt").touch()
         checkpoint.load(tmp_path / "f.pt")
     capsys.readouterr()

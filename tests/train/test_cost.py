@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from train import presets
-from train.config import resolve
-from train.cost import macs, main
+from gsnr.train import presets
+from gsnr.train.config import resolve
+from gsnr.train.cost import macs, main
 
 
 def counted(row: str, size: str) -> tuple[int, int]:

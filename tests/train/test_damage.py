@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from gsnr.train.command import main
+from gsnr.train.data import cache
+from gsnr.train.demo.cache import demo_cache
+from gsnr.train.prepare.command import main as prepare
+from gsnr.train.prepare.sources import open_source
+from gsnr.train.runs import checkpoint
 from tests.conftest import REPO, call
 from tests.train.test_resume import tensors
-from train import checkpoint
-from train.__main__ import main
-from train.data import cache, encode
-from train.data.sources import open_source
-from train.prepare import main as prepare
 
 RESUME = ("--preset", "smoke", "--trackers", "none", "--steps", 31, "--resume")
 
@@ -129,7 +130,7 @@ def test_without_last_the_newest_checkpoint_is_the_last(run: Path, smoke_run: Pa
 @pytest.fixture
 def copied(smoke_run: Path, tmp_path: Path) -> Path:
     """The smoke run's cache, to be damaged."""
-    shutil.copytree(encode.demo_cache(256, 256, "adaptive"), tmp_path / "cache")
+    shutil.copytree(demo_cache(256, 256, "adaptive"), tmp_path / "cache")
     return tmp_path / "cache"
 
 

@@ -12,10 +12,13 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from train.data import cache, demo, draws, encode, order
-from train.data.batches import StepBatches, loader
-from train.data.heldout import another_image, heldout_batches
-from train.priors import normalise
+from gsnr.train.data import cache, permutation, rng
+from gsnr.train.data.batches import StepBatches, loader
+from gsnr.train.data.heldout import another_image, heldout_batches
+from gsnr.train.demo import images as demo
+from gsnr.train.demo.cache import demo_cache
+from gsnr.train.prepare import encode
+from gsnr.train.priors import normalise
 
 
 def test_demo_is_deterministic_and_prefix_stable() -> None:
@@ -53,52 +56,52 @@ def test_demo_errors() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 100, 1000, 4097])
 def test_every_epoch_is_a_permutation(size: int) -> None:
-    first = order.image_of(np.arange(3 * size), size, seed=5)
+    first = permutation.image_of(np.arange(3 * size), size, seed=5)
     for epoch in range(3):
         assert sorted(first[epoch * size : (epoch + 1) * size]) == list(range(size))
     if size > 60:
         assert not np.array_equal(first[:size], first[size : 2 * size]), "epochs differ"
-        assert not np.array_equal(first[:size], order.image_of(np.arange(size), size, seed=6)), "seeds differ"
+        assert not np.array_equal(first[:size], permutation.image_of(np.arange(size), size, seed=6)), "seeds differ"
         assert abs(np.corrcoef(np.arange(size), first[:size])[0, 1]) < 4 / np.sqrt(size), "and look shuffled"
 
 
 def test_draws_belong_to_the_sample_and_look_as_they_should() -> None:
     shape = (4, 8, 8)
-    all_ = draws.draw(3, "train", np.arange(200), shape)
-    some = draws.draw(3, "train", np.array([7, 150]), shape)
+    all_ = rng.draw(3, "train", np.arange(200), shape)
+    some = rng.draw(3, "train", np.array([7, 150]), shape)
     np.testing.assert_array_equal(all_.noise[[7, 150]], some.noise)
     np.testing.assert_array_equal(all_.u[[7, 150]], some.u)
     assert abs(all_.noise.mean()) < 4 / np.sqrt(all_.noise.size)
     assert abs(all_.noise.std() - 1) < 0.02
     assert abs(np.corrcoef(all_.noise.ravel(), all_.posterior.ravel())[0, 1]) < 0.02
     assert 0.4 < all_.u.mean() < 0.6
-    assert not np.array_equal(all_.noise, draws.draw(3, "fit", np.arange(200), shape).noise)
-    assert not np.array_equal(all_.noise, draws.draw(4, "train", np.arange(200), shape).noise)
+    assert not np.array_equal(all_.noise, rng.draw(3, "fit", np.arange(200), shape).noise)
+    assert not np.array_equal(all_.noise, rng.draw(4, "train", np.arange(200), shape).noise)
 
 
 def test_draws_are_the_same_numbers_as_ever() -> None:
     """What was added later is drawn last: the numbers of the runs before stay theirs."""
-    drawn = draws.draw(3, "fit", np.array([5]), (4, 2, 2))
-    rng = np.random.Generator(np.random.Philox(key=np.array([3, 2], dtype=np.uint64), counter=np.array([0, 0, 0, 5], dtype=np.uint64)))
-    u, drop_u = rng.random(2)
-    posterior, noise = (rng.standard_normal((4, 2, 2), dtype=np.float32) for _ in range(2))
-    offset_u = rng.random()
-    assert (drawn.u[0], drawn.drop_u[0], drawn.offset_u[0], drawn.flip_u[0]) == (u, drop_u, offset_u, rng.random())
+    drawn = rng.draw(3, "fit", np.array([5]), (4, 2, 2))
+    generator = np.random.Generator(np.random.Philox(key=np.array([3, 2], dtype=np.uint64), counter=np.array([0, 0, 0, 5], dtype=np.uint64)))
+    u, drop_u = generator.random(2)
+    posterior, noise = (generator.standard_normal((4, 2, 2), dtype=np.float32) for _ in range(2))
+    offset_u = generator.random()
+    assert (drawn.u[0], drawn.drop_u[0], drawn.offset_u[0], drawn.flip_u[0]) == (u, drop_u, offset_u, generator.random())
     np.testing.assert_array_equal(drawn.posterior[0], posterior)
     np.testing.assert_array_equal(drawn.noise[0], noise)
 
 
 @pytest.fixture(scope="module")
 def opened() -> tuple[Path, cache.Header, dict[str, cache.Split]]:
-    folder = encode.demo_cache(256, 256, "adaptive")  # the smoke run's
+    folder = demo_cache(256, 256, "adaptive")  # the smoke run's
     return folder, *cache.open_cache(folder, ("G3", "G4"))
 
 
 def test_cache_holds_what_the_encoder_says(opened) -> None:
     folder, header, splits = opened
-    from train import vae
-    from train.priors.features import encode as encode_features
-    from train.priors.layers import layers
+    from gsnr.train import vae
+    from gsnr.train.priors.features import encode as encode_features
+    from gsnr.train.priors.layers import layers
 
     frozen = vae.load("demo")
     assert header.vae_sha == frozen.sha
@@ -114,7 +117,7 @@ def test_cache_holds_what_the_encoder_says(opened) -> None:
         np.testing.assert_allclose(rows[g], groups[g].numpy(), atol=2e-2, rtol=2e-3)
     np.testing.assert_array_equal(rows["label"], labels[pick])
     np.testing.assert_array_equal(rows["image_id"], pick)
-    assert encode.demo_cache(256, 256, "adaptive") == folder
+    assert demo_cache(256, 256, "adaptive") == folder
     assert header.layers["G3"][0] == "8:down_blocks.2.resnets.0"
 
 
@@ -192,8 +195,8 @@ def test_latents_are_scaled_posterior_samples(opened) -> None:
     _, header, splits = opened
     batch = step_batches(splits)[0]
     samples = np.arange(8)
-    rows = splits["train"].take(order.image_of(samples, 256, 1), ("mean", "std"))
-    drawn = draws.draw(1, "train", samples, header.latent_shape)
+    rows = splits["train"].take(permutation.image_of(samples, 256, 1), ("mean", "std"))
+    drawn = rng.draw(1, "train", samples, header.latent_shape)
     expected = header.scale * (rows["mean"].astype(np.float64) + rows["std"].astype(np.float64) * drawn.posterior)
     np.testing.assert_allclose(batch["latent"].numpy(), expected, rtol=1e-5, atol=1e-6)
 

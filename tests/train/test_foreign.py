@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from gsnr.train.config import resolve
+from gsnr.train.data import cache, heldout, permutation, rng
+from gsnr.train.data.batches import StepBatches
+from gsnr.train.data.latent_folders import open_folder
+from gsnr.train.opening import open_data
 from tests.conftest import call
-from train.config import resolve
-from train.data import cache, draws, heldout, order
-from train.data.batches import StepBatches
-from train.data.foreign import open_folder
-from train.trainer import open_data
 
 N, SHAPE = 20, (8, 8, 8)  # the demo VAE's moments
 RNG = np.random.default_rng(0)
@@ -76,8 +76,8 @@ def check_rows(header: cache.Header, splits: dict[str, cache.Split], atol: float
 def first_batch(split: cache.Split) -> tuple[np.ndarray, np.ndarray]:
     """(final latents of a training step, raw ones from the arrays above), in float64."""
     batch = StepBatches(split=split, groups=(), batch=8, seed=0, label_dropout=0.0)[0]
-    drawn = draws.draw(0, "train", np.arange(8), (4, 8, 8))
-    moments = MOMENTS[heldout.choose(N, 5)["train"][order.image_of(np.arange(8), 15, 0)]].astype(np.float64)
+    drawn = rng.draw(0, "train", np.arange(8), (4, 8, 8))
+    moments = MOMENTS[heldout.choose(N, 5)["train"][permutation.image_of(np.arange(8), 15, 0)]].astype(np.float64)
     return batch["latent"].numpy(), moments[:, :4] + moments[:, 4:] * drawn.posterior
 
 
@@ -85,7 +85,7 @@ def test_repa(repa: Path) -> None:
     for folder in (repa, repa / "vae-sd"):
         header, splits = opened(folder, "sra2")
         check_rows(header, splits)
-    from train import vae
+    from gsnr.train import vae
 
     assert header.scale == vae.load("demo").scale and header.resolution == 64
     final, raw = first_batch(splits["train"])
@@ -177,8 +177,8 @@ def test_damage_is_named(repa: Path, irepa: Path) -> None:
 
 @pytest.mark.parametrize("alignment", ["none", "sra", "sra2"])
 def test_they_train(repa: Path, tmp_path: Path, alignment: str) -> None:
-    from train.__main__ import main
-    from train.evaluate import evaluate
+    from gsnr.train.command import main
+    from gsnr.train.evaluate import evaluate
 
     small = ("--model.input-size", 8, "--model.patch-size", 2, "--model.hidden-size", 16, "--model.depth", 3, "--model.num-heads", 2)
     words = ("--preset", "sit-b2", "--alignment", alignment, *small, "--model.num-classes", 10, "--precision", "no", "--steps", 2, "--batch", 4)

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import scipy.linalg
 
+from gsnr.train import evaluate, grid
+from gsnr.train.frechet import Gaussian, distance
 from tests.conftest import call
-from train import evaluate, grid
-from train.frechet import Gaussian, distance
 
 TINY = ("--data.demo-train", "256", "--data.demo-heldout", "256", "--model.hidden-size", "32", "--model.depth", "6", "--model.num-heads", "2")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from gsnr.train import loader_benchmark
+from gsnr.train.config import resolve
+from gsnr.train.data.cache import open_cache
 from tests.conftest import call
-from train import loading
-from train.config import resolve
-from train.data.cache import open_cache
 
 SMALL = ("--model.hidden-size", 32, "--model.depth", 4, "--model.num-heads", 2, "--model.input-size", 8, "--batch", 4, "--precision", "no")
 
@@ -20,22 +20,22 @@ def test_share_and_rate_are_means_over_the_lines_after_the_first(tmp_path: Path)
     path = tmp_path / "metrics.jsonl"
     lines = [(2, 9.0, 1.0), (4, 10.0, 0.5), (6, 13.0, 0.1)]  # step, wall_s, wait_share
     path.write_text("".join(json.dumps({"step": s, "wall_s": w, "wait_share": x}) + "\n" for s, w, x in lines))
-    assert loading.waited(path) == (pytest.approx((1 * 0.5 + 3 * 0.1) / 4), pytest.approx(4 / 4))
+    assert loader_benchmark.waited(path) == (pytest.approx((1 * 0.5 + 3 * 0.1) / 4), pytest.approx(4 / 4))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_synthetic_cache_has_the_shapes_of_the_preset(dtype: str, tmp_path: Path) -> None:
     config = resolve({"alignment": {"name": "ahpa"}, "model": {"input_size": 8}})
-    loading.synthetic_cache(tmp_path / "cache", config, 5, dtype)
+    loader_benchmark.synthetic_cache(tmp_path / "cache", config, 5, dtype)
     header, splits = open_cache(tmp_path / "cache", ("G3", "G4"))
     assert header.groups == {"G3": (4, 512, 4, 4), "G4": (4, 512, 4, 4)} and header.latent_shape == (4, 8, 8)
-    assert (splits["train"].size, splits["heldout"].size, header.dtype) == (5, loading.HELDOUT, dtype)
+    assert (splits["train"].size, splits["heldout"].size, header.dtype) == (5, loader_benchmark.HELDOUT, dtype)
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
 
 
 def test_the_command_trains_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ("--preset", "ahpa-b2", "--synthetic", 16, "--steps", 7, "--data.workers", 1, "--folder", tmp_path, *SMALL)
-    assert call(loading.main, *words) == 0
+    assert call(loader_benchmark.main, *words) == 0
     said = capsys.readouterr().out
     assert re.search(r"training: \d+\.\d images/s \(\d+\.\d\d steps/s of 4\); \d+\.\d % of the time waiting for data", said)
     assert re.search(r"loader alone, 1 workers: \d+\.\d images/s, \d+ MiB/s", said)
@@ -46,7 +46,7 @@ def test_a_run_that_was_stopped_measures_nothing(tmp_path: Path, monkeypatch: py
     """As after SIGTERM: training returns early, without all its lines."""
     monkeypatch.setattr("train.trainer.train", lambda config, out: None)
     with pytest.raises(ValueError, match="stopped before step 5; nothing was measured"):
-        call(loading.main, "--preset", "demo", "--steps", 7, "--folder", tmp_path)
+        call(loader_benchmark.main, "--preset", "demo", "--steps", 7, "--folder", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -60,4 +60,4 @@ def test_bad_options(tmp_path: Path) -> None:
         (("--colour", "red"), "unknown option 'colour'"),
     ):
         with pytest.raises(ValueError, match=message):
-            call(loading.main, *words)
+            call(loader_benchmark.main, *words)

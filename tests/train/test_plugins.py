@@ -11,14 +11,15 @@ from diffusers import AutoencoderKL, ConsistencyDecoderVAE
 from torch import nn
 
 import gsnr
+from gsnr import plugins
+from gsnr.train import vae
+from gsnr.train.alignments import AlignmentModule
+from gsnr.train.models.sit import SiT
+from gsnr.train.objective import Objective
+from gsnr.train.priors.features import encode
+from gsnr.train.priors.layers import layers
+from gsnr.train.routers import RouterConfig
 from tests.train.test_alignment import GROUPS, MODEL, TrainSplit, batch_of, hidden, made, randomised
-from train import plugins, vae
-from train.alignments import AlignmentModule
-from train.models.sit import SiT
-from train.objective import Objective
-from train.priors.features import encode
-from train.priors.layers import layers
-from train.routers import RouterConfig
 
 ALIGNMENTS = plugins.names("alignments")
 PARTS = ({"name": "uniform", "source": "deep", "tap": 1}, {"name": "sra2", "tap": 2})

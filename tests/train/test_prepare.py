@@ -1,4 +1,4 @@
-"""`python -m train.prepare`: from a folder of pictures to a run, with any AutoencoderKL saved in the hub's format."""
+"""`gsnr prepare`: from a folder of pictures to a run, with any AutoencoderKL saved in the hub's format."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from gsnr.train.data import cache, permutation, rng
+from gsnr.train.data.batches import StepBatches
+from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.prepare.command import main
+from gsnr.train.prepare.images import centre_crop
 from tests.conftest import call
-from train.data import cache, draws, order
-from train.data.batches import StepBatches
-from train.data.heldout import heldout_batches
-from train.data.images import centre_crop
-from train.prepare import main
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_of_pictures_trains_and_is_probed(pictures: Path, vae_folder: Path, tmp_path: Path) -> None:
-    from gsnr.probe import main as probe
-    from train.__main__ import main as train
+    from gsnr.probes.common.command import main as probe
+    from gsnr.train.command import main as train
 
     out = tmp_path / "cache"
     words = ("--data", pictures, "--vae", vae_folder, "--resolution", "32", "--patch", "2", "--heldout", "6", "--out", out)
@@ -104,10 +104,10 @@ def flipped(pictures: Path, vae_folder: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_rows_are_what_the_vae_says_of_the_picture_and_of_its_mirror_image(pictures: Path, vae_folder: Path, flipped: dict[str, Path]) -> None:
-    from train import vae
-    from train.data.sources import open_source
-    from train.priors.features import encode
-    from train.priors.layers import layers
+    from gsnr.train import vae
+    from gsnr.train.prepare.sources import open_source
+    from gsnr.train.priors.features import encode
+    from gsnr.train.priors.layers import layers
 
     header, splits = cache.open_cache(flipped["float16"], ("G1", "G4"))
     assert header.views == 2 and header.sizes == {"train": 24, "heldout": 6} and header.preprocessing_sha and header.options_sha
@@ -163,10 +163,10 @@ def test_training_draws_a_view_and_probes_do_not(flipped: dict[str, Path]) -> No
     header, splits = cache.open_cache(flipped["float16"], ("G3",))
     batches = StepBatches(split=splits["train"], groups=("G3",), batch=24, seed=1, label_dropout=0.0)
     samples = np.arange(24, 48)
-    drawn = draws.draw(1, "train", samples, header.latent_shape)
+    drawn = rng.draw(1, "train", samples, header.latent_shape)
     view = (drawn.flip_u < 0.5).astype(int)
     assert 4 < view.sum() < 20
-    index = order.image_of(samples, 24, 1)
+    index = permutation.image_of(samples, 24, 1)
     np.testing.assert_array_equal(batches[1]["G3"].numpy(), splits["train"].take(index, ("G3",), view)["G3"])
     _, probed = next(heldout_batches(splits["heldout"], 6, 0, "heldout", 0.0, 1.0, ("G3",)))
     np.testing.assert_array_equal(probed["G3"].numpy(), splits["heldout"].take(np.arange(6), ("G3",), 0)["G3"])
@@ -269,7 +269,7 @@ def test_features_that_float16_cannot_hold_are_named(pictures: Path, vae_folder:
 
 
 def test_a_cache_that_is_damaged_or_made_otherwise_is_named(flipped: dict[str, Path], tmp_path: Path) -> None:
-    from train.__main__ import main as train
+    from gsnr.train.command import main as train
 
     copy = tmp_path / "copy"
     shutil.copytree(flipped["int8"], copy)

@@ -24,9 +24,10 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from gsnr import commandline
+from gsnr.train.data import arrow, cache
+from gsnr.train.prepare import shards
+from gsnr.train.prepare.command import main
 from tests.conftest import REPO, call
-from train.data import arrow, cache, shards
-from train.prepare import main
 
 IMAGES = 48
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
-from train.priors.features import encode
-from train.priors.layers import layers
+from gsnr.train.priors.features import encode
+from gsnr.train.priors.layers import layers
 
 # DESIGN.md, section 4: number, module under `encoder.`, channels, side for a 256x256 input, group
 TABLE = [
@@ -138,7 +138,7 @@ def test_features_are_those_of_the_layers_and_the_latent_is_unchanged(small_vae:
 
 
 def test_adaptive_and_bilinear_differ_from_64_to_16() -> None:
-    from train.priors.features import RESAMPLINGS
+    from gsnr.train.priors.features import RESAMPLINGS
 
     f = torch.randn(1, 3, 64, 64)
     assert (RESAMPLINGS["adaptive"](f, 16) - RESAMPLINGS["bilinear"](f, 16)).abs().max() > 0.1

@@ -12,11 +12,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from train import vae as vaes
-from train.data import demo, encode, quantise, shards
-from train.data.images import centre_crop
-from train.identity import identity
-from train.priors import features, layers, mixture
+from gsnr.train import vae as vaes
+from gsnr.train.data import quantise
+from gsnr.train.demo import images as demo
+from gsnr.train.prepare import encode, shards
+from gsnr.train.prepare.images import centre_crop
+from gsnr.train.priors import features, layers, mixture
+from gsnr.train.weights_hash import weights_hash
 
 
 def test_every_value_is_within_half_a_step() -> None:
@@ -67,7 +69,7 @@ def sd_vae() -> vaes.FrozenVAE:
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",)}
     model = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks).eval().requires_grad_(False)
-    return vaes.FrozenVAE(model=model, name="random", sha=identity(model))
+    return vaes.FrozenVAE(model=model, name="random", sha=weights_hash(model))
 
 
 def test_bytes_and_error_at_real_width(sd_vae: vaes.FrozenVAE, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train
+import gsnr
+from gsnr.train.command import main
+from gsnr.train.runs import checkpoint
 from tests.conftest import REPO, call
-from train import checkpoint
-from train.__main__ import main
 
 
 def lines(path: Path) -> list[dict]:
@@ -184,7 +184,7 @@ def test_bf16_trains_and_resumes(tmp_path: Path) -> None:
     assert call(main, *words, "--steps", 3) == 0
     assert call(main, *words, "--steps", 5, "--resume") == 0
     assert [x["step"] for x in lines(out / "metrics.jsonl")] == [1, 2, 3, 4, 5]
-    assert all(p.dtype == torch.float32 for p in train.load_model(out).parameters())
+    assert all(p.dtype == torch.float32 for p in gsnr.load_model(out).parameters())
 
 
 def test_an_empty_folder_that_is_there_already_is_used_and_one_that_failed_is_not_left(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def _save_forever(run: Path) -> None:
     os.setpgrp()
     torch.set_num_threads(1)
     loaded = checkpoint.load(run)
-    from train.objective import Objective
+    from gsnr.train.objective import Objective
 
     objective = Objective(loaded.model, loaded.alignment).requires_grad_(True)
     optimizer = torch.optim.AdamW(objective.parameters())
@@ -246,15 +246,15 @@ def test_kill_minus_9_while_saving_leaves_a_good_checkpoint(plain_run: Path, tmp
 
 
 def test_load_model(smoke_run: Path) -> None:
-    model = train.load_model(smoke_run)
+    model = gsnr.load_model(smoke_run)
     assert not model.training
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([0.2, 0.9]), torch.tensor([3, 10])
     with torch.no_grad():
         assert model(x, t, y).shape == x.shape
-    raw = train.load_model(smoke_run / "checkpoints" / "0000020", weights="raw")
+    raw = gsnr.load_model(smoke_run / "checkpoints" / "0000020", weights="raw")
     assert not torch.equal(raw.final_layer.linear.weight, model.final_layer.linear.weight)
     with pytest.raises(ValueError, match="choose from ema, raw"):
-        train.load_model(smoke_run, weights="mean")  # type: ignore[arg-type]
+        gsnr.load_model(smoke_run, weights="mean")  # type: ignore[arg-type]
 
 
 def test_checkpoint_says_what_it_is(smoke_run: Path) -> None:

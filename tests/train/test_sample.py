@@ -1,4 +1,4 @@
-"""`python -m train.sample`: what it refuses before it samples, and that a picture that cannot be written leaves the old one."""
+"""`gsnr sample`: what it refuses before it samples, and that a picture that cannot be written leaves the old one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from gsnr.train import evaluate, sample
 from tests.conftest import call
-from train import evaluate, sample
 
 QUICK = ("--sampling-steps", 1, "--per-class", 1)
 

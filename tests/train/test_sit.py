@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.models.sit import SiT, sincos_2d
+from gsnr.train.models.sit import SiT, sincos_2d
 
 
 def tiny(**changes) -> SiT:
@@ -82,8 +82,8 @@ def test_published_parameter_counts(size: str, millions: int) -> None:
     """33 / 130 / 458 / 675 M (DiT and SiT papers, Table 1)."""
     from dataclasses import asdict
 
-    from train import presets
-    from train.config import resolve
+    from gsnr.train import presets
+    from gsnr.train.config import resolve
 
     with torch.device("meta"):
         model = SiT.__new__(SiT)

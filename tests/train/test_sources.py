@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import images
-from train.data.sources import open_source
+from gsnr.train.prepare import images
+from gsnr.train.prepare.sources import open_source
 
 
 def picture(seed: int) -> Image.Image:

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTModel
 
+from gsnr.train import teacher as teachers
+from gsnr.train.demo import fit_teacher as fit
+from gsnr.train.demo import images as demo
+from gsnr.train.prepare.encode import to_pixels
+from gsnr.train.vae import DEMO_FOLDER as VAE_FOLDER
 from tests.conftest import call
-from train import fit_demo_teacher as fit
-from train import teacher as teachers
-from train.data import demo
-from train.data.encode import to_pixels
-from train.vae import DEMO_FOLDER as VAE_FOLDER
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TINY = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=70, patch_size=14, hidden_dropout_prob=0.5)
@@ -200,7 +200,7 @@ def test_what_is_no_teacher_is_one_line(name: str) -> None:
 
 
 def test_the_demo_teacher_is_what_made_json_says() -> None:
-    """The whole held-out split takes `python -m train.fit_demo_teacher --check`; here 128 of its images, from the map alone.
+    """The whole held-out split takes `gsnr fit-demo-teacher --check`; here 128 of its images, from the map alone.
 
     Slack: three standard deviations of the mean of 128 draws with an error of 0.2 % are 1.2 %.
     """

@@ -18,13 +18,15 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from gsnr.train import opening, presets, trainer
+from gsnr.train.command import main
+from gsnr.train.config import nest, resolve
+from gsnr.train.data.batches import StepBatches
+from gsnr.train.runs import checkpoint
+from gsnr.train.runs import folder as runfolder
+from gsnr.train.step import Window, check_finite, optimisation_step
 from tests.conftest import REPO, call
 from tests.train.test_resume import assert_same_run, lines, tensors
-from train import checkpoint, presets, runfolder, trainer
-from train.__main__ import main
-from train.config import nest, resolve
-from train.data.batches import StepBatches
-from train.step import Window, check_finite, optimisation_step
 
 PLAIN = ("--preset", "smoke", "--trackers", "none")
 
@@ -73,7 +75,7 @@ class Training:
     def __init__(self, **changes: str) -> None:
         self.config = resolve(presets.find("smoke"), nest(changes))
         self.accelerator = Accelerator(cpu=True)
-        header, self.splits = trainer.open_data(self.config)
+        header, self.splits = opening.open_data(self.config)
         self.raw = trainer.make_objective(self.config, header)
         self.ema = copy.deepcopy(self.raw)
         adamw = torch.optim.AdamW(self.raw.parameters(), lr=1e-3, fused=True)

@@ -15,10 +15,10 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from train.config import option
-from train.data.batches import Batch
-from train.data.cache import Split
-from train.models.sit import SiT
+from gsnr.options import option
+from gsnr.train.data.batches import Batch
+from gsnr.train.data.cache import Split
+from gsnr.train.models.sit import SiT
 
 
 @dataclass(frozen=True, kw_only=True)

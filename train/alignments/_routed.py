@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train import losses, plugins
-from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig, option
-from train.data.batches import Batch
-from train.data.cache import Split
-from train.priors import normalise
-from train.priors.mixture import mid_deep, mix
-from train.routers import BETAS, RouterConfig
+from gsnr import plugins
+from gsnr.options import option
+from gsnr.train import losses
+from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.batches import Batch
+from gsnr.train.data.cache import Split
+from gsnr.train.priors import normalise
+from gsnr.train.priors.mixture import mid_deep, mix
+from gsnr.train.routers import BETAS, RouterConfig
 
 # The parts of the target, shallow first, always in this order (AHPA Table 2).
 SOURCES = {

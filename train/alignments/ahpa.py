@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from train.alignments._routed import RoutedAlignment, RoutedConfig
-from train.config import ModelConfig, option
-from train.routers._encodings import ENCODINGS
+from gsnr.options import option
+from gsnr.train.alignments._routed import RoutedAlignment, RoutedConfig
+from gsnr.train.config import ModelConfig
+from gsnr.train.routers._encodings import ENCODINGS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from train.alignments._routed import RoutedAlignment, RoutedConfig
-from train.config import ModelConfig, option
+from gsnr.options import option
+from gsnr.train.alignments._routed import RoutedAlignment, RoutedConfig
+from gsnr.train.config import ModelConfig
 
 SCHEDULES = ("linear", "sigmoid")
 

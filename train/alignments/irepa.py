@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from train import losses, plugins
-from train.alignments import AlignmentConfig, AlignmentModule
-from train.alignments.repa import Config as RepaConfig
-from train.config import ModelConfig, option
-from train.data.batches import Batch
-from train.priors.normalise import GAMMA, spatial
+from gsnr import plugins
+from gsnr.options import option
+from gsnr.train import losses
+from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.alignments.repa import Config as RepaConfig
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.batches import Batch
+from gsnr.train.priors.normalise import GAMMA, spatial
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train import plugins
-from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig, build, option
-from train.data.batches import Batch
-from train.data.cache import Split
-from train.models.sit import SiT
+from gsnr import plugins
+from gsnr.options import build, option
+from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.batches import Batch
+from gsnr.train.data.cache import Split
+from gsnr.train.models.sit import SiT
 
 
 def _config(part: dict[str, Any]) -> AlignmentConfig:

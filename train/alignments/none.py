@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig, option
-from train.data.batches import Batch
+from gsnr.options import option
+from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """REPA: patch tokens of a frozen image teacher, DINOv2-B in the paper (Yu et al. 2025, "Representation Alignment for Generation").
 
-The cache holds the teacher's tokens (`python -m train.prepare --teacher facebook/dinov2-base`). REPA's loss is the negative cosine; ours
+The cache holds the teacher's tokens (`gsnr prepare --teacher facebook/dinov2-base`). REPA's loss is the negative cosine; ours
 is larger by the constant 1.
 """
 
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from train import losses
-from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig, option
-from train.data.batches import Batch
-from train.projectors import repa
+from gsnr.options import option
+from gsnr.train import losses
+from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.batches import Batch
+from gsnr.train.projectors import repa
 
 WIDEST = 2**16  # nobody means a wider head
 

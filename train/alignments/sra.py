@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from train import losses
-from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig, option
-from train.data.batches import Batch
-from train.interpolant import interpolate
-from train.models.sit import SiT
-from train.projectors import sra
+from gsnr.options import option
+from gsnr.train import losses
+from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.batches import Batch
+from gsnr.train.interpolant import interpolate
+from gsnr.train.models.sit import SiT
+from gsnr.train.projectors import sra
 
 #         depth: student, teacher block (SRA's B, L and XL)
 BLOCKS = {12: (3, 8), 24: (6, 16), 28: (8, 20)}

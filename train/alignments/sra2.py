@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from train import losses
-from train.alignments import AlignmentConfig, AlignmentModule
-from train.config import ModelConfig
-from train.data.batches import Batch
-from train.projectors import mlp5
+from gsnr.train import losses
+from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.batches import Batch
+from gsnr.train.projectors import mlp5
 
 BLOCKS = {12: 2, 24: 8, 28: 8}  # depth: tap (SRA 2's B, L and XL)
 

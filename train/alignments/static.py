@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from train.alignments._routed import RoutedAlignment, RoutedConfig
-from train.config import ModelConfig
+from gsnr.train.alignments._routed import RoutedAlignment, RoutedConfig
+from gsnr.train.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from train.data import draws, order
-from train.data.cache import Split
+from gsnr.train.data import permutation, rng
+from gsnr.train.data.cache import Split
 
 Batch = dict[str, torch.Tensor]
 
 
 def assemble(
-    split: Split, index_N: NDArray[np.int64], drawn: draws.Draws, t_N: NDArray[np.float64], groups: tuple[str, ...], mirror: bool = True
+    split: Split, index_N: NDArray[np.int64], drawn: rng.Draws, t_N: NDArray[np.float64], groups: tuple[str, ...], mirror: bool = True
 ) -> Batch:
     """Rows of the cache and their draws -> one batch; no label dropped. Raw latent = mean + std * posterior draw.
 
@@ -56,8 +56,8 @@ class StepBatches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         local = self.batch // self.world
         samples = step * self.batch + self.rank * local + np.arange(local, dtype=np.int64)
-        drawn = draws.draw(self.seed, "train", samples, self.split.header.latent_shape)
-        batch = assemble(self.split, order.image_of(samples, self.split.size, self.seed), drawn, drawn.u, self.groups)
+        drawn = rng.draw(self.seed, "train", samples, self.split.header.latent_shape)
+        batch = assemble(self.split, permutation.image_of(samples, self.split.size, self.seed), drawn, drawn.u, self.groups)
         return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
 
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from train.data import arrow, quantise
-from train.data.latents import Scaling
+from gsnr.train.data import arrow, quantise
+from gsnr.train.data.latents import Scaling
 
 SCHEMA_VERSION = 1
 HEADER = "gsnr_cache.json"
@@ -80,7 +80,7 @@ def read_header(folder: Path) -> Header:
     """Raises ValueError, naming the file, for a folder that is no cache or of another schema version."""
     path = folder / HEADER
     if not path.is_file():
-        raise ValueError(f"{folder}: not a gsnr cache (no {HEADER}); make one with `python -m train.prepare`")
+        raise ValueError(f"{folder}: not a gsnr cache (no {HEADER}); make one with `gsnr prepare`")
     try:
         fields = json.loads(path.read_text())
         if not isinstance(fields, dict):
@@ -184,6 +184,6 @@ def open_cache(folder: Path, groups: tuple[str, ...]) -> tuple[Header, dict[str,
 
 
 def flags_for(groups: tuple[str, ...]) -> str:
-    """The flags of `train.prepare` that make features of these groups."""
+    """The flags of `gsnr prepare` that make features of these groups."""
     features = ",".join(g for g in groups if g != TEACHER)
     return " ".join([*([f"--features {features}"] if features else []), *(["--teacher facebook/dinov2-base"] if TEACHER in groups else [])])

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data import draws
-from train.data.batches import Batch, assemble
-from train.data.cache import Split
+from gsnr.train.data import rng
+from gsnr.train.data.batches import Batch, assemble
+from gsnr.train.data.cache import Split
 
 REPEAT = 1 << 40  # sample numbers of an image's second, third, ... draw lie this far apart
 
@@ -49,13 +49,13 @@ def heldout_batches(
     for start in range(first, first + images, together):
         index = np.repeat(np.arange(start, min(start + together, first + images), dtype=np.int64), repeats)
         numbers = index + REPEAT * np.tile(np.arange(repeats), len(index) // repeats)
-        drawn = draws.draw(seed, stream, numbers, split.header.latent_shape)
+        drawn = rng.draw(seed, stream, numbers, split.header.latent_shape)
         t_N = low + (high - low) * drawn.u
         if not shuffled:
             yield index, assemble(split, index, drawn, t_N, groups, mirror=False)
             continue
         other = another_image(index, split.size)
-        others = draws.draw(seed, stream, other + (numbers - index), split.header.latent_shape)
+        others = rng.draw(seed, stream, other + (numbers - index), split.header.latent_shape)
         yield index, assemble(split, other, others, t_N, groups, mirror=False)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.data import arrow
+from gsnr.train.data import arrow
 
 LATENTS = "imagenet-latents-"
 PICTURES = "imagenet-latents-images"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.sources import read_labels
+from gsnr.train.prepare.sources import read_labels
 
 LATENTS = "vae-sd"
 LABELS = "dataset.json"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from train.priors.layers import Layer
+from gsnr.train.priors.layers import Layer
 
 # How a feature map is brought to the token grid: AHPA Sec. 4.2 says adaptive pooling, its Appendix A bilinear; they differ for 64 -> 16.
 RESAMPLINGS: dict[str, Callable[[Tensor, int], Tensor]] = {

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from train.data.cache import Split
+from gsnr.train.data.cache import Split
 
 GAMMA = 0.6  # iREPA
 SPATIAL_EPSILON = 1e-6  # iREPA

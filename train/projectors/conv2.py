@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from train.projectors._conv import GridConv
+from gsnr.train.projectors._conv import GridConv
 
 
 class Projector(GridConv):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from train.projectors._mlp import TokenMLP
+from gsnr.train.projectors._mlp import TokenMLP
 
 
 class Projector(TokenMLP):

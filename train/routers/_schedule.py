@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from train.routers import RouterConfig, RouterModule
+from gsnr.train.routers import RouterConfig, RouterModule
 
 
 class Schedule(RouterModule):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from train.routers import RouterConfig, RouterModule
-from train.routers._encodings import CHANNELS, make
+from gsnr.train.routers import RouterConfig, RouterModule
+from gsnr.train.routers._encodings import CHANNELS, make
 
 PROTOTYPES = 8
 

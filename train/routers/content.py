@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from train.routers import RouterConfig, RouterModule
-from train.routers._encodings import CHANNELS, make
-from train.routers._mlp import perceptron
+from gsnr.train.routers import RouterConfig, RouterModule
+from gsnr.train.routers._encodings import CHANNELS, make
+from gsnr.train.routers._mlp import perceptron
 
 
 class Router(RouterModule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from train.routers import RouterModule
+from gsnr.train.routers import RouterModule
 
 
 class Router(RouterModule):

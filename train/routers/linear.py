@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from train.routers._schedule import Schedule
+from gsnr.train.routers._schedule import Schedule
 
 
 class Router(Schedule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from train.routers import RouterConfig, RouterModule
+from gsnr.train.routers import RouterConfig, RouterModule
 
 BINS = 10
 

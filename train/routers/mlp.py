@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from train.routers import RouterConfig, RouterModule
-from train.routers._encodings import CHANNELS, make
-from train.routers._mlp import perceptron
+from gsnr.train.routers import RouterConfig, RouterModule
+from gsnr.train.routers._encodings import CHANNELS, make
+from gsnr.train.routers._mlp import perceptron
 
 
 class Router(RouterModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from train.routers import RouterConfig, RouterModule
+from gsnr.train.routers import RouterConfig, RouterModule
 
 
 class Router(RouterModule):

@@ -1,0 +1,100 @@
+"""`gsnr figures`: draws every figure that a run's tables allow, as PNG and PDF.
+
+gsnr figures --run runs/demo                     into runs/demo/figures
+gsnr figures --run runs/demo --figure fig5_router --out figures-for-the-paper
+gsnr figures --run runs/raw --run runs/standardised --figure fig_beta          several runs side by side
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+from tqdm import tqdm
+
+from gsnr import plugins, table
+from gsnr.commandline import Parser
+from gsnr.figures.style import save
+
+
+def names() -> list[str]:
+    """Figures, by their files."""
+    return plugins.names("figures")
+
+
+def find(name: str) -> ModuleType:
+    """The figure of that name. Raises ValueError listing the valid ones."""
+    return plugins.find("figures", name)
+
+
+def _several(figure: ModuleType) -> bool:
+    """Whether a figure compares runs."""
+    return getattr(figure, "SEVERAL_RUNS", False)
+
+
+def tables_in(run: Path) -> Path:
+    """Where a run's tables lie; a folder of tables that gsnr.probe wrote with --out is one itself."""
+    return run / "probes" if (run / "probes").is_dir() else run
+
+
+def _path(run: Path, figure: ModuleType) -> Path:
+    """The table that a figure draws: TABLE.parquet, or TABLE.KIND.parquet where it says a kind."""
+    kind = getattr(figure, "KIND", "")
+    return tables_in(run) / f"{figure.TABLE}{'.' + kind if kind else ''}.parquet"
+
+
+def having(runs: list[Path], figure: ModuleType) -> list[Path]:
+    """The runs of which it can be drawn: those that have its table, and [] where it is of several runs and they are one, or the other way."""
+    those = [run for run in runs if _path(run, figure).is_file()]
+    return those if _several(figure) == (len(runs) > 1) and _several(figure) == (len(those) > 1) else []
+
+
+def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
+    """What the figure draws: the tables of the runs, one after another. Raises ValueError naming the command that makes one that is missing."""
+    for folder in runs:
+        if not _path(folder, figure).is_file():
+            raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `gsnr probe --ckpt {folder} --probe {figure.TABLE}`")
+    return pd.concat([table.read(_path(folder, figure), figure.TABLE) for folder in runs], ignore_index=True)
+
+
+def distinct(runs: list[Path]) -> None:
+    """Raises ValueError for two runs of one name."""
+    (name, times), *_ = Counter(run.resolve().name for run in runs).most_common(1)
+    if times > 1:
+        raise ValueError(f"--run: two of the folders are called {name!r}; figures tell runs apart by that name")
+
+
+def main(argv: list[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser("gsnr figures", __doc__)
+    parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help="run folder with probes/*.parquet; may be repeated")
+    parser.add_argument("--figure", metavar="A,B", help=f"figures to draw (default: all that the tables of the runs allow): {', '.join(names())}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
+    args = parser.parse_args(argv)
+    runs: list[Path] = args.run
+    distinct(runs)
+    asked = args.figure.split(",") if args.figure else [name for name in names() if having(runs, find(name))]
+    if not asked:
+        raise ValueError(f"{tables_in(runs[0])}: no tables; measure first with `gsnr probe --ckpt {runs[0]}`")
+    out = args.out or runs[0] / "figures"
+    written, left_out = [], []
+    modules = {name: find(name) for name in asked}
+    for name, figure in tqdm(modules.items(), desc="drawing", unit="figure", leave=False, delay=2):
+        if len(runs) > 1 and not _several(figure):
+            raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
+        try:
+            drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
+        except ValueError as error:
+            if args.figure:
+                raise
+            left_out.append(f"{name} is left out: {error}")
+            continue
+        for suffix in ("png", "pdf"):
+            written.append(out / f"{name}.{suffix}")
+            save(drawn, written[-1])
+    print("\n".join([*(f"wrote {path}" for path in written), *left_out]))
+    if not written:
+        raise ValueError(f"{tables_in(runs[0])}: no figure can be drawn of these tables")
+    return 0

@@ -1,0 +1,5 @@
+"""`python -m gsnr`: the command `gsnr`."""
+
+from gsnr.commands import main
+
+main()

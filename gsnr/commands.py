@@ -1,0 +1,82 @@
+"""The command `gsnr`, and the table of its subcommands. A command's code is imported when it is called, so that this knows of none.
+
+Every command's module has main(argv) -> exit code, and raises ValueError for bad input.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+from gsnr import commandline
+
+
+@dataclass(frozen=True)
+class Command:
+    """module: where its main is. extra: what `pip install 'gsnr[EXTRA]'` it needs; "" for the plain package."""
+
+    module: str
+    extra: str
+    summary: str
+
+
+COMMANDS = {
+    "probe": Command("gsnr.probes.common.command", "probe", "measure a checkpoint: G-SNR per target, block and t, and its controls"),
+    "train": Command("gsnr.train.command", "train", "train a SiT with or without an alignment target"),
+    "prepare": Command("gsnr.train.prepare.command", "train", "pictures become the cache that training and probes read"),
+    "sample": Command("gsnr.train.sample", "train", "draw images from a checkpoint"),
+    "evaluate": Command("gsnr.train.evaluate", "train", "held-out velocity loss of a checkpoint, Fréchet distance of its samples"),
+    "convert": Command("gsnr.train.convert.command", "train", "a checkpoint of SiT, REPA, iREPA or SRA becomes one of ours"),
+    "grid": Command("gsnr.train.grid", "train", "train and evaluate several presets and seeds: one table"),
+    "cost": Command("gsnr.train.cost", "train", "what each alignment adds to a training step"),
+    "loader": Command("gsnr.train.loader_benchmark", "train", "does training wait for its data?"),
+    "figures": Command("gsnr.figures.command", "figures", "draw every figure that a run's tables allow"),
+    "tables": Command("gsnr.figures.tables", "figures", "G-SNR averaged over t, per target: CSV, Markdown, LaTeX"),
+    "report": Command("gsnr.figures.report", "figures", "everything that was measured of some runs, on one HTML page"),
+    "bench": Command("gsnr.benchmarks.bench", "", "what per-sample gradients cost, beside other libraries"),
+    "coverage": Command("gsnr.benchmarks.coverage", "", "how often the intervals cover the truth, by simulation"),
+    "fit-demo-vae": Command("gsnr.train.demo.fit_vae", "train", "train or check the demo's VAE"),
+    "fit-demo-teacher": Command("gsnr.train.demo.fit_teacher", "train", "train or check the demo's image teacher"),
+}
+
+
+def run(name: str, argv: list[str] | None = None) -> NoReturn:
+    """Runs one command with these words (default: those of the command line) and exits."""
+    command = COMMANDS[name]
+    words = sys.argv[1:] if argv is None else argv
+    commandline.run(lambda: import_module(command.module).main(words), f"gsnr {name}", command.extra)
+
+
+def _help() -> str:
+    lines = [f"  {name:18}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: gsnr COMMAND ...    (gsnr COMMAND --help says what it takes)", "", *lines])
+
+
+def main() -> NoReturn:
+    """Entry point of `gsnr`."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        run(name, rest)
+    if name in ("-h", "--help"):
+        commandline.run(lambda: print(_help()) or 0, "gsnr", "")
+    if name == "--version":
+        import gsnr
+
+        commandline.run(lambda: print(gsnr.__version__) or 0, "gsnr", "")
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    meant = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+    print(f"error: gsnr {name}: no such command; {meant}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def probe() -> NoReturn:
+    """Entry point of `gsnr-probe`."""
+    run("probe")
+
+
+def train() -> NoReturn:
+    """Entry point of `gsnr-train`."""
+    run("train")

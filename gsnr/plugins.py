@@ -1,0 +1,152 @@
+"""Plug-ins: one file each, found by its name; there is no list to edit.
+
+A file is of the kind whose mark it defines: `class Alignment`, `class Router`, `class Projector`, or a function `run` (a probe) or `draw` (a
+figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry points of group
+`gsnr.plugins` (their values are modules). Files whose name starts with an underscore are not plug-ins. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+ENVIRONMENT = "GSNR_PLUGINS"
+GROUP = "gsnr.plugins"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """package: where ours lie. mark: what a file of this kind defines. contract: the module whose check(name) is the kind's contract test."""
+
+    package: str
+    mark: str
+    contract: str
+
+
+KINDS = {
+    "alignments": Kind("gsnr.train.alignments", "Alignment", "gsnr.train.contracts.alignments"),
+    "routers": Kind("gsnr.train.routers", "Router", "gsnr.train.contracts.routers"),
+    "projectors": Kind("gsnr.train.projectors", "Projector", "gsnr.train.contracts.projectors"),
+    "probes": Kind("gsnr.probes", "run", "gsnr.probes.common.contract"),
+    "figures": Kind("gsnr.figures", "draw", "gsnr.figures.contract"),
+}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """path: its file. module: what it is imported as."""
+
+    kind: str
+    name: str
+    path: Path
+    module: str
+
+    def load(self) -> ModuleType:
+        """The module. Raises ValueError naming a file that cannot be imported."""
+        if self.module in sys.modules or not self.module.startswith("gsnr_plugins."):
+            return import_module(self.module)
+        spec = spec_from_file_location(self.module, self.path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[self.module] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[self.module]
+            raise ValueError(f"{self.path}: cannot be imported ({type(error).__name__}: {error})") from error
+        return module
+
+
+def add(paths: str) -> None:
+    """Also looks for plug-ins in these files and folders (separated as in PATH), here and in processes started from here.
+
+    Raises ValueError for one that is not there."""
+    for path in paths.split(os.pathsep):
+        if not Path(path).exists():
+            raise ValueError(f"--plugins {path}: no such file or folder")
+        if Path(path).is_file() and kind_of(Path(path)) is None:
+            raise ValueError(f"--plugins {path}: no plug-in; one defines {', '.join(k.mark for k in KINDS.values())}")
+    before = os.environ.get(ENVIRONMENT)
+    os.environ[ENVIRONMENT] = os.pathsep.join([*([before] if before else []), *(str(Path(p).absolute()) for p in paths.split(os.pathsep))])
+
+
+@lru_cache(maxsize=4096)
+def _marks(path: Path, changed: float) -> frozenset[str]:
+    """Names of the classes and functions that a file defines at its top."""
+    try:
+        tree = ast.parse(path.read_text())
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: not a Python file ({error})") from error
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of plug-in that a file is; None for none. Raises ValueError naming a file that is no Python."""
+    marks = _marks(path, path.stat().st_mtime)
+    return next((kind for kind, k in KINDS.items() if k.mark in marks), None)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_"))
+
+
+def _outside() -> Iterator[tuple[Path, str | None]]:
+    """(file, module or None) of every plug-in that lies elsewhere."""
+    for text in filter(None, os.environ.get(ENVIRONMENT, "").split(os.pathsep)):
+        place = Path(text)
+        yield from ((path, None) for path in (_files(place) if place.is_dir() else [place]))
+    for point in entry_points(group=GROUP):
+        spec = find_spec(point.value)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"entry point {point.name!r} of {GROUP}: there is no module {point.value!r}")
+        yield Path(spec.origin), point.value
+
+
+def every(kind: str) -> dict[str, Plugin]:
+    """name -> plug-in of a kind, sorted by name. Raises ValueError for two of one name."""
+    package = KINDS[kind].package
+    spec = find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    found = {}
+    for folder in spec.submodule_search_locations:
+        for path in _files(Path(folder)):
+            if kind_of(path) == kind:
+                found[path.stem] = Plugin(kind, path.stem, path, f"{package}.{path.stem}")
+    for path, module in _outside():
+        if not path.is_file():
+            raise ValueError(f"{ENVIRONMENT}: {path} is not there")
+        if kind_of(path) != kind:
+            continue
+        if path.stem in found and found[path.stem].path.resolve() != path.resolve():
+            raise ValueError(f"{path}: {kind.removesuffix('s')} {path.stem!r} is there already, in {found[path.stem].path}; rename the file")
+        found[path.stem] = Plugin(kind, path.stem, path, module or f"gsnr_plugins.{kind}.{path.stem}")
+    return dict(sorted(found.items()))
+
+
+def names(kind: str) -> list[str]:
+    """The plug-ins of a kind ("alignments", "routers", "projectors", "probes", "figures"), sorted."""
+    return list(every(kind))
+
+
+def get(kind: str, name: str) -> Plugin:
+    """The plug-in of that name. Raises ValueError listing the valid names."""
+    found = every(kind)
+    if name not in found:
+        near = difflib.get_close_matches(name, found, 1)
+        meant = f"did you mean {near[0]}? There are" if near else "choose from"
+        raise ValueError(f"{kind.removesuffix('s')} {name!r} does not exist; {meant} {', '.join(found)} (a file of your own: --plugins FILE)")
+    return found[name]
+
+
+def find(kind: str, name: str) -> ModuleType:
+    """The module of that name. Raises ValueError listing the valid names."""
+    return get(kind, name).load()

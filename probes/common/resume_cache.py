@@ -1,0 +1,88 @@
+"""Pieces of a long measurement, kept as they are finished: a kill or Ctrl-C loses the piece that was being measured and no other.
+
+FOLDER/settings.json       what the measurement depends on
+FOLDER/KEY.json            the rows of a piece
+FOLDER/KEY.safetensors     the tensors of a piece
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsnr import files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SETTINGS = "settings.json"
+Rows = dict[str, list[dict[str, Any]]]  # kind of table -> rows
+
+
+class ResumeCache:
+    """The pieces of one measurement, by key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def finished(self) -> int:
+        """Pieces that are there."""
+        return sum(path.is_file() and not path.name.startswith(".") and path.name != SETTINGS for path in self.folder.rglob("*"))
+
+    def begin(self, settings: dict[str, Any], resume: bool) -> None:
+        """Takes up what lies there, or starts anew. Raises ValueError for pieces of other settings, or of the same without `resume`."""
+        path = self.folder / SETTINGS
+        if self.finished and path.is_file():
+            try:
+                was = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path}: damaged ({error}); delete {self.folder}") from error
+            changed = [key for key, value in json.loads(json.dumps(settings)).items() if was.get(key) != value]
+            if changed:
+                raise ValueError(
+                    f"{self.folder}: an interrupted measurement with other settings ({changed[0]} was {was.get(changed[0])!r}, "
+                    f"now {settings[changed[0]]!r}); --overwrite drops it"
+                )
+            if not resume:
+                raise ValueError(
+                    f"{self.folder}: an interrupted measurement, {self.finished} pieces of it; --resume continues it, --overwrite drops it"
+                )
+            return
+        self.remove()
+        self.folder.mkdir(parents=True)
+        files.write_text(path, json.dumps(settings))
+
+    def rows(self, key: str, measure: Callable[[], Rows]) -> Rows:
+        """A piece's rows, measured if they are not there. Raises ValueError naming a piece that is damaged."""
+        path = self.folder / f"{key}.json"
+        if not path.is_file():
+            rows = measure()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_text(path, json.dumps(rows))
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it") from error
+
+    def tensors(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A piece's tensors on the CPU, made if they are not there. Raises ValueError naming a piece that is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file, save_file
+
+        path = self.folder / f"{key}.safetensors"
+        if not path.is_file():
+            made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with files.replacing(path) as aside:
+                save_file(made, aside)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it") from error
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

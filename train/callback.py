@@ -1,0 +1,105 @@
+"""`--gsnr-every K`: the gradient signal-to-noise ratio on held-out images while training, one line a step, loss and group in RUN/gsnr.jsonl.
+
+The images, their times and noise are the same at every step and whatever the world size; training is the same, bit for bit, with it or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gsnr
+from gsnr.train.alignments import AlignmentModule
+from gsnr.train.config import TrainConfig
+from gsnr.train.data.batches import Batch
+from gsnr.train.data.cache import Split
+from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.models.sit import SiT
+from gsnr.train.objective import Objective
+from gsnr.train.runs import logs as runlog
+
+LOG = "gsnr.jsonl"
+
+
+def group_of(name: str) -> tuple[str, ...]:
+    """Groups of a parameter of an Objective: "backbone", and its blocks; "projector", "router", "alignment" for what is neither."""
+    part, _, rest = name.partition(".")
+    if part == "alignment":
+        return (next((name for name in rest.split(".") if name in ("projector", "router")), "alignment"),)
+    return ("backbone", f"block {int(rest.split('.')[1]) + 1}") if rest.startswith("blocks.") else ("backbone",)
+
+
+def check(config: TrainConfig, heldout: Split) -> None:
+    """Raises ValueError where there are not enough held-out images."""
+    if config.gsnr_every and config.gsnr_images > heldout.size:
+        raise ValueError(f"--gsnr-images {config.gsnr_images}: the held-out split of {heldout.header.data!r} has {heldout.size}")
+
+
+class GsnrCallback:
+    """Measures the losses of an objective every `config.gsnr_every` steps (0: never); every rank has to call it with every step."""
+
+    def __init__(
+        self, config: TrainConfig, out: Path, objective: Objective, ema: SiT, heldout: Split, device: torch.device, rank: int, world: int
+    ) -> None:
+        self.path = out / LOG if rank == 0 else None
+        self.monitor: gsnr.Monitor | None = None
+        if not config.gsnr_every:
+            return
+        size = min(64, -(-config.gsnr_images // world))
+        batches = list(heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, objective.alignment.needs, size))[rank::world]
+        losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.taps else ()))}
+        prepared = _Prepared([_ready(batch, device) for _, batch in batches], objective.alignment, ema)
+        self.monitor = gsnr.Monitor(objective, losses, prepared, every=config.gsnr_every, groups=group_of)
+
+    def __call__(self, step: int) -> None:
+        if self.monitor is None:
+            return
+        for name, result in self.monitor(step).items():
+            for group in result.groups if self.path else ():
+                assert self.path is not None
+                runlog.append(self.path, {"step": step, "loss": name} | _numbers(result, group))
+
+    @property
+    def cost(self) -> str | None:
+        """What measuring cost, in words; None where it is off."""
+        return self.monitor.cost if self.monitor else None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Batches with what the alignment reads of the moving average as it is at the time."""
+
+    batches: list[Batch]
+    alignment: AlignmentModule
+    ema: SiT
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            with torch.no_grad():
+                yield self.alignment.prepare(batch, self.ema)
+
+
+def _loss(name: str) -> Any:
+    def loss(objective: torch.nn.Module, batch: Batch) -> Tensor:
+        return objective(batch)[name]
+
+    return loss
+
+
+def _ready(batch: Batch, device: torch.device) -> Batch:
+    """On the device, no label dropped."""
+    moved = {key: x.to(device) for key, x in batch.items()}
+    return moved | {"label_drop": torch.zeros(len(moved["t"]), dtype=torch.bool, device=device)}
+
+
+def _numbers(result: gsnr.Result, group: str) -> dict[str, Any]:
+    """One line of the log; what is undefined is null (JSON has no NaN)."""
+    e = result[group]
+    low, high = e.ci()
+    values = {"value": result.loss, "signal": e.signal, "noise": e.noise, "gsnr": e.gsnr, "gsnr_low": low, "gsnr_high": high}
+    return {"group": group, "n": e.n, "engine": result.engine} | {key: value if value == value else None for key, value in values.items()}

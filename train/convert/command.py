@@ -1,0 +1,38 @@
+"""`gsnr convert`: a checkpoint of SiT, REPA, iREPA or SRA becomes one of ours, the same function of (x, t, y).
+
+    gsnr convert --ckpt SiT-XL-2-256.pt --out converted/sit-xl2
+    gsnr probe --ckpt converted/sit-xl2 --data CACHE --out tables
+
+docs/convert.md says what each format becomes and what is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gsnr.commandline import Parser
+from gsnr.train.convert import conversion, foreign
+
+
+def main(argv: list[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser("gsnr convert", __doc__)
+    parser.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="file of torch.save; nothing in it is run")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    parser.add_argument(
+        "--from", dest="kind", default="auto", metavar="FORMAT", help=f"auto, {', '.join(foreign.KINDS)} (default: auto, by the tensors)"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="SiT-XL/2, ...: checked; needed for a size that is not published, as SiT-DEPTHxWIDTHxHEADS/PATCH"
+    )
+    args = parser.parse_args(argv)
+    if args.ckpt.is_dir():
+        raise ValueError(f"--ckpt {args.ckpt}: a folder; name a file of torch.save (a run or checkpoint of ours needs no conversion)")
+    conversion.check_out(args.out)
+    found = foreign.read(args.ckpt, args.kind)
+    plan = conversion.make_plan(found, args.model)
+    print("\n".join(plan.notes))
+    conversion.save(found, plan, args.out)
+    print(f"wrote {args.out}: {' and '.join(found.states)} weights")
+    print(f"measure: gsnr probe --ckpt {args.out} --data CACHE --out {args.out}/probes")
+    return 0

@@ -1,0 +1,113 @@
+"""Latents that somebody else prepared, opened as a cache without features: for alignments that read none (none, sra, sra2).
+
+A reader is a module (`repa_cache`, `irepa_cache`) with `recognises(folder)` and `Store(folder)`. Such folders do not say which VAE made them:
+--data.vae does, and nothing can check it. Which images are held out is chosen as `gsnr prepare` chooses. Shapes: N images, latent (C,h,w).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsnr.train import vae as vaes
+from gsnr.train.config import DataConfig
+from gsnr.train.data import heldout, irepa_cache, repa_cache
+from gsnr.train.data.cache import SCHEMA_VERSION, SPLITS, Header, Rows, Split, flags_for
+from gsnr.train.prepare.sources import Labels, check_labels
+
+READERS = (repa_cache, irepa_cache)
+
+
+class Store(Protocol):
+    """The images of a folder by number. Pickled as its folder. labels: (N,); kind: whose folder it is; pictures: where its images are."""
+
+    kind: str
+    folder: Path
+    pictures: Path
+    labels: Labels
+    shape: tuple[int, ...]  # (2C,h,w): mean and standard deviation of the posterior
+
+    def name(self, number: int) -> str:
+        """An image, for a person."""
+        ...
+
+    def moments(self, number_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(N,2C,h,w), before any scaling. Raises ValueError naming what is damaged."""
+        ...
+
+    def channels(self, stats: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(scale, bias) of each channel, ((), ()) for the VAE's own factor. stats: --data.latent-stats."""
+        ...
+
+
+class StoredSplit:
+    """See `train.data.cache.Split`."""
+
+    def __init__(self, store: Store, header: Header, split: str) -> None:
+        self.opened_as = (store, header, split)
+        self.store, self.header = store, header
+        self.numbers = heldout.choose(len(store.labels), header.sizes["heldout"])[split]
+        self.size = len(self.numbers)
+
+    def __reduce__(self) -> tuple[type[StoredSplit], tuple[Store, Header, str]]:
+        return StoredSplit, self.opened_as
+
+    def take(self, index_N: NDArray[np.int64], columns: tuple[str, ...], view: int | NDArray[np.int64] = 0) -> Rows:
+        assert not np.any(view)
+        number_N = self.numbers[index_N]
+        rows: Rows = {"image_id": number_N, "label": self.store.labels[number_N]}
+        if {"mean", "std"} & set(columns):
+            rows["mean"], rows["std"] = np.split(self.store.moments(number_N), 2, axis=1)
+        return {name: rows[name] for name in columns}
+
+    def statistics(self) -> dict[str, NDArray[np.float32]]:
+        return {}
+
+
+def open_folder(data: DataConfig, needs: tuple[str, ...], num_classes: int) -> tuple[Header, dict[str, Split]] | None:
+    """(header, split -> Split) of data.path; None where no reader knows it.
+
+    Raises ValueError where features are needed, the VAE is not named or cannot have made the latents, or a label is no class.
+    """
+    folder = Path(data.path)
+    reader = next((reader for reader in READERS if reader.recognises(folder)), None)
+    if reader is None:
+        return None
+    store: Store = reader.Store(folder)
+    if needs:
+        command = f"gsnr prepare --data {store.pictures} --vae {data.vae or 'ID'} {flags_for(needs)} --out CACHE"
+        raise ValueError(f"{folder}: {store.kind} latents hold no features of {', '.join(needs)}; make a cache that does: {command}")
+    if not data.vae:
+        raise ValueError(f"{folder}: {store.kind} latents do not say which VAE made them; name it with --data.vae (stabilityai/sd-vae-ft-mse, say)")
+    frozen, count = vaes.load(data.vae), len(store.labels)
+    channels, side = int(frozen.model.config.latent_channels), store.shape[-1]
+    if store.shape != (2 * channels, side, side):
+        raise ValueError(f"{folder}: moments of shape {store.shape}; the VAE {data.vae!r} makes {2 * channels}, {side}, {side}: not made by it")
+    if not 0 < data.heldout < count:
+        raise ValueError(f"--data.heldout {data.heldout}: must be at least 1 and leave some of the {count} images of {folder} for training")
+    check_labels(store.labels, num_classes, store.name)
+    channel_scale, channel_bias = store.channels(data.latent_stats)
+    if len(channel_scale) not in (0, channels):
+        raise ValueError(f"--data.latent-stats: holds {len(channel_scale)} channels, the latents have {channels}")
+    header = Header(
+        schema_version=SCHEMA_VERSION,
+        data=data.path,
+        vae=frozen.name,
+        vae_sha=frozen.sha,
+        scale=1.0 if channel_scale else frozen.scale,
+        resolution=side * frozen.downsampling,
+        num_classes=num_classes,
+        latent_shape=(channels, side, side),
+        resampling=data.resampling,
+        preprocessing=f"by {store.kind}",
+        dtype="float16",
+        groups={},
+        layers={},
+        sizes={"train": count - data.heldout, "heldout": data.heldout},
+        channel_scale=channel_scale,
+        channel_bias=channel_bias,
+    )
+    return header, {split: StoredSplit(store, header, split) for split in SPLITS}

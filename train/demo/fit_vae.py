@@ -1,0 +1,164 @@
+"""`gsnr fit-demo-vae`: trains the demo's VAE from nothing, or measures the one that is shipped.
+
+A narrow diffusers AutoencoderKL: SD-VAE's architecture at one eighth of its width (1.3 M parameters; 64x64x3 -> 8x8x4 latents, so
+the same factor of 8 and the same 15 encoder layers). The repository ships what this command wrote: fp16 safetensors, the diffusers
+`config.json` with the measured `scaling_factor`, and `made.json`, which says how it was made and what it reaches.
+
+Shapes: B batch, H = W = 64 image, C = 3; pixels in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from gsnr import commands
+from gsnr.commandline import Parser
+from gsnr.train import vae as vaes
+from gsnr.train.demo import images as demo
+from gsnr.train.prepare.encode import to_pixels
+from gsnr.train.vae import DEMO_FOLDER
+
+ARCHITECTURE = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(16, 32, 64, 64),
+    layers_per_block=2,
+    latent_channels=4,
+    norm_num_groups=8,
+    sample_size=demo.RESOLUTION,
+)
+TRAIN_POOL = 16384  # compositions the VAE trains on: the train split, many backgrounds to a scan
+KL_WEIGHT = 1e-6  # per image, summed over the latent, as in latent diffusion (Rombach et al. 2022)
+HELDOUT = 512
+
+
+def psnr_db(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """Per-image peak signal-to-noise ratio in dB, (B,), of images in [-1, 1] clipped to that range and rounded to 8 bits."""
+    eight_bit = lambda z: ((z.clamp(-1, 1) + 1) * 127.5).round() / 255.0
+    mse_B = (eight_bit(x_BCHW) - eight_bit(y_BCHW)).square().flatten(1).mean(1)
+    return -10.0 * torch.log10(mse_B)
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, x_BCHW: Tensor, batch: int = 64) -> Tensor:
+    """Decoded posterior means, same shape and range as the input."""
+    return torch.cat([vae.decode(vae.encode(x).latent_dist.mode()).sample for x in x_BCHW.split(batch)])
+
+
+@torch.no_grad()
+def latent_std(vae: AutoencoderKL, x_BCHW: Tensor, seed: int) -> float:
+    """Standard deviation of posterior samples over all elements; its inverse is diffusers' `scaling_factor`."""
+    generator = torch.Generator().manual_seed(seed)
+    return float(torch.cat([vae.encode(x).latent_dist.sample(generator) for x in x_BCHW.split(64)]).std())
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over the first 3 % of the steps, then a half cosine to zero."""
+    warm = max(1, int(0.03 * steps))
+    return peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def fit(steps: int, batch: int, lr: float, seed: int) -> AutoencoderKL:
+    """Trains on the demo's train split: mean squared error plus a small KL term, AdamW, bf16 autocast."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(**ARCHITECTURE)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
+    pool = to_pixels(demo.images("train", TRAIN_POOL, seed=seed + 1)[0])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vae.to(device).train()
+    bar = tqdm(range(steps), desc="demo VAE", unit="step", mininterval=2.0)
+    for step in bar:
+        rng = np.random.default_rng([seed, step])
+        x = pool[rng.integers(len(pool), size=batch)].to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr)
+        with torch.autocast(device, torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            reconstruction = vae.decode(posterior.sample()).sample
+        mse = (reconstruction.float() - x).square().mean()
+        kl = posterior.kl().float().mean()
+        optimizer.zero_grad(set_to_none=True)
+        (mse + KL_WEIGHT * kl).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0:
+            bar.set_postfix(mse=f"{mse.item():.4f}", kl=f"{kl.item():.0f}")
+    return vae.to("cpu").eval()
+
+
+def save(vae: AutoencoderKL, out: Path, made: dict) -> dict:
+    """Writes fp16 weights, config and `made.json`; measures the fp16 weights as they will be read back. Returns what it wrote."""
+    train_images = to_pixels(demo.images("train", 1024)[0])
+    vae.register_to_config(scaling_factor=round(1.0 / latent_std(vae, train_images, seed=0), 4))
+    vae.half().save_pretrained(out)
+    weights = (out / "diffusion_pytorch_model.safetensors").read_bytes()
+    made = made | {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(weights)} | measure(out)
+    (out / "made.json").write_text(json.dumps(made, indent=2) + "\n")
+    return made
+
+
+def measure(folder: Path) -> dict:
+    """Held-out reconstruction of the VAE in a folder: mean, standard deviation and minimum of per-image PSNR in dB."""
+    x = to_pixels(demo.images("heldout", HELDOUT)[0])
+    db = psnr_db(reconstruct(vaes.load(str(folder)).model, x), x)
+    return {
+        "heldout_images": len(db),
+        "heldout_psnr_db_mean": round(float(db.mean()), 3),
+        "heldout_psnr_db_std": round(float(db.std()), 3),
+        "heldout_psnr_db_min": round(float(db.min()), 3),
+    }
+
+
+def picture(folder: Path, path: Path, columns: int = 12) -> None:
+    """Held-out images above their reconstructions, as one PNG."""
+    x = to_pixels(demo.images("heldout", columns)[0])
+    rows = [((z.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy() for z in (x, reconstruct(vaes.load(str(folder)).model, x))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(path)
+
+
+def main(argv: list[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser("gsnr fit-demo-vae", __doc__)
+    parser.add_argument("--check", action="store_true", help="measure the VAE in --out (the shipped one by default) and stop")
+    parser.add_argument("--picture", type=Path, help="also write held-out images above their reconstructions to this PNG")
+    parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.check:
+        result = measure(args.out)
+    elif (args.out / "made.json").exists():
+        raise ValueError(f"--out {args.out}: already holds a VAE; name another folder, or measure this one with --check")
+    else:
+        start = time.time()
+        vae = fit(args.steps, args.batch, args.lr, args.seed)
+        recipe = {k: getattr(args, k) for k in ("steps", "batch", "lr", "seed")}
+        recipe |= {"loss": f"mse + {KL_WEIGHT} * kl", "train_images": TRAIN_POOL, "demo_data_version": demo.VERSION}
+        recipe |= {"minutes": round((time.time() - start) / 60, 1), "torch": torch.__version__}
+        result = save(vae, args.out, recipe)
+    print(json.dumps(result, indent=2))
+    if args.picture:
+        picture(args.out, args.picture)
+        print(f"wrote {args.picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    commands.run("fit-demo-vae")

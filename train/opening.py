@@ -1,0 +1,52 @@
+"""Opens the data that a configuration or a checkpoint names: a cache, the demo's (built on first use), or latents that somebody else prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gsnr.train import vae
+from gsnr.train.config import TrainConfig, alignment_config, resolve
+from gsnr.train.data import latent_folders
+from gsnr.train.data.cache import Header, Split, open_cache
+from gsnr.train.demo.cache import demo_cache
+from gsnr.train.objective import check_cache
+from gsnr.train.runs import checkpoint
+
+
+def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
+    """The cache of a configuration; the demo's is built on first use. Raises ValueError where there is none or it does not fit."""
+    needs = alignment_config(config.alignment).needs
+    if not config.data.path:
+        raise ValueError("--data.path is missing: name a cache folder made by `gsnr prepare`, or `demo`")
+    folder = Path(config.data.path)
+    if config.data.path == "demo":
+        folder = demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
+    elif (opened := latent_folders.open_folder(config.data, needs, config.model.num_classes)) is not None:
+        return opened
+    header, splits = open_cache(folder, needs)
+    if config.data.vae and vae.load(config.data.vae).sha != header.vae_sha:
+        raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
+    if needs and header.resampling != config.data.resampling:
+        raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
+    return header, splits
+
+
+def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True) -> tuple[Header, dict[str, Split]]:
+    """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on. features: they must be there, those
+    that the alignment needs.
+
+    Raises ValueError where it does not say, and where they do not fit it.
+    """
+    if data is None and loaded.header is None:
+        raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
+    if data is None and (path := loaded.config.data.path) != "demo" and not Path(path).exists():
+        raise ValueError(f"{loaded.folder}: was trained on {path}, which is not there; name the cache with --data")
+    if data is None or data == loaded.config.data.path:
+        header, splits = open_data(loaded.config)
+    elif data == "demo":
+        header, splits = open_data(resolve({"data": {"path": "demo"}}))
+    else:
+        header, splits = open_cache(Path(data), loaded.alignment.needs if features else ())
+    checkpoint.require_same_data(loaded, header, loaded.alignment.needs if features else ())
+    check_cache(loaded.config.model, header)
+    return header, splits

@@ -1,0 +1,5 @@
+"""`python -m train.prepare`: see `gsnr prepare --help`."""
+
+from gsnr import commands
+
+commands.run("prepare")

@@ -1,0 +1,133 @@
+"""Images -> rows of the cache, one VAE pass a batch and view; and the demo's own cache, built where it is first needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gsnr.train import vae as vaes
+from gsnr.train.data import cache, quantise, statistics
+from gsnr.train.data.cache import TEACHER
+from gsnr.train.priors import features, layers
+
+if TYPE_CHECKING:
+    from gsnr.train.teacher import FrozenTeacher
+
+
+def to_pixels(images_NHWC: NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 (N,H,W,3) -> float32 (N,3,H,W) in [-1, 1]."""
+    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+class Encoder:
+    """Batches of images -> rows of a cache, as its header says, and the sums of their features."""
+
+    def __init__(self, vae: vaes.FrozenVAE, header: cache.Header, device: str, teacher: FrozenTeacher | None = None) -> None:
+        self.vae, self.header, self.device, self.teacher = vae, header, device, teacher
+        self.chosen = [layer for layer in layers.layers(vae.model.encoder) if layer.group in header.groups]
+        self.grid = next(iter(header.groups.values()))[-1] if header.groups else 0
+        vae.model.to(device)
+        if teacher is not None:
+            teacher.model.to(device)
+
+    def __call__(
+        self, images_NHWC: NDArray[np.uint8], numbers_N: NDArray[np.int64], labels_N: NDArray[np.int64]
+    ) -> tuple[cache.Rows, statistics.Sums]:
+        """numbers: the images', for image_id. Raises ValueError naming features that exceed float16."""
+        views = self.header.views
+        pixels = to_pixels(images_NHWC).to(self.device)
+        by_view = [self._view(pixels.flip(-1) if view else pixels, numbers_N) for view in range(views)]
+        rows = {name: np.stack([r[name] for r, _ in by_view], axis=1).reshape(-1, *x.shape[1:]) for name, x in by_view[0][0].items()}
+        rows |= {"image_id": np.repeat(numbers_N, views), "label": np.repeat(labels_N, views)}
+        rows["view"] = np.tile(np.arange(views, dtype=np.int8), len(numbers_N))
+        sums: statistics.Sums = {}
+        for _, its_sums in by_view:
+            sums = statistics.add(sums, its_sums)
+        return rows, sums
+
+    def _view(self, pixels: torch.Tensor, numbers_N: NDArray[np.int64]) -> tuple[cache.Rows, statistics.Sums]:
+        mean, std, by_group = features.encode(self.vae.model, pixels, self.chosen, self.grid, self.header.resampling)
+        if self.teacher is not None:
+            by_group[TEACHER] = self.teacher.features(pixels).unsqueeze(1)
+        rows: cache.Rows = {"mean": mean.cpu().numpy(), "std": std.cpu().numpy()}
+        sums: statistics.Sums = {}
+        for group, f in by_group.items():
+            stored = f.half()
+            if not torch.isfinite(stored).all():
+                raise ValueError(
+                    f"features of {group} exceed float16 in images {numbers_N[0]}-{numbers_N[-1]} of {self.header.data!r}; leave {group} out"
+                )
+            if self.header.dtype == "int8":
+                q, scale = quantise.quantise(f)
+                stored = quantise.dequantise(q, scale)
+                rows |= {group: q.cpu().numpy(), f"{group}{quantise.SUFFIX}": scale.cpu().numpy()}
+            else:
+                rows[group] = stored.cpu().numpy()
+            sums[group] = statistics.sums_of(stored)
+        return rows, sums
+
+
+def make_header(
+    vae: vaes.FrozenVAE,
+    *,
+    data: str,
+    resolution: int,
+    num_classes: int,
+    grid: int,
+    groups: tuple[str, ...],
+    resampling: str,
+    preprocessing: str,
+    sizes: dict[str, int],
+    teacher: FrozenTeacher | None = None,
+    dtype: str = "float16",
+    views: int = 1,
+    preprocessing_sha: str = "",
+) -> cache.Header:
+    """The header of a cache made with this VAE: group shapes from its layer walk.
+
+    Raises ValueError for an unknown group or dtype, or a teacher whose grid is not the model's.
+    """
+    if dtype not in quantise.DTYPES:
+        raise ValueError(f"--dtype {dtype!r} does not exist; choose from {', '.join(quantise.DTYPES)}")
+    unknown = [g for g in groups if g not in layers.GROUPS]
+    if unknown:
+        raise ValueError(f"feature group {unknown[0]!r} does not exist; choose from {', '.join(layers.GROUPS)}")
+    walked = layers.layers(vae.model.encoder)
+    members = {g: [layer for layer in walked if layer.group == g] for g in groups}
+    for g, ls in members.items():
+        if not ls or len({layer.channels for layer in ls}) > 1:
+            widths = ", ".join(str(layer.channels) for layer in ls) or "none"
+            raise ValueError(f"--features {g}: this VAE's layers of {g} have widths {widths}; a group needs layers of one width; leave {g} out")
+    shapes = {g: (len(ls), ls[0].channels, grid, grid) for g, ls in members.items()}
+    names = {g: tuple(f"{layer.number}:{layer.name}" for layer in ls) for g, ls in members.items()}
+    if teacher is not None:
+        if teacher.grid(resolution) != grid:
+            raise ValueError(
+                f"teacher {teacher.name!r} has {teacher.grid(resolution)}x{teacher.grid(resolution)} tokens at {resolution} pixels; "
+                f"the model has {grid}x{grid}"
+            )
+        shapes[TEACHER], names[TEACHER] = (1, teacher.channels, grid, grid), (teacher.name,)
+    side = resolution // vae.downsampling
+    return cache.Header(
+        schema_version=cache.SCHEMA_VERSION,
+        data=data,
+        vae=vae.name,
+        vae_sha=vae.sha,
+        scale=vae.scale,
+        resolution=resolution,
+        num_classes=num_classes,
+        latent_shape=(int(vae.model.config.latent_channels), side, side),
+        resampling=resampling,
+        preprocessing=preprocessing,
+        dtype=dtype,
+        groups=shapes,
+        layers=names,
+        sizes=sizes,
+        teacher=teacher.name if teacher else "",
+        teacher_sha=teacher.sha if teacher else "",
+        views=views,
+        preprocessing_sha=preprocessing_sha,
+    )

@@ -1,0 +1,105 @@
+"""What one `gsnr prepare` is to do, decided and checked before the first image is encoded; and what its rows depend on."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsnr.train import vae as vaes
+from gsnr.train.data import cache, heldout
+from gsnr.train.prepare import encode, images, shards, sources
+from gsnr.train.priors import layers
+from gsnr.train.priors.features import RESAMPLINGS
+
+if TYPE_CHECKING:
+    from gsnr.train.teacher import FrozenTeacher
+
+PLAIN = ("resolution", "patch", "features", "dtype", "flip", "resampling", "heldout")  # options that stand for themselves
+LEAST = {"batch": 1, "workers": 0, "shard": 1, "num_classes": 1, "patch": 1, "resolution": 1}
+
+
+LARGEST = 4096  # pixels a side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """options: what the rows depend on, by flag. Not among them: batch, workers, processes, device and skip_bad, which may change on the way
+    (another batch or device may change the last bits of what is encoded from then on)."""
+
+    source: sources.Source
+    vae: vaes.FrozenVAE
+    teacher: FrozenTeacher | None
+    header: cache.Header
+    shards: list[shards.Shard]
+    options: dict[str, Any]
+
+
+def decide(args: argparse.Namespace) -> Job:
+    """Raises ValueError for whatever is wrong with the options or the data."""
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if args.resolution > LARGEST:
+        raise ValueError(f"--resolution {args.resolution}: must be at most {LARGEST}")
+    named = args.features.split(",")
+    if args.features != "none" and (len(set(named)) < len(named) or not set(named) <= set(layers.GROUPS)):
+        valid = ", ".join(layers.GROUPS)
+        raise ValueError(f"--features {args.features!r}: name groups of {valid}, each once, with commas alone between them, or none")
+    if args.resampling not in RESAMPLINGS:
+        raise ValueError(f"--resampling {args.resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
+    source, classes = sources.open_source(args.data, args.labels, args.split, args.num_classes, all_there=not args.skip_bad)
+    count = len(source.labels)
+    if not 0 < args.heldout < count:
+        raise ValueError(f"--heldout {args.heldout}: must be at least 1 and leave some of the {count} images for training")
+    frozen, teacher = vaes.load(args.vae), None
+    if args.teacher:
+        from gsnr.train import teacher as teachers  # brings transformers, which takes seconds
+
+        teacher = teachers.load(args.teacher)
+    if args.resolution % (frozen.downsampling * args.patch):
+        raise ValueError(f"--resolution {args.resolution}: must be a multiple of {frozen.downsampling} (the VAE) times --patch {args.patch}")
+    members = heldout.choose(count, args.heldout)
+    header = encode.make_header(
+        frozen,
+        teacher=teacher,
+        data=args.data,
+        resolution=args.resolution,
+        num_classes=classes,
+        grid=args.resolution // frozen.downsampling // args.patch,
+        groups=() if args.features == "none" else tuple(args.features.split(",")),
+        resampling=args.resampling,
+        preprocessing=images.PREPROCESSING.format(side=args.resolution),
+        sizes={split: len(numbers) for split, numbers in members.items()},
+        dtype=args.dtype,
+        views=2 if args.flip else 1,
+        preprocessing_sha=images.preprocessing_sha(),
+    )
+    size = args.shard or shards.images_per_shard(count)
+    options = {
+        "--data (images, hash of their names and labels)": [count, source.sha],
+        "--num-classes": classes,
+        "--vae (hash)": header.vae_sha,
+        "--teacher (hash)": header.teacher_sha,
+        "--shard": size,
+        "cropping (hash; by Pillow)": header.preprocessing_sha,
+        **{f"--{name}": getattr(args, name) for name in PLAIN},
+    }
+    header = replace(header, options_sha=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
+    return Job(source=source, vae=frozen, teacher=teacher, header=header, shards=shards.cut(members, size), options=options)
+
+
+def check_same(record: Path, job: Job, what: str) -> None:
+    """Compares the options that a file records. Raises ValueError naming the first that differs, or a file that is damaged."""
+    try:
+        before = dict(json.loads(record.read_text())["options"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{record}: damaged ({error})") from error
+    for name, now in job.options.items():
+        was = before.get(name)
+        if was != now:
+            raise ValueError(f"{what} with other options: {name} was {was!r}, now {now!r}; use the same, or name a new folder with --out")
