@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import types
@@ -79,6 +80,16 @@ def _json_list(value: str, where: str) -> Any:
         raise ValueError(f"{where}: {value!r} is not a JSON list ({error})") from error
 
 
+def _check_names(value: Any, valid: tuple[str, ...], path: str) -> None:
+    """Raises ValueError for a name that is not valid, and for a list of names that names one twice, or nothing."""
+    names = value if isinstance(value, tuple) else (value,)
+    for name in names:
+        if isinstance(value, tuple) and isinstance(name, str) and (not name or names.count(name) > 1):
+            raise ValueError(f"{path} {','.join(names)!r}: names {'nothing' if not name else f'{name!r} twice'}; a list such as A,B is needed")
+        if valid and name not in valid:
+            raise ValueError(f"{path} {name!r} does not exist; choose from {', '.join(valid)}")
+
+
 def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
     """A config dataclass from nested mappings. Raises ValueError naming an unknown key and the valid ones, or a value of the wrong type."""
     hints = typing.get_type_hints(cls)
@@ -94,9 +105,15 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
             made[key] = build(typing.cast(type, hints[key]), value, f"{path}.")
         else:
             made[key] = cast(hints[key], value, path)
-            if (valid := choices(known[key])) and made[key] not in valid:
-                raise ValueError(f"{path} {made[key]!r} does not exist; choose from {', '.join(valid)}")
+            _check_names(made[key], choices(known[key]), path)
     return cls(**made)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """What to say of a word that is not known: the nearest that is, or all of them."""
+    last = {name.rpartition(".")[2].lstrip("-"): name for name in known}
+    near = difflib.get_close_matches(word, known, 1) or [last[x] for x in difflib.get_close_matches(word.lstrip("-"), last, 1)]
+    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
 
 
 def out_of_range(f: Field, value: Any) -> str | None:

@@ -147,6 +147,14 @@ def get(kind: str, name: str) -> Plugin:
     return found[name]
 
 
+def constant(kind: str, name: str, constant: str) -> object:
+    """A literal that a plug-in's file assigns at its top (SUMMARY = "..."), read without importing it; None where it does not."""
+    for node in ast.parse(get(kind, name).path.read_text()).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [constant]:
+            return ast.literal_eval(node.value)
+    return None
+
+
 def find(kind: str, name: str) -> ModuleType:
     """The module of that name. Raises ValueError listing the valid names."""
     return get(kind, name).load()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ MAP_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "vae", "da
     **dict.fromkeys(("red", "green", "blue"), "float64"),
 }
 KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COLUMNS, "maps": MAP_COLUMNS}
+HOLDS: dict[str, type | tuple[type, ...]] = {"string": str, "int64": Integral, "float64": Real, "bool": (bool, np.bool_)}
 NAN = float("nan")
 EASY = 0.9  # share of the cosine to a target that is reached by a constant vector, above which the target is flagged as easy
 NAMES = {"ahpa": "AHPA", "repa": "REPA", "irepa": "iREPA", "sra": "SRA", "sra2": "SRA 2"}  # of targets, for people
@@ -121,13 +123,25 @@ def estimate_again(cell: Mapping[str, Any], samples: pd.DataFrame) -> Estimate:
     return Estimate(group=cell["group"], q_n=rows["q"].to_numpy(np.float64), r_n=r_n, sum_sq=float(r_n.sum()), cov_sq=float(cov_sq))
 
 
-def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[str, Any]) -> None:
-    """Writes rows as one parquet file, aside and renamed. Raises ValueError for a row whose columns are not the kind's."""
+def check_rows(kind: str, rows: list[dict[str, Any]], where: str) -> None:
+    """Raises ValueError, beginning with `where`, for a kind that there is not, and a row whose columns or their values are not the kind's."""
+    if kind not in KINDS:
+        raise ValueError(f"{where}: rows of kind {kind!r}; there are {', '.join(KINDS)}")
     columns = KINDS[kind]
     for row in rows:
         if row.keys() != columns.keys():
             missing, extra = sorted(columns.keys() - row.keys()), sorted(row.keys() - columns.keys())
-            raise ValueError(f"{path.name}: a row of kind {kind!r} lacks {missing} and has unknown {extra}")
+            raise ValueError(f"{where}: a row of kind {kind!r} lacks {missing} and has unknown {extra}")
+        for column, dtype in columns.items():
+            value = row[column]
+            if not isinstance(value, HOLDS[dtype]) or (isinstance(value, bool) and dtype != "bool"):
+                raise ValueError(f"{where}: a row of kind {kind!r} has {column!r} = {value!r}, which is no {dtype}")
+
+
+def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[str, Any]) -> None:
+    """Writes rows as one parquet file, aside and renamed. Raises ValueError for a row whose columns are not the kind's."""
+    columns = KINDS[kind]
+    check_rows(kind, rows, path.name)
     frame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance}

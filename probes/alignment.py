@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from gsnr.probes.common.aligned import measure_all, size_of
-from gsnr.probes.common.fit import FIT_BATCH, FIT_LR, available, candidates, check
+from gsnr.probes.common.fit import FIT_BATCH, FIT_LR, candidates
+from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.subject import Options, Subject
+from gsnr.probes.common.subject import Subject
+from gsnr.probes.common.targets import check, chosen
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
 SCALES = ("bins", "n_images", "draws", "fit_steps")
+Options = TargetOptions
 
 
 def cannot(subject: Subject, options: Options) -> str | None:
-    """Raises ValueError for targets, controls or projectors that there are not."""
+    """Raises ValueError for targets that there are not."""
     check(subject, options)
-    if any(name.startswith("uniform") for name in available(subject)) or subject.checkpoint.alignment.parts:
+    if chosen(subject, options.targets):
         return None
     return f"{subject.checkpoint.folder}: aligned to nothing, and the data hold no VAE features to compare; name other data with --data"
 

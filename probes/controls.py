@@ -9,6 +9,7 @@ Shapes: N images, T tokens, L layers, C channels.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,20 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gsnr.probes.common.easy import Easiness
-from gsnr.probes.common.fit import hidden_at_tap, own_target
+from gsnr.probes.common.fit import hidden_at_tap
+from gsnr.probes.common.options import BinOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.subject import NOWHERE, Options, Subject, bin_columns
+from gsnr.probes.common.subject import NOWHERE, Subject, bin_columns
+from gsnr.probes.common.targets import own_target
 from gsnr.table import NAN
+from gsnr.train.alignments import TargetAlignment
 from gsnr.train.data.heldout import heldout_batches
 from gsnr.train.runs.folder import ROUTER_GRID
 
 SUMMARY = "how much of each layer, and of the target over t, a constant vector explains; the router's weights beside it"
 KIND = "metrics"
 SCALES = ("bins", "n_images")
+Options = BinOptions
 Array = NDArray[np.float64]
 
 
@@ -40,16 +45,22 @@ def cannot(subject: Subject, options: Options) -> str | None:
 
 def plan(subject: Subject, options: Options) -> list[str]:
     layers = sum(shape[0] for shape in subject.header.groups.values())
-    own = own_target(subject)
+    own = _target_of(subject)
     target = f", and of target {own[0]!r} in {options.bins} bins" if own else ""
     return [f"constant vector, norm and mean of {layers} layers{target}, over {options.n_images} held-out images"]
+
+
+def _target_of(subject: Subject) -> tuple[str, TargetAlignment] | None:
+    """What the checkpoint was aligned to; None for no alignment, or one without a target."""
+    own = own_target(subject)
+    return (own[0], own[1]) if own is not None and isinstance(own[1], TargetAlignment) else None
 
 
 @torch.no_grad()
 def _layers(subject: Subject, options: Options, shared: dict[str, Any]) -> Rows:
     """Each layer of each group, which does not depend on t."""
-    own = own_target(subject)
-    alignment = own[2].cpu() if own else None
+    own = _target_of(subject)
+    alignment = own[1].cpu() if own else None
     nowhere = NOWHERE | {"bin": -1}
     rows = []
     for group, shape in subject.header.groups.items():
@@ -70,11 +81,10 @@ def _layers(subject: Subject, options: Options, shared: dict[str, Any]) -> Rows:
 @torch.no_grad()
 def _target(subject: Subject, options: Options, shared: dict[str, Any], index: int) -> Rows:
     """The checkpoint's own target in one bin, and the cosine that its own projector reaches there."""
-    own = own_target(subject)
+    own = _target_of(subject)
     assert own is not None
     low, high = options.edges(index)
-    name, _, alignment = own
-    alignment = alignment.to(subject.device)
+    name, alignment = own[0], own[1].to(subject.device)
     subject.checkpoint.model.to(subject.device)
     easiness = Easiness()
     heldout = subject.splits["heldout"]
@@ -89,8 +99,8 @@ def _router(subject: Subject, shared: dict[str, Any]) -> list[dict[str, Any]]:
     """alpha x beta of each layer, averaged over t; [] where nothing is learned over t alone, or layers were moved between groups."""
     own = own_target(subject)
     t_K = torch.linspace(0, 1, ROUTER_GRID)
-    weights = own[2].cpu().router_weights(t_K) if own else {}
-    if not weights or own is None or own[1].get("split"):
+    weights = own[1].cpu().router_weights(t_K) if own else {}
+    if not weights or own is None or asdict(own[1].config).get("split"):
         return []
     groups = {"mid": "G3", "deep": "G4"}
     nowhere = NOWHERE | {"bin": -1, "low": NAN, "high": NAN}
@@ -108,7 +118,7 @@ def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | Non
     "target"); projector_cosine and constant_share per bin; router_weight per layer."""
     shared = subject.columns("controls", options) | {"control": "none", "projector": "none"}
     rows: Rows = {"metrics": list(parts.rows("layers", partial(_layers, subject, options, shared))["metrics"])}
-    if own_target(subject):
+    if _target_of(subject):
         for index in tqdm(range(options.bins), desc="controls", unit="bin", leave=False):
             rows["metrics"] += parts.rows(f"bin{index}", partial(_target, subject, options, shared, index))["metrics"]
     rows["metrics"] += _router(subject, shared)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gsnr
+from gsnr.probes.common.options import GradientOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.subject import Options, Subject, bin_columns, sample_rows, variance_rows
+from gsnr.probes.common.subject import Subject, bin_columns, sample_rows, variance_rows
 from gsnr.table import NAN, estimate_columns
 from gsnr.train import parameter_groups
 from gsnr.train.data.batches import Batch
@@ -26,6 +27,7 @@ from gsnr.train.interpolant import interpolate, velocity
 SUMMARY = "G-SNR of the denoising gradient per bin of t and parameter group"
 KIND = "cells"
 SCALES = ("bins", "n_images", "draws")
+Options = GradientOptions
 NOTHING = {"cos_denoise": NAN, "cos_low": NAN, "cos_high": NAN, "gsnr_constructive": NAN}
 FINAL = "final layer"
 

@@ -22,8 +22,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from gsnr.probes.common.options import BinOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.subject import Options, Subject, bin_columns
+from gsnr.probes.common.subject import Subject, bin_columns
 from gsnr.table import NAN
 from gsnr.train.data import rng
 from gsnr.train.data.batches import assemble
@@ -33,6 +34,7 @@ from gsnr.train.interpolant import interpolate
 SUMMARY = "CKNNA to a teacher's features, and accuracy of a linear probe, per block and bin of t"
 KIND = "metrics"
 SCALES = ("bins",)  # the linear probes on train images take most of it
+Options = BinOptions
 NEIGHBOURS = 10
 TEACHER = "teacher"
 PROBE_TRAIN = 2048  # train images of the linear probe, at most

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
+from gsnr.probes.common.options import ProbeOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.subject import Options, Subject, bin_columns
+from gsnr.probes.common.subject import Subject, bin_columns
 from gsnr.train.runs import logs as runlog
 from gsnr.train.runs.folder import ROUTER_GRID
 
 SUMMARY = "the router's beta and alpha over t, at the checkpoint and over training steps"
 KIND = "metrics"
 SCALES = ()
+Options = ProbeOptions
 
 
 def cannot(subject: Subject, options: Options) -> str | None:

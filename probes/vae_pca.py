@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from tqdm import tqdm
 
+from gsnr.probes.common.options import ProbeOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.subject import NOWHERE, Options, Subject
+from gsnr.probes.common.subject import NOWHERE, Subject
 from gsnr.table import NAN
 from gsnr.train import vae as vaes
 
 SUMMARY = "PCA maps of group-averaged VAE features, and the variance that three components explain"
 KIND = "metrics"
 SCALES = ()  # mostly the pictures, which are few
+Options = ProbeOptions
 COMPONENTS = 3
 SHOWN = 8  # images in the table of maps
 LARGEST_PICTURE = 128  # pixels a side of the decoded images in it

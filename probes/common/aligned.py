@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 import gsnr
 from gsnr.probes.common.easy import Easiness
-from gsnr.probes.common.fit import FIT, FIT_BATCH, FIT_LR, Candidate, candidates, fit, groups_of, hidden_at_tap, ready
+from gsnr.probes.common.fit import FIT_BATCH, FIT_LR, Candidate, candidates, fit, groups_of, hidden_at_tap, ready
+from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.subject import Options, Subject, bin_columns, sample_rows, variance_rows
+from gsnr.probes.common.subject import Subject, bin_columns, sample_rows, variance_rows
 from gsnr.table import estimate_columns
 from gsnr.train import parameter_groups
-from gsnr.train.alignments import AlignmentModule
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.heldout import heldout_batches
 from gsnr.train.interpolant import interpolate, velocity
@@ -32,16 +32,21 @@ from gsnr.train.models.sit import SiT
 
 
 class Aligned(nn.Module):
-    """The backbone and one projector: the parameters that an alignment gradient can reach. Its forward is the alignment loss, (B,)."""
+    """The backbone and an alignment's trained parts: the parameters that an alignment gradient can reach. Its forward is the alignment loss, (B,).
 
-    def __init__(self, sit: SiT, alignment: AlignmentModule, tap: int) -> None:
+    In place of a target's own, `batch["target"]` is aligned to; an alignment without a target has its own loss of the hidden state."""
+
+    def __init__(self, sit: SiT, candidate: Candidate, tap: int) -> None:
         super().__init__()
-        self.sit, self.projector, self.tap = sit, alignment.projector, tap
-        self.discrepancy = alignment.discrepancy
+        self.sit, self.tap, self.aligned = sit, tap, candidate.aligned is not None
+        self.projector = candidate.aligned.projector if candidate.aligned is not None else candidate.alignment
+        self.distance = candidate.aligned.discrepancy if candidate.aligned is not None else candidate.alignment.loss
 
     def forward(self, batch: Batch) -> Tensor:
         _, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=(self.tap,), stop=True)
-        return self.discrepancy(self.projector(hidden[self.tap]), batch["target"])
+        if not self.aligned:
+            return self.distance(hidden, batch)  # type: ignore[arg-type]
+        return self.distance(self.projector(hidden[self.tap]), batch["target"])  # type: ignore[arg-type]
 
     def denoising_loss(self, batch: Batch) -> Tensor:
         """(B,): mean squared error of the velocity, as in training."""
@@ -56,11 +61,11 @@ def group_of(name: str, tap: int) -> tuple[str, ...]:
 
 def size_of(subject: Subject, candidate: Candidate) -> int:
     """Parameters that the gradient is taken with respect to."""
-    model = Aligned(subject.checkpoint.model, candidate.alignment, subject.tap)
+    model = Aligned(subject.checkpoint.model, candidate, subject.tap)
     return sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
 
 
-def _heldout(subject: Subject, options: Options, made: list[Candidate], low: float, high: float) -> list[tuple[Batch, Batch]]:
+def _heldout(subject: Subject, options: TargetOptions, made: list[Candidate], low: float, high: float) -> list[tuple[Batch, Batch]]:
     """(batch, other images with other noise at the same times) of one bin."""
 
     def batches(shuffled: bool) -> Iterator[Batch]:
@@ -84,13 +89,12 @@ def _heldout(subject: Subject, options: Options, made: list[Candidate], low: flo
 
 def _batches(subject: Subject, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator[Batch]:
     for batch, shuffled in pairs:
-        yield {
-            "x": interpolate(batch["latent"], batch["noise"], batch["t"]),
-            "t": batch["t"],
-            "label": batch["label"],
-            "target": candidate.target_BTC(batch, shuffled, hidden_at_tap(subject, batch)),
-            "velocity": velocity(batch["latent"], batch["noise"]),
-        }
+        x = interpolate(batch["latent"], batch["noise"], batch["t"])
+        inputs = {"x": x, "t": batch["t"], "label": batch["label"], "velocity": velocity(batch["latent"], batch["noise"])}
+        if candidate.aligned is None:
+            yield batch | inputs
+        else:
+            yield inputs | {"target": candidate.target_BTC(batch, shuffled, hidden_at_tap(subject, batch))}
 
 
 def _cell(comparison: gsnr.Comparison, batch_ref: int) -> dict[str, Any]:
@@ -110,9 +114,9 @@ def _denoising_loss(model: nn.Module, batch: Batch) -> Tensor:
     return model.denoising_loss(batch)
 
 
-def measure(subject: Subject, options: Options, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> gsnr.ComparisonResult:
+def measure(subject: Subject, options: TargetOptions, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> gsnr.ComparisonResult:
     """The alignment gradient of one target against the denoising gradient, over the samples of one bin."""
-    model = Aligned(subject.checkpoint.model, candidate.alignment, subject.tap).to(subject.device).eval()
+    model = Aligned(subject.checkpoint.model, candidate, subject.tap).to(subject.device).eval()
     return gsnr.compare(
         model,
         lambda m, batch: m(batch),
@@ -128,15 +132,16 @@ def measure(subject: Subject, options: Options, candidate: Candidate, pairs: lis
 @torch.no_grad()
 def _easiness(subject: Subject, made: list[Candidate], pairs: list[tuple[Batch, Batch]], shared: dict[str, Any]) -> list[dict[str, Any]]:
     """For each candidate, what its projector and what a constant vector reach of the targets of one bin."""
-    easiness = [Easiness() for _ in made]
+    easiness = [(candidate, Easiness()) for candidate in made if candidate.aligned is not None]
     for batch, shuffled in pairs:
         h_BTD = hidden_at_tap(subject, batch)
-        for candidate, sums in zip(made, easiness, strict=True):
-            sums.add(candidate.target_BTC(batch, shuffled, h_BTD), candidate.alignment.projector(h_BTD))
-    return [row for candidate, sums in zip(made, easiness, strict=True) for row in sums.rows(shared | candidate.which | {"group": "target"})]
+        for candidate, sums in easiness:
+            assert candidate.aligned is not None
+            sums.add(candidate.target_BTC(batch, shuffled, h_BTD), candidate.aligned.projector(h_BTD))
+    return [row for candidate, sums in easiness for row in sums.rows(shared | candidate.which | {"group": "target"})]
 
 
-def _bin(subject: Subject, options: Options, probe: str, made: list[Candidate], index: int, bar: tqdm, sums: Path | None) -> Rows:
+def _bin(subject: Subject, options: TargetOptions, probe: str, made: list[Candidate], index: int, bar: tqdm, sums: Path | None) -> Rows:
     """All targets in one bin, on the same images, times and noise."""
     low, high = options.edges(index)
     shared = subject.columns(probe, options) | bin_columns(index, low, high)
@@ -159,21 +164,22 @@ def _bin(subject: Subject, options: Options, probe: str, made: list[Candidate], 
     return rows
 
 
-def measure_all(subject: Subject, options: Options, probe: str, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def measure_all(subject: Subject, options: TargetOptions, probe: str, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "cells", "samples" and "metrics" for every candidate; notes: how the projectors were fitted and the loss
     they ended at."""
     made = candidates(subject, options)
 
+    heads = {i: c.head for i, c in enumerate(made) if c.head is not None}
+
     def fitted() -> dict[str, Tensor]:
         losses = fit(subject, options, made)
-        heads = {f"{i}|{name}": x for i, c in enumerate(made) if c.projector == FIT for name, x in c.alignment.projector.state_dict().items()}
-        return heads | {"final_loss": torch.tensor([losses[c.name] for c in made if c.projector == FIT], dtype=torch.float64)}
+        weights = {f"{i}|{name}": x for i, head in heads.items() for name, x in head.state_dict().items()}
+        return weights | {"final_loss": torch.tensor([losses[made[i].name] for i in heads], dtype=torch.float64)}
 
-    heads = parts.tensors("projectors", fitted)
-    for i, candidate in enumerate(made):
-        if candidate.projector == FIT:
-            candidate.alignment.projector.load_state_dict({k.partition("|")[2]: x for k, x in heads.items() if k.startswith(f"{i}|")})
-    final = dict(zip((c.name for c in made if c.projector == FIT), heads["final_loss"].tolist(), strict=True))
+    kept = parts.tensors("projectors", fitted)
+    for i, head in heads.items():
+        head.load_state_dict({key.partition("|")[2]: x for key, x in kept.items() if key.startswith(f"{i}|")})
+    final = dict(zip((made[i].name for i in heads), kept["final_loss"].tolist(), strict=True))
     rows: Rows = {"cells": [], "samples": [], "metrics": []}
     with tqdm(total=options.bins * len(made), desc=probe, unit="cell", mininterval=0.5, leave=False) as bar:
         for index in range(options.bins):

@@ -1,4 +1,4 @@
-"""`gsnr probe`, `gsnr-probe`: measures a checkpoint and writes tables that figures and notebooks read.
+"""`gsnr probe`: measures a checkpoint and writes tables that figures and notebooks read.
 
     gsnr probe --ckpt runs/demo                          every probe that applies; tables in runs/demo/probes
     gsnr probe --ckpt runs/demo --probe alignment --targets all
@@ -9,35 +9,31 @@
     gsnr probe --ckpt runs/demo --dry-run
 
 A measurement that is there already, with the same settings, is not repeated; one that was interrupted goes on with --resume. G-SNR is the
-ratio ||E g||^2 / tr Cov(g) of the per-sample gradient of one loss; README.md says how to read it.
+ratio ||E g||^2 / tr Cov(g) of the per-sample gradient of one loss; docs/reading.md says how to read it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+from argparse import Namespace
 from collections import Counter
-from dataclasses import asdict
-from importlib import import_module
+from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsnr import files, plugins, table
-from gsnr.commandline import Parser, seed
-from gsnr.probes.common.bins import SPACINGS
-from gsnr.probes.common.forecast import Forecast, forecast
-from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.commandline import Parser
+from gsnr.options import build, check_ranges, did_you_mean
+from gsnr.train.command import overrides
+
+if TYPE_CHECKING:
+    from gsnr.probes.common.measuring import Measurement
+    from gsnr.probes.common.options import ProbeOptions
+    from gsnr.probes.common.subject import Subject
 
 
 def names() -> list[str]:
     """Probes, by their files."""
     return plugins.names("probes")
-
-
-def find(name: str) -> ModuleType:
-    """The probe of that name. Raises ValueError listing the valid ones."""
-    return plugins.find("probes", name)
 
 
 def _parser() -> Parser:
@@ -51,27 +47,12 @@ def _parser() -> Parser:
         help="run folder (its last checkpoint), checkpoint folder, or .pt file of SiT, REPA, iREPA, SRA; several make one table",
     )
     parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
-    parser.add_argument("--bins", type=int, default=10, metavar="K", help="bins of t (default: 10)")
-    parser.add_argument("--spacing", default="t", metavar="t|logsnr", help="bins equal in t, or in logSNR from t = 0.01 to 0.99 (default: t)")
-    parser.add_argument(
-        "--targets", metavar="A,B", help="alignment targets: all, or own, uniform_mid, sra2, ... (default: own,uniform_mid,uniform_deep)"
-    )
-    parser.add_argument("--controls", default="shuffled,constant", metavar="A,B", help="of the first target, or none (default: shuffled,constant)")
-    parser.add_argument("--projector", default="fit,ckpt", metavar="A,B", help="fit alike, ckpt (the checkpoint's own), fresh (default: fit,ckpt)")
-    parser.add_argument("--n-images", type=int, default=256, metavar="N", help="held-out images, each used once in every bin (default: 256)")
-    parser.add_argument(
-        "--first-image", type=int, default=0, metavar="I", help="number of the first of them: disjoint ones check a finding (default: 0)"
-    )
-    parser.add_argument("--draws", type=int, default=1, metavar="K", help="draws of t and noise per image; n still counts images (default: 1)")
-    parser.add_argument("--engine", default="auto", help="how per-sample gradients are computed: auto, loop, vmap, ghost (default: auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and projector fits (default: 0)")
-    parser.add_argument("--batch-ref", type=int, default=256, metavar="B", help="batch size B of the column gsnr_batch = B * gsnr (default: 256)")
-    parser.add_argument("--fit-steps", type=int, default=1000, metavar="N", help="steps each target's projector is fitted for (default: 1000)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
-    parser.add_argument("--router", type=Path, metavar="RUN", help="checkpoint whose alignment is target `own`, for a backbone trained without it")
-    parser.add_argument("--swap", metavar="CACHE,CACHE", help="caches of the same images by other VAEs, for probe vae_swap")
+    parser.add_argument(
+        "--align-from", type=Path, metavar="RUN", help="checkpoint whose alignment is target `own`, for a backbone trained without it"
+    )
     parser.add_argument("--vae", metavar="ID", help="check that the cache was made with this VAE")
     parser.add_argument("--model", metavar="NAME", help="of a .pt file whose size is not published: SiT-DEPTHxWIDTHxHEADS/PATCH")
     parser.add_argument("--save-sums", action="store_true", help="also save each cell's gradient sums (twice the parameters), to merge results later")
@@ -82,35 +63,61 @@ def _parser() -> Parser:
     return parser
 
 
-def _positive(args: Any) -> None:
-    for flag, value, least in (
-        ("--bins", args.bins, 1),
-        ("--n-images", args.n_images, 3),
-        ("--first-image", args.first_image, 0),
-        ("--draws", args.draws, 1),
-        ("--fit-steps", args.fit_steps, 1),
-        ("--batch-ref", args.batch_ref, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{flag} {value}: must be at least {least}")
-
-
-def _names(flag: str, text: str | None) -> tuple[str, ...]:
-    """The names of a list with commas. Raises ValueError for one that is empty or named twice."""
+def _asked(text: str | None) -> tuple[str, ...]:
+    """The names of --probe. Raises ValueError for one that is unknown, empty or named twice."""
     listed = () if text is None else tuple(text.split(","))
     for name in listed:
         if not name or listed.count(name) > 1:
-            raise ValueError(f"--{flag} {text!r}: names {'nothing' if not name else f'{name!r} twice'}; a list such as A,B is needed")
+            raise ValueError(f"--probe {text!r}: names {'nothing' if not name else f'{name!r} twice'}; a list such as A,B is needed")
+        plugins.get("probes", name)
     return listed
 
 
-def _choose(asked: tuple[str, ...], subjects: list[Any], options: Any) -> list[str]:
-    """The probes to run; if none is asked for, those that apply. Raises ValueError for one that is asked for and cannot run."""
+def _options(asked: tuple[str, ...], flat: dict[str, Any]) -> dict[str, ProbeOptions]:
+    """probe -> its options, from the words of the command line.
+
+    Raises ValueError for an option that no probe has, or none of those asked for, and for a value that is wrong."""
+    classes = {name: plugins.find("probes", name).Options for name in names()}
+    has = {name: {f.name for f in fields(cls)} for name, cls in classes.items()}
+    chosen = asked or tuple(classes)
+    for key in flat:
+        owners = [name for name, keys in has.items() if key in keys]
+        flag = f"--{key.replace('_', '-')}"
+        if not owners:
+            known = sorted({f"--{key.replace('_', '-')}" for keys in has.values() for key in keys})
+            raise ValueError(f"{flag}: no option of any probe; {did_you_mean(flag, known)}")
+        if not set(owners) & set(chosen):
+            raise ValueError(f"{flag}: no option of {', '.join(chosen)}, but of {', '.join(owners)}")
+    made = {name: build(classes[name], {k: v for k, v in flat.items() if k in has[name]}, "--") for name in chosen}
+    for options in made.values():
+        check_ranges(options)
+    return made
+
+
+def _open(args: Namespace) -> list[Subject]:
+    """The checkpoints with their data. Raises ValueError for two that tables could not tell apart."""
+    from gsnr.probes.common.subject import load
+
+    opening = {"data": args.data, "vae_name": args.vae, "model": args.model, "weights": args.weights, "align_from": args.align_from}
+    subjects = [load(ckpt, **opening) for ckpt in args.ckpt]
+    (called, times), *_ = Counter(f"{s.checkpoint.run_name}/{s.checkpoint.folder.name}" for s in subjects).most_common(1)
+    if times > 1:
+        raise ValueError(f"--ckpt: {called} is the name of two checkpoints, and tables tell them apart by that; rename a run folder")
+    return subjects
+
+
+def _choose(asked: tuple[str, ...], options: dict[str, ProbeOptions], subjects: list[Subject], out: Path) -> list[Measurement]:
+    """What is to be measured; if no probe is asked for, those that apply. Raises ValueError for one that is asked for and cannot run."""
+    from gsnr.probes.common.measuring import Measurement
+
     chosen = []
-    for name in asked or names():
-        reason = next((why for subject in subjects if (why := find(name).cannot(subject, options)) is not None), None)
+    for name, its in options.items():
+        probe = plugins.find("probes", name)
+        for subject in subjects:
+            subject.require_images(its)
+        reason = next((why for subject in subjects if (why := probe.cannot(subject, its)) is not None), None)
         if reason is None:
-            chosen.append(name)
+            chosen.append(Measurement(name=name, probe=probe, options=its, subjects=subjects, out=out))
         elif asked:
             raise ValueError(f"--probe {name}: {reason}")
         else:
@@ -118,122 +125,60 @@ def _choose(asked: tuple[str, ...], subjects: list[Any], options: Any) -> list[s
     return chosen
 
 
-def _is_there(path: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """True where the table has these settings already. Raises ValueError where it has others and may not be replaced."""
-    if not path.exists() or overwrite:
-        return False
-    was = table.provenance(path)["settings"]
-    changed = [key for key, value in settings.items() if was.get(key) != value]
-    if changed:
-        raise ValueError(
-            f"{path}: measured with other settings ({changed[0]} was {was.get(changed[0])!r}, now {settings[changed[0]]!r}); "
-            "add --overwrite, or name another folder with --out"
-        )
-    return True
-
-
-def _identity(subject: Any) -> dict[str, Any]:
-    """What is measured: a checkpoint and its data."""
-    c = subject.checkpoint
-    headers = repr((subject.header, *(header for _, header, _ in subject.swaps)))
-    router = {"router": subject.router.sha} if subject.router else {}
-    return {"run": c.run_name, "sha": c.sha, "step": c.step, "data": hashlib.sha256(headers.encode()).hexdigest()} | router
-
-
-def _measure(name: str, subjects: list[Any], options: Any, settings: dict[str, Any], out: Path, args: Any) -> None:
-    """One probe of every checkpoint, into one table; what is finished stays beside it until it is."""
-    kept = ResumeCache(out / f".{name}.parts")
-    if args.overwrite and not args.resume:
-        kept.remove()
-    kept.begin(settings, args.resume)
-    rows: Rows = {}
-    notes = []
-    try:
-        for index, subject in enumerate(subjects):
-            sums = out / f"{name}.sums" / (subject.checkpoint.run_name if len(subjects) > 1 else "") if args.save_sums else None
-            found, its_notes = find(name).run(subject, options, ResumeCache(kept.folder / f"ckpt{index}"), sums)
-            notes.append(_identity(subject) | {"config": asdict(subject.checkpoint.config), "notes": its_notes})
-            for kind, values in found.items():
-                rows.setdefault(kind, []).extend(values)
-    finally:
-        if not kept.finished:
-            kept.remove()
-    provenance = {"settings": settings, "checkpoints": notes, "created": subjects[0].created}
-    main_kind = find(name).KIND
-    for kind in [*(kind for kind in rows if kind != main_kind), main_kind]:  # the table itself last: it says that all is there
-        if rows[kind]:
-            table.write(out / (f"{name}.parquet" if kind == main_kind else f"{name}.{kind}.parquet"), kind, rows[kind], provenance)
-    kept.remove()
-    print(f"{out / name}.parquet: {len(rows[main_kind])} rows")
-
-
-def _say(chosen: list[str], todo: list[str], subjects: list[Any], options: Any, out: Path) -> None:
+def _say(chosen: list[Measurement], todo: list[Measurement]) -> None:
     """What would be measured, how long it would take, and where it would be written."""
+    from gsnr.probes.common.forecast import Forecast, forecast
+
     total = Forecast(0.0, 0)
-    for name in chosen:
-        print(f"{name}: {'would write' if name in todo else 'is there already:'} {out / f'{name}.parquet'}")
-        for subject in subjects:
-            print("\n".join(f"  {line}" for line in find(name).plan(subject, options)))
-            if name in todo:
-                found = forecast(find(name), subject, options)
+    for one in chosen:
+        print(f"{one.name}: {'would write' if one in todo else 'is there already:'} {one.path}")
+        for subject in one.subjects:
+            print("\n".join(f"  {line}" for line in one.probe.plan(subject, one.options)))
+            if one in todo:
+                found = forecast(one.probe, subject, one.options)
                 total += found
                 print(f"  {found}", flush=True)
     print(f"in all {total} (from running a small piece of each on this machine)")
 
 
+def _summarise(chosen: list[Measurement], out: Path) -> None:
+    """The main findings, as text."""
+    named = {one.name for one in chosen}
+    if "alignment" in named:
+        print(table.summary(table.read(out / "alignment.parquet")))
+    for name in ("alignment.metrics", "controls"):
+        if name.split(".")[0] in named and (flagged := table.easy(table.read(out / f"{name}.parquet"))):
+            print(flagged)
+            break
+
+
 def main(argv: list[str]) -> int:
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
     if args.list:
         for name in names():
-            print(f"{name:12} {find(name).SUMMARY}")
+            print(f"{name:14} {plugins.constant('probes', name, 'SUMMARY')}")
         return 0
     if args.ckpt is None:
         parser.error("--ckpt is needed (or --list)")
     if len(args.ckpt) > 1 and args.out is None:
         parser.error("--out is needed for several checkpoints")
-    _positive(args)
-    lists = {"probe": args.probe, "targets": args.targets, "controls": args.controls, "projector": args.projector, "swap": args.swap}
-    split = {flag: _names(flag, text) for flag, text in lists.items()}
-    for name in split["probe"]:
-        find(name)
-    if args.spacing not in SPACINGS:
-        raise ValueError(f"--spacing {args.spacing!r} does not exist; choose from {', '.join(SPACINGS)}")
-    from gsnr import engines
-
-    if args.engine != "auto":
-        engines.find(args.engine)
-    module = import_module("gsnr.probes.common.subject")
-    named = {"targets": split["targets"], "swap": split["swap"], "projectors": split["projector"]}
-    named["controls"] = () if split["controls"] == ("none",) else split["controls"]
-    plain = {key: getattr(args, key) for key in module.Options.__dataclass_fields__ if key not in named}
-    options = module.Options(**plain | named | {"router": str(args.router) if args.router else None})
-    opening = {"data": args.data, "vae_name": args.vae, "model": args.model, "weights": args.weights, "router": args.router, "swap": options.swap}
-    subjects = [module.load(ckpt, **opening) for ckpt in args.ckpt]
-    (called, times), *_ = Counter(f"{s.checkpoint.run_name}/{s.checkpoint.folder.name}" for s in subjects).most_common(1)
-    if times > 1:
-        raise ValueError(f"--ckpt: {called} is the name of two checkpoints, and tables tell them apart by that; rename a run folder")
-    for subject in subjects:
-        subject.require_images(options)
-    chosen = _choose(split["probe"], subjects, options)
+    asked = _asked(args.probe)
+    options = _options(asked, overrides(rest))
+    subjects = _open(args)
     out = args.out or subjects[0].default_out
+    chosen = _choose(asked, options, subjects, out)
     for subject in subjects:
         print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")
-    settings = json.loads(json.dumps(asdict(options) | {"weights": args.weights, "checkpoints": [_identity(subject) for subject in subjects]}))
-    todo = [name for name in chosen if not _is_there(out / f"{name}.parquet", settings, args.overwrite)]
+    todo = [one for one in chosen if not one.is_there(args.overwrite)]
     if args.dry_run:
-        _say(chosen, todo, subjects, options, out)
+        _say(chosen, todo)
         return 0
     files.check_writable(out, "--out")
-    for name in chosen:
-        if name not in todo:
-            print(f"{out / name}.parquet: there already, with these settings")
-            continue
-        _measure(name, subjects, options, settings, out, args)
-    if "alignment" in chosen:
-        print(table.summary(table.read(out / "alignment.parquet")))
-    for name in ("alignment.metrics", "controls"):
-        if name.split(".")[0] in chosen and (flagged := table.easy(table.read(out / f"{name}.parquet"))):
-            print(flagged)
-            break
+    for one in chosen:
+        if one in todo:
+            one.run(resume=args.resume, overwrite=args.overwrite, save_sums=args.save_sums)
+        else:
+            print(f"{one.path}: there already, with these settings")
+    _summarise(chosen, out)
     return 0

@@ -10,7 +10,7 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,13 +54,15 @@ def _seconds(probe: ModuleType, subject: Any, options: Any) -> float:
 
 def forecast(probe: ModuleType, subject: Any, options: Any) -> Forecast:
     """Runs a piece of the probe, twice or three times (the first warms up)."""
-    small = replace(options, **{key: min(value, getattr(options, key)) for key, value in SMALL.items()})
+    has = {f.name for f in fields(options)}
+    small = replace(options, **{key: min(value, getattr(options, key)) for key, value in SMALL.items() if key in has})
     factor = 1.0
     for key in probe.SCALES:
         factor *= getattr(options, key) / getattr(small, key) if key != FIT else 1
-    _seconds(probe, subject, replace(small, **{FIT: 1}))
-    rest = _seconds(probe, subject, replace(small, **{FIT: 1}))
-    if FIT not in probe.SCALES or small.fit_steps == 1:
+    least = replace(small, **{FIT: 1}) if FIT in has else small
+    _seconds(probe, subject, least)
+    rest = _seconds(probe, subject, least)
+    if FIT not in probe.SCALES or small == least:
         return Forecast(rest * factor, _peak())
     a_step = max(0.0, _seconds(probe, subject, small) - rest) / (small.fit_steps - 1)
     return Forecast(a_step * options.fit_steps + max(0.0, rest - a_step) * factor, _peak())

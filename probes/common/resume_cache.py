@@ -13,13 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsnr import files
+from gsnr import files, table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SETTINGS = "settings.json"
 Rows = dict[str, list[dict[str, Any]]]  # kind of table -> rows
+
+
+def _check(rows: Rows, path: Path) -> None:
+    """Raises ValueError for rows that no table takes."""
+    if not isinstance(rows, dict):
+        raise ValueError(f"{path}: holds no rows; delete it")
+    for kind, of_kind in rows.items():
+        table.check_rows(kind, of_kind, str(path))
 
 
 class ResumeCache:
@@ -57,16 +65,20 @@ class ResumeCache:
         files.write_text(path, json.dumps(settings))
 
     def rows(self, key: str, measure: Callable[[], Rows]) -> Rows:
-        """A piece's rows, measured if they are not there. Raises ValueError naming a piece that is damaged."""
+        """A piece's rows, measured if they are not there. Raises ValueError for rows that no table takes, as soon as they are measured, and naming
+        a piece that is damaged."""
         path = self.folder / f"{key}.json"
         if not path.is_file():
             rows = measure()
+            _check(rows, path)
             self.folder.mkdir(parents=True, exist_ok=True)
             files.write_text(path, json.dumps(rows))
         try:
-            return json.loads(path.read_text())
+            kept = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path}: damaged ({error}); delete it") from error
+        _check(kept, path)
+        return kept
 
     def tensors(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A piece's tensors on the CPU, made if they are not there. Raises ValueError naming a piece that is damaged."""

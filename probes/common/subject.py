@@ -1,4 +1,4 @@
-"""What every probe is given: the checkpoint, its data, the options of the command line, and the columns that every row shares."""
+"""What every probe is given: the checkpoint, its data, and the columns that every row shares."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 import gsnr
-from gsnr.probes.common.bins import SPACINGS
+from gsnr.probes.common.options import ProbeOptions
 from gsnr.table import METRIC_COLUMNS, NAN
 from gsnr.train import opening, vae
 from gsnr.train.alignments import ahpa
 from gsnr.train.convert import conversion, foreign
-from gsnr.train.data.cache import Header, Split, open_cache
+from gsnr.train.data.cache import Header, Split
 from gsnr.train.data.heldout import require
 from gsnr.train.interpolant import log_snr
 from gsnr.train.models.sit import SiT
@@ -28,41 +28,10 @@ from gsnr.train.runs.checkpoint import Checkpoint, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of the command line that a probe may read; they identify a measurement. targets: () for the usual ones."""
-
-    bins: int
-    n_images: int
-    engine: str
-    seed: int
-    batch_ref: int
-    fit_steps: int
-    draws: int = 1
-    first_image: int = 0
-    spacing: str = "t"
-    targets: tuple[str, ...] = ()
-    router: str | None = None
-    swap: tuple[str, ...] = ()
-    controls: tuple[str, ...] = ("shuffled", "constant")
-    projectors: tuple[str, ...] = ("fit", "ckpt")
-
-    @property
-    def images(self) -> NDArray[np.int64]:
-        """Numbers of the held-out images."""
-        return np.arange(self.first_image, self.first_image + self.n_images, dtype=np.int64)
-
-    def edges(self, index: int) -> tuple[float, float]:
-        """Lower and upper end in t of a bin."""
-        edges = SPACINGS[self.spacing](self.bins)
-        return float(edges[index]), float(edges[index + 1])
-
-
-@dataclass(frozen=True, kw_only=True)
 class Subject:
     """A loaded checkpoint with the cache it is measured on. again: reads the same checkpoint, with weights of choice.
 
-    router: another checkpoint, whose alignment is measured in place of the checkpoint's own; swaps: (name, header, splits) of caches of the
-    same images by other VAEs.
+    align_from: another checkpoint, whose alignment is measured in place of the checkpoint's own.
     """
 
     checkpoint: Checkpoint
@@ -70,13 +39,12 @@ class Subject:
     header: Header
     splits: dict[str, Split]
     created: str
-    router: Checkpoint | None = None
-    swaps: tuple[tuple[str, Header, dict[str, Split]], ...] = ()
+    align_from: Checkpoint | None = None
 
     @property
     def aligned(self) -> Checkpoint:
         """The checkpoint whose alignment is the "own" target."""
-        return self.router or self.checkpoint
+        return self.align_from or self.checkpoint
 
     @property
     def tap(self) -> int:
@@ -96,7 +64,7 @@ class Subject:
             return self.checkpoint.model
         return self.again("ema").model.to(self.device)
 
-    def require_images(self, options: Options) -> None:
+    def require_images(self, options: ProbeOptions) -> None:
         """Raises ValueError where the held-out split holds fewer images."""
         require(self.splits["heldout"], options.n_images, options.first_image)
 
@@ -104,7 +72,7 @@ class Subject:
     def device(self) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def columns(self, probe: str, options: Options) -> dict[str, Any]:
+    def columns(self, probe: str, options: ProbeOptions) -> dict[str, Any]:
         """Columns with the same value in every row of a probe."""
         c, m = self.checkpoint, self.checkpoint.config.model
         return {
@@ -145,16 +113,16 @@ def _reader(ckpt: Path, data: str | None, model: str | None) -> Callable[[Weight
     return lambda weights: conversion.load(found, plan, weights)
 
 
-def _router(path: Path, weights: str, header: Header, depth: int) -> Checkpoint:
+def _aligned_from(path: Path, weights: str, header: Header, depth: int) -> Checkpoint:
     """Raises ValueError for a checkpoint whose alignment cannot be measured on these data and a backbone of this depth."""
     found = checkpoint.load(path, weights)  # type: ignore[arg-type]
     if not found.alignment.parts:
-        raise ValueError(f"--router {path}: aligned to nothing; name a run of alignment 'ahpa'")
+        raise ValueError(f"--align-from {path}: aligned to nothing; name a run of alignment 'ahpa'")
     missing = [group for group in found.alignment.needs if group not in header.groups]
     if missing:
-        raise ValueError(f"--router {path}: reads features of {missing[0]}, which {header.data!r} does not hold; name other data with --data")
+        raise ValueError(f"--align-from {path}: reads features of {missing[0]}, which {header.data!r} does not hold; name other data with --data")
     if found.alignment.taps[0] > depth:
-        raise ValueError(f"--router {path}: aligned at block {found.alignment.taps[0]}; the checkpoint has {depth}")
+        raise ValueError(f"--align-from {path}: aligned at block {found.alignment.taps[0]}; the checkpoint has {depth}")
     return found
 
 
@@ -165,8 +133,7 @@ def load(
     vae_name: str | None,
     model: str | None,
     weights: str,
-    router: Path | None = None,
-    swap: tuple[str, ...] = (),
+    align_from: Path | None = None,
 ) -> Subject:
     """Opens a checkpoint and its data. Raises ValueError for anything missing, damaged or mismatched."""
     again = _reader(ckpt, data, model)
@@ -176,9 +143,8 @@ def load(
     if named is not None and named.sha != header.vae_sha:
         raise ValueError(f"--vae {vae_name}: not the VAE that made the latents ({header.vae!r}, {header.vae_sha[:12]})")
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    other = None if router is None else _router(router, weights, header, loaded.config.model.depth)
-    caches = tuple((name, *open_cache(Path(name), ())) for name in swap)
-    return Subject(checkpoint=loaded, again=again, header=header, splits=splits, created=created, router=other, swaps=caches)
+    other = None if align_from is None else _aligned_from(align_from, weights, header, loaded.config.model.depth)
+    return Subject(checkpoint=loaded, again=again, header=header, splits=splits, created=created, align_from=other)
 
 
 NOWHERE = {"t_low": NAN, "t_high": NAN, "logsnr_low": NAN, "logsnr_high": NAN}  # of rows that belong to no time

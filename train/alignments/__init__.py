@@ -1,8 +1,11 @@
-"""Alignments: what a hidden state is pulled towards. One file each, found by name; a file has
+"""Alignments: what a hidden state is pulled towards, or made to be. One file each, found by name; a file has
 
     class Config(AlignmentConfig)          frozen dataclass: its options and their defaults, each with its source
-    class Alignment(AlignmentModule)       built as Alignment(config, model, groups); config.tap is a number by then
+    class Alignment(...)                   built as Alignment(config, model, groups); config.tap is a number by then
+    LABEL = "REPA"                         what figures and tables call it (optional; default: its name)
 
+Alignment is an `AlignmentModule` (it has a loss on hidden states: a dispersive loss, say) or a `TargetAlignment` (its loss is a distance of the
+projected hidden state to a target: then probes can fit the projector anew, and give it targets of other images).
 model: the backbone's ModelConfig; groups: name -> (L,C,g,g) of the feature groups in the cache.
 Shapes: B samples, T tokens, D backbone width, C target channels, K mixture weights.
 """
@@ -11,11 +14,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from gsnr.options import option
+from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.models.sit import SiT
@@ -30,7 +34,7 @@ class AlignmentConfig:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The feature groups of the cache that the target is made of; "teacher" holds those of an image teacher."""
+        """The feature groups of the cache that it reads; "teacher" holds those of an image teacher."""
         return ()
 
     @staticmethod
@@ -42,15 +46,29 @@ class AlignmentConfig:
         """Itself with everything filled in that depends on the model's depth."""
         return replace(self, tap=self.default_tap(depth) if self.tap is None else self.tap)
 
+    def target_name(self, name: str) -> str:
+        """What tables call the target of a checkpoint that was trained with these options. name: the alignment's."""
+        return name
+
+    @classmethod
+    def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
+        """What probe `alignment` compares on any backbone: target -> the options that make it; {} where nothing can be compared before it is
+        trained. name: the alignment's; own: what the checkpoint was aligned to, whose settings may be shared."""
+        return {name: {}}
+
 
 class AlignmentModule(nn.Module, ABC):
-    """What the trainer and the probes call. projector: the trainable head, which a probe may fit anew. tap: None for no alignment at all."""
-
-    projector: nn.Module
+    """What the trainer and the probes call. tap: None for no alignment at all."""
 
     def __init__(self, config: AlignmentConfig) -> None:
         super().__init__()
+        self.config = config
         self.tap, self.weight, self.needs = config.tap, config.weight, config.needs
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return type(self).__module__.rpartition(".")[2]
 
     @property
     def parts(self) -> tuple[AlignmentModule, ...]:
@@ -60,6 +78,27 @@ class AlignmentModule(nn.Module, ABC):
     @property
     def taps(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys(part.tap for part in self.parts if part.tap is not None))
+
+    @abstractmethod
+    def loss(self, hidden: dict[int, Tensor], batch: Batch) -> Tensor:
+        """(B,) float32, one value per sample. hidden: tap -> (B,T,D)."""
+
+    def prepare(self, batch: Batch, ema: SiT) -> Batch:
+        """The batch with what the loss reads beside the cache: hidden states of the model's own moving average. Called without gradients."""
+        return batch
+
+    def calibrate(self, train: Split) -> None:
+        """Takes constants of the train split (channel means, ...) into buffers, once, before training starts."""
+
+    def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
+        """name -> (B,K) learned mixture weights over t; {} where nothing is learned, or not as a function of t alone."""
+        return {}
+
+
+class TargetAlignment(AlignmentModule):
+    """An alignment to a target. projector: the trainable head on the hidden state, which a probe may fit anew."""
+
+    projector: nn.Module
 
     @abstractmethod
     def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
@@ -73,19 +112,8 @@ class AlignmentModule(nn.Module, ABC):
     def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
         """(B,) float32: how far a projected hidden state is from its target, one value per sample."""
 
-    def prepare(self, batch: Batch, ema: SiT) -> Batch:
-        """The batch with what `target` reads beside the cache: hidden states of the model's own moving average. Called without gradients."""
-        return batch
-
-    def calibrate(self, train: Split) -> None:
-        """Takes constants of the train split (channel means, ...) into buffers, once, before training starts."""
-
     def loss(self, hidden: dict[int, Tensor], batch: Batch) -> Tensor:
-        """(B,) float32: the discrepancy of the projected hidden state at the tap from the batch's target. hidden: tap -> (B,T,D)."""
+        """The discrepancy of the projected hidden state at the tap from the batch's target."""
         assert self.tap is not None
         h_BTD = hidden[self.tap]
         return self.discrepancy(self.projector(h_BTD), self.target(batch, h_BTD))
-
-    def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
-        """name -> (B,K) learned mixture weights over t; {} where nothing is learned, or not as a function of t alone."""
-        return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from gsnr import plugins
 from gsnr.options import option
 from gsnr.train import losses
-from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.alignments import AlignmentConfig, TargetAlignment
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
@@ -48,6 +49,20 @@ class RoutedConfig(AlignmentConfig):
         groups = {CACHED.get(part, part) for part in SOURCES[self.source]}
         return tuple(sorted(groups | ({"G3", "G4"} if self.split and groups & {"G3", "G4"} else set())))
 
+    @classmethod
+    def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
+        """None: a mixture that is learned is the uniform one until it is trained."""
+        return {}
+
+    @classmethod
+    def like(cls, own: AlignmentConfig | None, source: str) -> dict[str, Any]:
+        """Options with which a mixture of this source is compared with the checkpoint's own: what is not the target is taken from it."""
+        if not isinstance(own, RoutedConfig):
+            return {"source": source}
+        divided = own.split is not None and {"G3", "G4"} & set(cls(source=source).needs)
+        shared = {"features": own.features, "loss": own.loss, "projector": own.projector}
+        return {"source": source} | shared | ({"split": own.split} if divided else {})
+
 
 def _counts(split: str, mid: tuple[int, ...], deep: tuple[int, ...]) -> tuple[int, int]:
     """Numbers of mid and deep layers. Raises ValueError for a split that the cached groups cannot make."""
@@ -66,7 +81,7 @@ def _full_precision(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
-class RoutedAlignment(AlignmentModule):
+class RoutedAlignment(TargetAlignment):
     """Pulls projected hidden states towards a router's mixture of VAE features (AHPA Eq. 2-5)."""
 
     def __init__(

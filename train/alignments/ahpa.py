@@ -10,6 +10,8 @@ from gsnr.train.alignments._routed import RoutedAlignment, RoutedConfig
 from gsnr.train.config import ModelConfig
 from gsnr.train.routers._encodings import ENCODINGS
 
+LABEL = "AHPA"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RoutedConfig):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gsnr.options import option
+from gsnr.train.alignments import AlignmentConfig
 from gsnr.train.alignments._routed import RoutedAlignment, RoutedConfig
 from gsnr.train.config import ModelConfig
 
@@ -15,6 +17,10 @@ SCHEDULES = ("linear", "sigmoid")
 @dataclass(frozen=True, kw_only=True)
 class Config(RoutedConfig):
     schedule: str = option("linear", "beta as a function of t (linear: Table D.15; sigmoid: mentioned in App. D.3, not run)", SCHEDULES)
+
+    @classmethod
+    def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
+        return {name: cls.like(own, "both")}
 
 
 class Alignment(RoutedAlignment):

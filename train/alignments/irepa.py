@@ -13,11 +13,13 @@ from torch import Tensor
 from gsnr import plugins
 from gsnr.options import option
 from gsnr.train import losses
-from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.alignments import AlignmentConfig, TargetAlignment
 from gsnr.train.alignments.repa import Config as RepaConfig
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.priors.normalise import GAMMA, spatial
+
+LABEL = "iREPA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Config(AlignmentConfig):
         return RepaConfig.default_tap(depth)
 
 
-class Alignment(AlignmentModule):
+class Alignment(TargetAlignment):
     def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config)
         if not 0 <= config.gamma <= 1:

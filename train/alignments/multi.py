@@ -39,6 +39,11 @@ class Config(AlignmentConfig):
     def needs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(group for part in self.parts for group in _config(part).needs))
 
+    @classmethod
+    def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
+        """None: its parts are compared one by one."""
+        return {}
+
     def for_depth(self, depth: int) -> Config:
         if self.tap is not None:
             raise ValueError("alignment.tap: alignment 'multi' has a tap in each of its parts")
@@ -62,12 +67,6 @@ class Alignment(AlignmentModule):
     @property
     def parts(self) -> tuple[AlignmentModule, ...]:
         return tuple(part for part in self.each if isinstance(part, AlignmentModule))
-
-    def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
-        raise ValueError("alignment 'multi' has one target a part")
-
-    def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
-        raise ValueError("alignment 'multi' has one loss a part")
 
     def prepare(self, batch: Batch, ema: SiT) -> Batch:
         for part in self.parts:

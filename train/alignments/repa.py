@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from gsnr.options import option
 from gsnr.train import losses
-from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.alignments import AlignmentConfig, TargetAlignment
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.projectors import repa
 
 WIDEST = 2**16  # nobody means a wider head
+
+LABEL = "REPA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +33,18 @@ class Config(AlignmentConfig):
     def needs(self) -> tuple[str, ...]:
         return ("teacher",)
 
+    @classmethod
+    def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
+        """The head is 2048 wide for widths of 768 and more, and in proportion below."""
+        return {name: {"projector_width": min(2048, model.hidden_size * 8 // 3)}}
+
     @staticmethod
     def default_tap(depth: int) -> int:
         """REPA's --encoder-depth: 4 of B, 8 of L and XL."""
         return max(1, min(8, round(depth / 3)))
 
 
-class Alignment(AlignmentModule):
+class Alignment(TargetAlignment):
     def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config)
         if not 1 <= config.projector_width <= WIDEST:

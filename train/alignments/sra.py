@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gsnr.options import option
 from gsnr.train import losses
-from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.alignments import AlignmentConfig, TargetAlignment
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.interpolant import interpolate
@@ -20,6 +20,8 @@ from gsnr.train.projectors import sra
 
 #         depth: student, teacher block (SRA's B, L and XL)
 BLOCKS = {12: (3, 8), 24: (6, 16), 28: (8, 20)}
+
+LABEL = "SRA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Config(AlignmentConfig):
         return replace(super().for_depth(depth), teacher_tap=teacher)
 
 
-class Alignment(AlignmentModule):
+class Alignment(TargetAlignment):
     def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config)
         assert config.teacher_tap is not None

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gsnr.train import losses
-from gsnr.train.alignments import AlignmentConfig, AlignmentModule
+from gsnr.train.alignments import AlignmentConfig, TargetAlignment
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.projectors import mlp5
 
 BLOCKS = {12: 2, 24: 8, 28: 8}  # depth: tap (SRA 2's B, L and XL)
+
+LABEL = "SRA 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class Config(AlignmentConfig):
         return BLOCKS.get(depth, max(1, round(depth / 6)))
 
 
-class Alignment(AlignmentModule):
+class Alignment(TargetAlignment):
     def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config)
         self.patch = model.patch_size

@@ -1,0 +1,91 @@
+"""From chosen probes and opened checkpoints to tables on disk: what is there already is kept, what was interrupted goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gsnr import table
+from gsnr.probes.common.options import ProbeOptions
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.subject import Subject
+from gsnr.probes.common.targets import labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One probe of some checkpoints, with its options, into one table."""
+
+    name: str
+    probe: ModuleType
+    options: ProbeOptions
+    subjects: list[Subject]
+    out: Path
+
+    @property
+    def path(self) -> Path:
+        return self.out / f"{self.name}.parquet"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the table depends on, as JSON gives it back."""
+        made = {"weights": self.subjects[0].checkpoint.weights, "checkpoints": [self._identity(subject) for subject in self.subjects]}
+        return json.loads(json.dumps(asdict(self.options) | made))
+
+    def _identity(self, subject: Subject) -> dict[str, Any]:
+        """What is measured: a checkpoint and its data."""
+        c = subject.checkpoint
+        extra = getattr(self.probe, "identity", None)
+        data = repr(subject.header) + (extra(subject, self.options) if extra else "")
+        aligned = {"align_from": subject.align_from.sha} if subject.align_from else {}
+        return {"run": c.run_name, "sha": c.sha, "step": c.step, "data": hashlib.sha256(data.encode()).hexdigest()} | aligned
+
+    def is_there(self, overwrite: bool) -> bool:
+        """True where the table has these settings already. Raises ValueError where it has others and may not be replaced."""
+        if not self.path.exists() or overwrite:
+            return False
+        was = table.provenance(self.path)["settings"]
+        changed = [key for key, value in self.settings.items() if was.get(key) != value]
+        if changed:
+            raise ValueError(
+                f"{self.path}: measured with other settings ({changed[0]} was {was.get(changed[0])!r}, now {self.settings[changed[0]]!r}); "
+                "add --overwrite, or name another folder with --out"
+            )
+        return True
+
+    def run(self, *, resume: bool, overwrite: bool, save_sums: bool) -> None:
+        """Measures every checkpoint, and writes the tables; finished pieces stay beside them until they are all there."""
+        kept = ResumeCache(self.out / f".{self.name}.parts")
+        if overwrite and not resume:
+            kept.remove()
+        kept.begin(self.settings, resume)
+        rows: Rows = {}
+        notes = []
+        try:
+            for index, subject in enumerate(self.subjects):
+                of_one = subject.checkpoint.run_name if len(self.subjects) > 1 else ""
+                sums = self.out / f"{self.name}.sums" / of_one if save_sums else None
+                found, its_notes = self.probe.run(subject, self.options, ResumeCache(kept.folder / f"ckpt{index}"), sums)
+                notes.append(self._identity(subject) | {"config": asdict(subject.checkpoint.config), "notes": its_notes})
+                for kind, values in found.items():
+                    rows.setdefault(kind, []).extend(values)
+        finally:
+            if not kept.finished:
+                kept.remove()
+        self._write(rows, notes)
+        kept.remove()
+        print(f"{self.path}: {len(rows[self.probe.KIND])} rows")
+
+    def _write(self, rows: Rows, notes: list[dict[str, Any]]) -> None:
+        """The table itself last: it says that all is there."""
+        named = {target: label for subject in self.subjects for target, label in labels(subject).items()}
+        provenance = {"settings": self.settings, "checkpoints": notes, "labels": named, "created": self.subjects[0].created}
+        main = self.probe.KIND
+        for kind in [*(kind for kind in rows if kind != main), main]:
+            if rows[kind]:
+                path = self.path if kind == main else self.out / f"{self.name}.{kind}.parquet"
+                table.write(path, kind, rows[kind], provenance)

@@ -1,0 +1,60 @@
+"""Options that several probes share. A probe's own class Options is one of these, or a child of one with options of its own.
+
+Imports nothing heavy: `gsnr probe --help` reads this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsnr.options import option
+from gsnr.probes.common.bins import SPACINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """What all probes have. The options identify a measurement: with others, a table is not taken for the same."""
+
+    n_images: int = option(256, "held-out images, each used once in every bin", low=3)
+    first_image: int = option(0, "number of the first of them: disjoint ones check a finding", low=0)
+    seed: int = option(0, "seed of times, noise and projector fits", low=0)
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """Numbers of the held-out images."""
+        return np.arange(self.first_image, self.first_image + self.n_images, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinOptions(ProbeOptions):
+    """Of a probe that measures in bins of t."""
+
+    bins: int = option(10, "bins of t", low=1)
+    spacing: str = option("t", "bins equal in t, or in logSNR from t = 0.01 to 0.99", tuple(SPACINGS))
+
+    def edges(self, index: int) -> tuple[float, float]:
+        """Lower and upper end in t of a bin."""
+        edges = SPACINGS[self.spacing](self.bins)
+        return float(edges[index]), float(edges[index + 1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions(BinOptions):
+    """Of a probe that measures G-SNR."""
+
+    draws: int = option(1, "draws of t and noise per image; n still counts images", low=1)
+    engine: str = option("auto", "how per-sample gradients are computed", ("auto", "loop", "vmap", "ghost"))
+    batch_ref: int = option(256, "batch size B of the column gsnr_batch = B * gsnr", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(GradientOptions):
+    """Of a probe that compares alignment targets."""
+
+    targets: tuple[str, ...] = option((), "alignment targets: all, or own, uniform_mid, sra2, ... (default: own,uniform_mid,uniform_deep)")
+    controls: tuple[str, ...] = option(("shuffled", "constant"), "controls of the first target, or none", ("shuffled", "constant", "none"))
+    projector: tuple[str, ...] = option(("fit", "ckpt"), "fit alike, ckpt (the checkpoint's own), fresh", ("fit", "ckpt", "fresh"))
+    fit_steps: int = option(1000, "steps each target's projector is fitted for", low=1)

@@ -1,0 +1,66 @@
+"""Which alignment targets there are for a checkpoint: those of the alignments that are there, as far as its data hold what they read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from gsnr import plugins
+from gsnr.probes.common.options import TargetOptions
+from gsnr.probes.common.subject import Subject
+from gsnr.train.alignments import AlignmentModule
+from gsnr.train.config import alignment_config, resolve_alignment
+
+USUAL = ("own", "uniform_mid", "uniform_deep")
+
+
+def own_target(subject: Subject) -> tuple[str, AlignmentModule] | None:
+    """(name, module) of what hidden states at `subject.tap` were aligned to, in the checkpoint or in that of --align-from: the first of
+    several; None for no alignment."""
+    parts = subject.aligned.alignment.parts
+    return (parts[0].config.target_name(parts[0].name), parts[0]) if parts else None
+
+
+def available(subject: Subject) -> dict[str, dict[str, Any]]:
+    """target -> options of its alignment: the checkpoint's own first, then all that its data allow."""
+    own, model = own_target(subject), subject.checkpoint.config.model
+    trained = None if own is None else own[1].config
+    made: dict[str, dict[str, Any]] = {}
+    for name in plugins.names("alignments"):
+        for target, options in plugins.find("alignments", name).Config.targets(name, model, trained).items():
+            resolved = resolve_alignment({"name": name, "tap": subject.tap} | options, model)
+            if set(alignment_config(resolved).needs) <= subject.header.groups.keys():
+                made[target] = resolved
+    if own is None:
+        return made
+    return {own[0]: {"name": own[1].name} | asdict(own[1].config)} | {target: options for target, options in made.items() if target != own[0]}
+
+
+def chosen(subject: Subject, asked: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The targets asked for, by name; "own" is the checkpoint's, "all" all of them; () the usual ones that there are.
+
+    Raises ValueError listing what there is.
+    """
+    options, own = available(subject), own_target(subject)
+    if asked == ("all",):
+        return options
+    names = [own[0] if name == "own" and own else name for name in asked or USUAL]
+    for name in names:
+        if name not in options and asked:
+            why = f"{subject.checkpoint.folder} is aligned to nothing" if name == "own" else "it does not exist, or the data lack its features"
+            raise ValueError(f"--targets {name}: {why}; choose from all, own, {', '.join(options)}")
+    return {name: options[name] for name in dict.fromkeys(names) if name in options}
+
+
+def labels(subject: Subject) -> dict[str, str]:
+    """target -> what its alignment's file calls it, where it does (`LABEL`)."""
+    own = {target: options["name"] for target, options in available(subject).items() if target == options["name"]}
+    found = {target: getattr(plugins.find("alignments", name), "LABEL", "") for target, name in own.items()}
+    return {target: label for target, label in found.items() if label}
+
+
+def check(subject: Subject, options: TargetOptions) -> None:
+    """Raises ValueError for targets that there are not, or a projector that the checkpoint has not."""
+    targets, own = chosen(subject, options.targets), own_target(subject)
+    if set(options.projector) == {"ckpt"} and (own is None or own[0] not in targets or subject.align_from is not None):
+        raise ValueError(f"--projector ckpt: {subject.checkpoint.folder} has none for the targets {', '.join(targets)}; choose fit")
