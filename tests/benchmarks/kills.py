@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.benchmarks.prepare_speed import pictures
 from tests.conftest import REPO
-from tests.train.test_resume import assert_same_run
+from tests.train.run_files import assert_same_run
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 IMAGES = 4096

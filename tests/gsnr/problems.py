@@ -73,6 +73,11 @@ def double(data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v.double() if v.is_floating_point() else v for k, v in data.items()}
 
 
+def other_loss(model, batch):
+    """A second loss of the same model: it shares layers, not the gradient."""
+    return (model(batch["x"]) ** 3).flatten(1).sum(1) if "t" not in batch else model(batch["x"], batch["t"], batch["y"]).abs().flatten(1).sum(1)
+
+
 def naive_gradients(model: nn.Module, loss, data: dict[str, torch.Tensor]) -> np.ndarray:
     """(n, P) float64, by .backward() on one sample at a time and .grad."""
     rows = []

@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 
 import gsnr
-from tests.gsnr.problems import PROBLEMS, double, split
-from tests.gsnr.test_compare import other_loss
+from tests.gsnr.problems import PROBLEMS, double, other_loss, split
 
 
 def numbers(result: gsnr.Result) -> dict:

@@ -10,12 +10,7 @@ import torch.nn.functional as F
 import gsnr
 from gsnr.engines import ENGINES
 from gsnr.estimates import delete_one, jackknife_se
-from tests.gsnr.problems import PROBLEMS, LinearRegression, double, naive_gradients, split
-
-
-def other_loss(model, batch):
-    """A second loss of the same model: it shares layers, not the gradient."""
-    return (model(batch["x"]) ** 3).flatten(1).sum(1) if "t" not in batch else model(batch["x"], batch["t"], batch["y"]).abs().flatten(1).sum(1)
+from tests.gsnr.problems import PROBLEMS, LinearRegression, double, naive_gradients, other_loss, split
 
 
 @pytest.mark.parametrize("engine", ENGINES)

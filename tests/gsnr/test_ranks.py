@@ -10,8 +10,7 @@ import pytest
 
 import gsnr
 from tests.conftest import run_module
-from tests.gsnr.problems import PROBLEMS, double
-from tests.gsnr.test_compare import other_loss
+from tests.gsnr.problems import PROBLEMS, double, other_loss
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from gsnr.probes.common.command import main
 from gsnr.probes.common.resume_cache import ResumeCache
 from gsnr.probes.common.subject import Options
 from tests.conftest import call
-from tests.probes.test_probe import subject_of
+from tests.probes.subjects import subject_of
 
 WORDS = ("--probe", "alignment", "--bins", 3, "--n-images", 8, "--fit-steps", 3)
 KEYS = ["run", "target", "control", "projector", "group", "bin"]

@@ -15,19 +15,16 @@ import gsnr
 from gsnr import table
 from gsnr.probes.common import fit
 from gsnr.probes.common.command import main
-from gsnr.probes.common.subject import Options, Subject, load
+from gsnr.probes.common.subject import Options, Subject
 from gsnr.train.data import cache
 from gsnr.train.data.rng import draw
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.runs import checkpoint
 from tests.benchmarks import agreement
 from tests.conftest import call
+from tests.probes.subjects import subject_of
 
 OPTIONS = Options(bins=3, n_images=24, engine="auto", seed=0, batch_ref=256, fit_steps=10)
-
-
-def subject_of(run: Path) -> Subject:
-    return load(run, data=None, vae_name=None, model=None, weights="ema")
 
 
 def test_the_table(probed_run: Path) -> None:

@@ -13,7 +13,7 @@ from gsnr import table
 from gsnr.probes import representation
 from gsnr.probes.common.command import main
 from tests.conftest import call
-from tests.probes.test_probe import subject_of
+from tests.probes.subjects import subject_of
 
 
 def naive_cknna(a: NDArray, b: NDArray, k: int) -> float:

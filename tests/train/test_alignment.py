@@ -10,32 +10,14 @@ import torch
 
 from gsnr.train import losses
 from gsnr.train.alignments import AlignmentModule
-from gsnr.train.config import ModelConfig, resolve_alignment
+from gsnr.train.config import ModelConfig
 from gsnr.train.models.sit import SiT
-from gsnr.train.objective import make_alignment
 from gsnr.train.priors.mixture import mid_deep, mix
 from gsnr.train.projectors.conv3x3 import Projector
 from gsnr.train.projectors.repa import Projector as RepaProjector
 from gsnr.train.routers import RouterConfig
 from gsnr.train.routers.mlp import Router
-
-GROUPS = {"G1": (4, 3, 2, 2), "G2": (3, 5, 2, 2), "G3": (4, 6, 2, 2), "G4": (4, 6, 2, 2), "teacher": (1, 7, 2, 2)}
-MODEL = ModelConfig(input_size=4, patch_size=2, hidden_size=8, depth=3, num_heads=2, num_classes=5)
-
-
-def made(name: str, model: ModelConfig = MODEL, groups: dict[str, tuple[int, ...]] = GROUPS, **options: Any) -> AlignmentModule:
-    return make_alignment(resolve_alignment({"name": name} | options, model), model, groups)
-
-
-def batch_of(b: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    batch = {name: torch.randn(b, *shape, generator=g).half() for name, shape in GROUPS.items()}
-    batch |= {"t": torch.rand(b, generator=g), "offset_u": torch.rand(b, generator=g), "label": torch.randint(5, (b,), generator=g)}
-    return batch | {"latent": torch.randn(b, 4, 4, 4, generator=g), "noise": torch.randn(b, 4, 4, 4, generator=g)}
-
-
-def hidden(b: int = 3) -> torch.Tensor:
-    return torch.randn(b, 4, 8, generator=torch.Generator().manual_seed(7))
+from tests.train.alignment_problems import GROUPS, TrainSplit, batch_of, hidden, made, randomised
 
 
 def f64(x: torch.Tensor) -> np.ndarray:
@@ -76,13 +58,6 @@ def numpy_conv3x3(state: dict[str, torch.Tensor], h_TD: np.ndarray, side: int) -
 
 def tokens(f_Cgg: np.ndarray) -> np.ndarray:
     return f_Cgg.reshape(len(f_Cgg), -1).T
-
-
-def randomised(alignment: AlignmentModule) -> AlignmentModule:
-    torch.manual_seed(1)
-    for p in alignment.parameters():
-        torch.nn.init.normal_(p, std=0.15)
-    return alignment
 
 
 def numpy_target(alignment: AlignmentModule, batch: dict[str, torch.Tensor], b: int, alpha: dict[str, np.ndarray], beta: np.ndarray, norm: str):
@@ -129,19 +104,6 @@ def test_uniform_in_numpy(source: str) -> None:
     for b in range(3):
         y = numpy_target(alignment, batch, b, alpha, np.full(len(order), 1 / len(order)), "none")
         assert got[b] == pytest.approx(numpy_cosine(numpy_conv3x3(alignment.state_dict(), f64(h[b]), 2), y), rel=1e-4, abs=1e-5)
-
-
-class TrainSplit:
-    """Stands for a cache's train split: known statistics."""
-
-    def statistics(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(3)
-        found = {}
-        for group, shape in GROUPS.items():
-            found[f"{group}_mean"] = rng.normal(size=shape[:2]).astype(np.float32)
-            found[f"{group}_std"] = rng.uniform(0.5, 2, size=shape[:2]).astype(np.float32)
-        found["G4_std"][0, 0] = 0.0
-        return found
 
 
 def test_static_and_standardised_features_in_numpy() -> None:

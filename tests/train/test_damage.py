@@ -25,7 +25,7 @@ from gsnr.train.prepare.command import main as prepare
 from gsnr.train.prepare.sources import open_source
 from gsnr.train.runs import checkpoint
 from tests.conftest import REPO, call
-from tests.train.test_resume import tensors
+from tests.train.run_files import tensors
 
 RESUME = ("--preset", "smoke", "--trackers", "none", "--steps", 31, "--resume")
 

@@ -19,7 +19,7 @@ from gsnr.train.objective import Objective
 from gsnr.train.priors.features import encode
 from gsnr.train.priors.layers import layers
 from gsnr.train.routers import RouterConfig
-from tests.train.test_alignment import GROUPS, MODEL, TrainSplit, batch_of, hidden, made, randomised
+from tests.train.alignment_problems import GROUPS, MODEL, TrainSplit, batch_of, hidden, made, randomised
 
 ALIGNMENTS = plugins.names("alignments")
 PARTS = ({"name": "uniform", "source": "deep", "tap": 1}, {"name": "sra2", "tap": 2})

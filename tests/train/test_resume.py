@@ -15,34 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import gsnr
 from gsnr.train.command import main
 from gsnr.train.runs import checkpoint
 from tests.conftest import REPO, call
-
-
-def lines(path: Path) -> list[dict]:
-    """A JSON-lines log without its wall-clock fields."""
-    return [{k: v for k, v in json.loads(x).items() if k not in ("it_per_s", "wait_share", "wall_s")} for x in path.read_text().splitlines()]
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {f"{f.relative_to(folder)}:{k}": v for f in sorted(folder.rglob("*.safetensors")) for k, v in load_file(f).items()}
-
-
-def assert_same_run(a: Path, b: Path, step: int, configs: bool = True) -> None:
-    one, two = (tensors(r / "checkpoints" / f"{step:07d}") for r in (a, b))
-    assert one.keys() == two.keys() and len(one) > 100
-    for name in one:
-        assert torch.equal(one[name], two[name]), name
-    for log in ("metrics.jsonl", "router.jsonl"):
-        assert lines(a / log) == lines(b / log)
-    states = [json.loads((r / "checkpoints" / f"{step:07d}" / "state.json").read_text()) for r in (a, b)]
-    if not configs:
-        states = [state | {"config": None} for state in states]
-    assert states[0] == states[1]
+from tests.train.run_files import assert_same_run, lines, tensors
 
 
 @pytest.mark.parametrize("stop", [15, 13])

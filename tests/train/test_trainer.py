@@ -26,7 +26,7 @@ from gsnr.train.runs import checkpoint
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.step import Window, check_finite, optimisation_step
 from tests.conftest import REPO, call
-from tests.train.test_resume import assert_same_run, lines, tensors
+from tests.train.run_files import assert_same_run, lines, tensors
 
 PLAIN = ("--preset", "smoke", "--trackers", "none")
 
