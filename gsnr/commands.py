@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from gsnr import commandline
+from gsnr import commandline, plugins
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ COMMANDS = {
     "figures": Command("gsnr.figures.command", "figures", "draw every figure that a run's tables allow"),
     "tables": Command("gsnr.figures.tables", "figures", "G-SNR averaged over t, per target: CSV, Markdown, LaTeX"),
     "report": Command("gsnr.figures.report", "figures", "everything that was measured of some runs, on one HTML page"),
+    "check-plugin": Command("gsnr.plugin_check", "all", "hold an alignment, router, projector, probe or figure of yours to its contract"),
     "bench": Command("gsnr.benchmarks.bench", "", "what per-sample gradients cost, beside other libraries"),
     "coverage": Command("gsnr.benchmarks.coverage", "", "how often the intervals cover the truth, by simulation"),
     "fit-demo-vae": Command("gsnr.train.demo.fit_vae", "train", "train or check the demo's VAE"),
@@ -47,7 +48,7 @@ def run(name: str, argv: list[str] | None = None) -> NoReturn:
     """Runs one command with these words (default: those of the command line) and exits."""
     command = COMMANDS[name]
     words = sys.argv[1:] if argv is None else argv
-    commandline.run(lambda: import_module(command.module).main(words), f"gsnr {name}", command.extra)
+    commandline.run(lambda: import_module(command.module).main(plugins.take(words)), f"gsnr {name}", command.extra)
 
 
 def _help() -> str:

@@ -79,6 +79,21 @@ def add(paths: str) -> None:
     os.environ[ENVIRONMENT] = os.pathsep.join([*([before] if before else []), *(str(Path(p).absolute()) for p in paths.split(os.pathsep))])
 
 
+def take(words: list[str]) -> list[str]:
+    """The words of a command line without --plugins PATH (as often as it is there), whose plug-ins are found from then on."""
+    rest, given = [], iter(words)
+    for word in given:
+        flag, equals, path = word.partition("=")
+        if flag != "--plugins":
+            rest.append(word)
+            continue
+        path = path if equals else next(given, "")
+        if not path:
+            raise ValueError("--plugins needs a file or folder")
+        add(path)
+    return rest
+
+
 @lru_cache(maxsize=4096)
 def _marks(path: Path, changed: float) -> frozenset[str]:
     """Names of the classes and functions that a file defines at its top."""
@@ -142,8 +157,8 @@ def get(kind: str, name: str) -> Plugin:
     found = every(kind)
     if name not in found:
         near = difflib.get_close_matches(name, found, 1)
-        meant = f"did you mean {near[0]}? There are" if near else "choose from"
-        raise ValueError(f"{kind.removesuffix('s')} {name!r} does not exist; {meant} {', '.join(found)} (a file of your own: --plugins FILE)")
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{kind.removesuffix('s')} {name!r} does not exist; {meant}choose from {', '.join(found)}, or name its file with --plugins")
     return found[name]
 
 

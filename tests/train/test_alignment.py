@@ -11,13 +11,13 @@ import torch
 from gsnr.train import losses
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import ModelConfig
+from gsnr.train.contracts.problem import GROUPS, TrainSplit, batch_of, hidden, made, randomised
 from gsnr.train.models.sit import SiT
 from gsnr.train.priors.mixture import mid_deep, mix
 from gsnr.train.projectors.conv3x3 import Projector
 from gsnr.train.projectors.repa import Projector as RepaProjector
 from gsnr.train.routers import RouterConfig
 from gsnr.train.routers.mlp import Router
-from tests.train.alignment_problems import GROUPS, TrainSplit, batch_of, hidden, made, randomised
 
 
 def f64(x: torch.Tensor) -> np.ndarray:

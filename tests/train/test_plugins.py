@@ -10,148 +10,53 @@ import torch
 from diffusers import AutoencoderKL, ConsistencyDecoderVAE
 from torch import nn
 
-import gsnr
 from gsnr import plugins
 from gsnr.train import vae
-from gsnr.train.alignments import AlignmentModule
-from gsnr.train.models.sit import SiT
-from gsnr.train.objective import Objective
+from gsnr.train.contracts import alignments, projectors, routers
+from gsnr.train.contracts.problem import sit, started
+from gsnr.train.contracts.routers import SIZES
 from gsnr.train.priors.features import encode
 from gsnr.train.priors.layers import layers
 from gsnr.train.routers import RouterConfig
-from tests.train.alignment_problems import GROUPS, MODEL, TrainSplit, batch_of, hidden, made, randomised
 
-ALIGNMENTS = plugins.names("alignments")
-PARTS = ({"name": "uniform", "source": "deep", "tap": 1}, {"name": "sra2", "tap": 2})
 ROUTERS = plugins.names("routers")
-SIZES = {"mid": 4, "deep": 4}
 
 
-def sit(seed: int = 0) -> SiT:
-    torch.manual_seed(seed)
-    model = SiT(input_size=4, patch_size=2, hidden_size=8, depth=3, num_heads=2, num_classes=5)
-    for p in model.parameters():
-        nn.init.normal_(p, std=0.3)
-    return model.eval()
-
-
-def default(name: str, **options: object) -> AlignmentModule:
-    """An alignment with its defaults, weights away from their initial zeros, statistics taken."""
-    alignment = made(name, **({"parts": PARTS} if name == "multi" else {}) | options)
-    randomised(alignment)
-    alignment.calibrate(TrainSplit())  # type: ignore[arg-type]
-    return alignment
-
-
-def prepared(alignment: AlignmentModule, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    with torch.no_grad():
-        return alignment.prepare(batch, sit(5))
-
-
-@pytest.mark.parametrize("name", [name for name in ALIGNMENTS if name != "none"])
+@pytest.mark.parametrize("name", plugins.names("alignments"))
 def test_alignment(name: str) -> None:
-    """Shapes, finiteness, float32; determinism; one sample's loss is its own; gradients reach h and every trainable parameter, never a prior."""
-    alignment = default(name)
-    h = {k: hidden() for k in alignment.taps}
-    batch = prepared(alignment, batch_of())
-    loss = alignment.loss(h, batch)
-    assert loss.shape == (3,) and loss.dtype == torch.float32 and torch.isfinite(loss).all()
-    assert torch.equal(loss, alignment.loss(h, batch))
-    assert all(1 <= tap <= MODEL.depth for tap in alignment.taps) and set(alignment.needs) <= GROUPS.keys()
-    for part in alignment.parts:
-        assert part.projector(hidden()).shape == part.target(batch, hidden()).shape
-
-    other = prepared(alignment, {key: torch.cat([x[:2], batch_of(seed=1)[key][2:]]) for key, x in batch_of().items()})
-    changed = alignment.loss({k: torch.cat([x[:2], x[2:] + 1]) for k, x in h.items()}, other)
-    torch.testing.assert_close(changed[:2], loss[:2])
-    assert not torch.allclose(changed[2], loss[2])
-
-    leaves = {key: x.float().requires_grad_(True) if x.is_floating_point() else x for key, x in batch.items() if key not in ("t", "offset_u")}
-    inputs = {k: x.clone().requires_grad_(True) for k, x in h.items()}
-    alignment.loss(inputs, batch | leaves).sum().backward()
-    assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in inputs.values())
-    priors = [*alignment.needs, *(key for key in leaves if key.startswith("ema_"))]
-    assert all(leaves[key].grad is None for key in priors), "no gradient flows into VAE or teacher"
-    for parameter_name, p in alignment.named_parameters():
-        assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0, parameter_name
+    assert alignments.check(name)
 
 
-@pytest.mark.parametrize("name", ALIGNMENTS)
-def test_alignment_learns_and_survives_saving(name: str) -> None:
-    """Twenty steps of AdamW lower the loss; a copy that loads its state gives the same loss."""
-    torch.manual_seed(0)
-    alignment = default(name)
-    if not alignment.parts:
-        assert alignment.taps == () and alignment.needs == () and not list(alignment.parameters())
-        return
-    h, batch = {k: hidden() for k in alignment.taps}, prepared(alignment, batch_of())
-    optimizer = torch.optim.AdamW(alignment.parameters(), lr=1e-2)
-    first = alignment.loss(h, batch).mean().item()
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = alignment.loss(h, batch).mean()
-        loss.backward()
-        optimizer.step()
-    assert alignment.loss(h, batch).mean().item() < first
-    again = made(name, **{"parts": PARTS} if name == "multi" else {})
-    again.load_state_dict(alignment.state_dict())
-    assert torch.equal(again.loss(h, batch), alignment.loss(h, batch))
+@pytest.mark.parametrize("name", ROUTERS)
+def test_router(name: str) -> None:
+    assert routers.check(name)
+
+
+@pytest.mark.parametrize("name", plugins.names("projectors"))
+def test_projector_contract(name: str) -> None:
+    assert projectors.check(name)
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {}) for name in ALIGNMENTS if name != "none"]
-    + [("ahpa", {"router": router}) for router in ROUTERS]
+    [("ahpa", {"router": router}) for router in ROUTERS]
     + [("ahpa", {"projector": projector}) for projector in plugins.names("projectors")]
     + [("ahpa", {"features": "spatial", "t_encoding": "sinusoidal"}), ("ahpa", {"features": "standardise", "t_encoding": "fourier"})]
     + [("uniform", {"source": "G1-G4", "loss": "smooth_l1"}), ("uniform", {"source": "mid", "split": "2/6", "beta": "sigmoid"})],
-    ids=lambda x: x if isinstance(x, str) else ",".join(x.values()) or "default",
+    ids=lambda x: x if isinstance(x, str) else ",".join(x.values()),
 )
 def test_alignment_under_the_engines(name: str, options: dict[str, str]) -> None:
     """ghost and vmap give each parameter the ||g_i||^2 of the loop, for the whole objective, router and projector included."""
-    alignment = default(name, **options)
-    objective = Objective(sit(), alignment).eval()
-    batch = prepared(alignment, batch_of(4)) | {"label_drop": torch.tensor([False, True, False, False])}
-    found = {}
-    for engine in ("loop", "vmap", "ghost"):
-        result = gsnr.measure(objective, lambda m, b: m(b)["align"], [batch], engine=engine, interval=False, groups=lambda name: name)
-        found[engine] = {group: result[group].q_n for group in result.groups}
+    found = {engine: alignments.per_sample_norms(started(name, **options), engine) for engine in ("loop", "vmap", "ghost")}
     for engine in ("vmap", "ghost"):
         for group, q_n in found["loop"].items():
             np.testing.assert_allclose(found[engine][group], q_n, rtol=1e-3, atol=1e-6 * found["loop"]["all"].max(), err_msg=f"{engine} {group}")
 
 
-def _away_from_zero(module: nn.Module) -> None:
-    """Parameters that start at zero become normal; the others keep their usual scale, at which no softmax saturates."""
-    for p in module.parameters():
-        if not p.any():
-            nn.init.normal_(p, std=0.3)
-
-
-@pytest.mark.parametrize("name", ROUTERS)
-@pytest.mark.parametrize("beta", ["softmax", "sigmoid"])
-def test_router(name: str, beta: str) -> None:
-    """Shapes, sums, the uniform start, per-sample independence, float32; gradients to all its parameters."""
-    torch.manual_seed(0)
-    router = plugins.find("routers", name).Router(RouterConfig(sizes=SIZES, beta=beta, hidden_size=8))
-    t, h = torch.tensor([0.0, 0.05, 0.42, 0.999, 1.0]), hidden(5)
-    start = router(t, h)
-    assert {key: tuple(x.shape) for key, x in start.items()} == {"mid": (5, 4), "deep": (5, 4), "beta": (5, 2)}
-    torch.testing.assert_close(start["mid"], torch.full((5, 4), 0.25))
-    if name not in ("linear", "sigmoid"):
-        torch.testing.assert_close(start["beta"], torch.full((5, 2), 0.5))
-    _away_from_zero(router)
-    weights = router(t, h)
-    for key, w in weights.items():
-        assert w.dtype == torch.float32 and (w >= 0).all()
-        if key != "beta" or beta == "softmax" or name in ("linear", "sigmoid"):
-            torch.testing.assert_close(w.sum(-1), torch.ones(5))
-        torch.testing.assert_close(router(t[1:2], h[1:2])[key], w[1:2])
-    if not router.reads_content:
-        assert torch.equal(router(t, None)["mid"], weights["mid"])
-    if list(router.parameters()):
-        sum((w * torch.randn_like(w)).sum() for w in weights.values()).backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in router.parameters())
+@pytest.mark.parametrize("name", ["linear", "sigmoid"])
+def test_schedules_sum_to_one_however_beta_is_made(name: str) -> None:
+    router = plugins.find("routers", name).Router(RouterConfig(sizes=SIZES, beta="sigmoid"))
+    torch.testing.assert_close(router(torch.linspace(0, 1, 5))["beta"].sum(-1), torch.ones(5))
 
 
 def test_lookup_is_piecewise_constant_in_ten_pieces_and_mlp_is_continuous() -> None:
@@ -160,7 +65,7 @@ def test_lookup_is_piecewise_constant_in_ten_pieces_and_mlp_is_continuous() -> N
     pieces = {}
     for name in ("lookup", "mlp", "attention"):
         router = plugins.find("routers", name).Router(RouterConfig(sizes=SIZES))
-        _away_from_zero(router)
+        routers.away_from_zero(router)
         with torch.no_grad():
             steps = router(t)["beta"][:, 0].diff().abs()
         pieces[name] = (int((steps > 0).sum()) + 1, float(steps.max()))

@@ -1,0 +1,33 @@
+"""`gsnr check-plugin FILE`: holds a plug-in of yours to the contract that ours are held to.
+
+    gsnr check-plugin my_alignment.py
+    gsnr check-plugin my_probe.py my_figure.py
+
+Says what was checked, or what is broken. `gsnr train --plugins my_alignment.py --alignment my_alignment ...` then uses it, as every command
+with --plugins does, and so do processes with the environment variable GSNR_PLUGINS.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from gsnr import plugins
+from gsnr.commandline import Parser
+
+
+def main(argv: list[str]) -> int:
+    assert __doc__ is not None
+    parser = Parser("gsnr check-plugin", __doc__)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="file of an alignment, router, projector, probe or figure")
+    for path in parser.parse_args(argv).files:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        plugins.add(str(path))
+        kind = plugins.kind_of(path)
+        assert kind is not None  # or `add` had refused it
+        plugins.get(kind, path.stem)
+        print(f"{path}: {kind.removesuffix('s')} {path.stem!r}", flush=True)
+        for line in import_module(plugins.KINDS[kind].contract).check(path.stem):
+            print(f"  {line}")
+    return 0
