@@ -46,7 +46,7 @@ figures: demo ## every figure, from nothing: trains the demo's other methods, pr
 	$(BIN)/gsnr report --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
 
 probed-sit: # every target, on a backbone that none of them trained
-	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --router $(RUN) --probe alignment --targets all --fit-steps 500 --resume
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --align-from $(RUN) --probe alignment --targets all --fit-steps 500 --resume
 
 probed-%: # the target that a run was aligned to, on its own backbone
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --fit-steps 300 --resume

@@ -91,14 +91,16 @@ def _check_names(value: Any, valid: tuple[str, ...], path: str) -> None:
 
 
 def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """A config dataclass from nested mappings. Raises ValueError naming an unknown key and the valid ones, or a value of the wrong type."""
+    """A dataclass of options from nested mappings. where: what its keys are called in errors, "--" for flags.
+
+    Raises ValueError naming an unknown key and the valid ones, or a value of the wrong type."""
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}
     made = {}
     if not isinstance(values, dict):
         raise ValueError(f"{where.rstrip('.') or 'the configuration'} is a section, not a value; its options are {', '.join(sorted(known))}")
     for key, value in values.items():
-        path = f"{where}{key}"
+        path = f"{where}{key.replace('_', '-')}" if where.startswith("--") else f"{where}{key}"
         if key not in known:
             raise ValueError(f"unknown option {path!r}; {where.rstrip('.') or 'the configuration'} has {', '.join(sorted(known))}")
         if is_dataclass(hints[key]):

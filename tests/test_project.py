@@ -81,9 +81,8 @@ def test_every_tracked_file_is_small() -> None:
 
 
 def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example is put beside the others as a stranger would, is found by its name, trains for two steps and is probed."""
-    import train.alignments
-    from gsnr import table
+    """The example is named to the commands as a stranger would, keeps its contract, trains for two steps and is probed."""
+    from gsnr import plugin_check, plugins, table
     from gsnr.probes.common.command import main as probe
     from gsnr.train.command import main
 
@@ -91,7 +90,8 @@ def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, m
     assert code is not None
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "deep_l1.py").write_text(code[1])
-    monkeypatch.setattr(train.alignments, "__path__", [*train.alignments.__path__, str(tmp_path / "plugins")])
+    monkeypatch.setenv(plugins.ENVIRONMENT, str(tmp_path / "plugins"))
+    assert call(plugin_check.main, tmp_path / "plugins" / "deep_l1.py") == 0
     words = ("--preset", "smoke", "--alignment", "deep_l1", "--steps", "2", "--log-every", "1", "--out", tmp_path / "run")
     assert call(main, *words) == 0
     words = ("--ckpt", tmp_path / "run", "--probe", "alignment", "--bins", 1, "--n-images", 4, "--fit-steps", 2)

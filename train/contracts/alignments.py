@@ -24,11 +24,8 @@ def check(name: str) -> list[str]:
     """Raises ValueError for the first rule that alignment `name` breaks; what was checked otherwise."""
     module = plugins.find("alignments", name)
     config = module.Config
-    hold(
-        isinstance(config, type) and is_dataclass(config) and issubclass(config, AlignmentConfig),
-        name,
-        "Config is no dataclass that extends AlignmentConfig",
-    )
+    declared = isinstance(config, type) and is_dataclass(config) and issubclass(config, AlignmentConfig)
+    hold(declared, name, "Config is no dataclass that extends AlignmentConfig")
     hold(issubclass(module.Alignment, AlignmentModule), name, "Alignment extends neither AlignmentModule nor TargetAlignment")
     for f in fields(config):
         hold(bool(f.metadata.get("help")), name, f"option {f.name!r} has no line of help; declare it with gsnr.options.option(default, help)")

@@ -1,0 +1,175 @@
+"""One file really is enough: plug-ins from outside are trained, probed by name, drawn and checked, and broken ones are refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gsnr import plugin_check, plugins, table
+from gsnr.probes.common.command import main as probe
+from gsnr.train.command import main as train
+from tests.conftest import REPO, call
+
+STRANGERS = REPO / "tests" / "strangers"
+SMALL = ("--bins", 2, "--n-images", 8)
+
+
+@pytest.fixture(autouse=True)
+def _found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ENVIRONMENT, str(STRANGERS))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of preset smoke, aligned to the stranger's target through the stranger's projector."""
+    out = tmp_path_factory.mktemp("strangers") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(plugins.ENVIRONMENT, str(STRANGERS))
+        words = ("--preset", "smoke", "--alignment", "repa_l1", "--steps", 2, "--log-every", 1)
+        assert call(train, *words, "--out", out) == 0
+    return out
+
+
+def test_kinds() -> None:
+    assert {path.stem: plugins.kind_of(path) for path in sorted(STRANGERS.glob("[!_]*.py"))} == {
+        "fig_token_norm": "figures",
+        "repa_l1": "alignments",
+        "spread": "alignments",
+        "token_norm": "probes",
+        "wide": "projectors",
+    }
+    for kind in plugins.KINDS:
+        assert plugins.names(kind) == sorted(plugins.names(kind))
+
+
+def test_an_alignment_and_a_projector(run: Path, tmp_path: Path) -> None:
+    """Trained, probed as a checkpoint's own target and by name, under its own label."""
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and lines[0]["align"] > 0
+    assert json.loads((run / "config.json").read_text())["config"]["alignment"] == {"name": "repa_l1", "tap": 1, "weight": 1.0, "projector": "wide"}
+    words = ("--ckpt", run, "--probe", "alignment", *SMALL, "--fit-steps", 2)
+    assert call(probe, *words, "--targets", "own,repa,uniform_deep", "--out", tmp_path) == 0
+    cells = table.read(tmp_path / "alignment.parquet")
+    assert list(dict.fromkeys(cells["target"])) == ["repa_l1", "repa", "uniform_deep"]
+    assert set(cells[cells["target"] == "repa_l1"]["projector"]) == {"fit", "ckpt"}
+    assert table.provenance(tmp_path / "alignment.parquet")["labels"] == {"repa_l1": "REPA by L1", "repa": "REPA"} | {
+        name: label for name, label in table.provenance(tmp_path / "alignment.parquet")["labels"].items() if name not in ("repa_l1", "repa")
+    }
+
+
+def test_a_stranger_is_a_target_on_any_backbone(plain_run: Path, tmp_path: Path) -> None:
+    words = ("--ckpt", plain_run, "--probe", "alignment", "--bins", 1, "--n-images", 8, "--fit-steps", 2, "--controls", "none", "--projector", "fit")
+    assert call(probe, *words, "--targets", "repa_l1,spread", "--out", tmp_path) == 0
+    cells = table.read(tmp_path / "alignment.parquet")
+    assert set(zip(cells["target"], cells["projector"], strict=True)) == {("repa_l1", "fit"), ("spread", "none")}
+
+
+def test_an_alignment_without_a_target(tmp_path: Path) -> None:
+    """It trains, is probed (no controls and no fitted projector, which it has none of), and its loss falls."""
+    words = ("--preset", "smoke", "--alignment", "spread", "--alignment.weight", "5", "--steps", 30, "--log-every", 10, "--out", tmp_path / "run")
+    assert call(train, *words) == 0
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["align"] < lines[0]["align"]
+    assert call(probe, "--ckpt", tmp_path / "run", "--probe", "alignment,controls,denoising", *SMALL, "--targets", "own,uniform_mid") == 0
+    cells = table.read(tmp_path / "run" / "probes" / "alignment.parquet")
+    own = cells[(cells["target"] == "spread") & (cells["group"] == "all")]
+    assert set(own["control"]) == {"none"} and set(own["projector"]) == {"none"} and len(own) == 2
+    assert (own["signal"] + own["noise"] > 0).all()
+    assert set(cells[cells["target"] == "uniform_mid"]["projector"]) == {"fit"}
+
+
+def test_a_probe_and_a_figure(run: Path, tmp_path: Path) -> None:
+    from gsnr.figures.command import main as figures
+
+    assert call(probe, "--ckpt", run, "--probe", "token_norm", *SMALL, "--power", "2", "--out", tmp_path) == 0
+    rows = table.read(tmp_path / "token_norm.parquet", "token_norm")
+    assert len(rows) == 2 and (rows["low"] < rows["value"]).all() and (rows["value"] < rows["high"]).all()
+    assert table.provenance(tmp_path / "token_norm.parquet")["settings"]["power"] == 2.0
+    assert call(figures, "--run", tmp_path, "--figure", "fig_token_norm", "--out", tmp_path / "figures") == 0
+    assert (tmp_path / "figures" / "fig_token_norm.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match=r"--power 0.0: must be above 0"):
+        call(probe, "--ckpt", run, "--probe", "token_norm", "--power", "0", "--out", tmp_path / "none")
+    with pytest.raises(ValueError, match=r"--power: no option of router, but of token_norm"):
+        call(probe, "--ckpt", run, "--probe", "router", "--power", "1", "--out", tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "token_norm", "fig_token_norm"])
+def test_check_plugin_passes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """The command that a stranger types. (The alignment needs the stranger's projector.)"""
+    monkeypatch.setenv(plugins.ENVIRONMENT, str(STRANGERS / "wide.py") if name == "repa_l1" else "")
+    assert call(plugin_check.main, STRANGERS / f"{name}.py") == 0
+    assert len(capsys.readouterr().out.splitlines()) > 2
+
+
+BROKEN = {
+    # name: (file it is made of, what is changed in it, what is said)
+    "coupled": ("spread", ("logsumexp(1)", "logsumexp(1) - unit_BTD.mean()"), "a sample's loss depends on the other samples"),
+    "averaged": ("spread", (".flatten(1).logsumexp(1)", ".mean()"), r"loss of shape \(\)"),
+    "undetached": ("repa_l1", (".detach()", ""), "a gradient flows into 'teacher'"),
+    "unreached": ("spread", ("hidden[self.tap].float()", "hidden[self.tap].detach().float()"), "no gradient reaches the hidden state"),
+    "helpless": ("spread", ('option(0.5, "of the softmax over pairs of tokens", above=0)', "0.5"), "option 'temperature' has no line of help"),
+    "narrow": ("wide", ("out_channels)", "out_channels - 1)"), r"makes \(2, 4, 9\)"),
+    "mute": ("token_norm", ("SUMMARY", "SAID"), "SUMMARY is no literal str"),
+    "random": ("token_norm", ("norm_N.mean()", "norm_N.mean() + np.random.rand()"), "two runs with the same options give different rows"),
+    "columns": ("token_norm", ('"metric": "token_norm"', '"metrik": "token_norm"'), r"lacks \['metric'\] and has unknown \['metrik'\]"),
+    "types": ("token_norm", ('{"value": value', '{"value": str(value)'), r"'value' = '.*', which is no float64"),
+    "scales": ("token_norm", ('("bins", "n_images")', '("bins", "pictures")'), "SCALES names 'pictures'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_check_plugin_says_what_is_broken(name: str, tmp_path: Path, smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, (was, now), said = BROKEN[name]
+    text = (STRANGERS / f"{source}.py").read_text()
+    assert was in text
+    (tmp_path / f"{name}.py").write_text(text.replace(was, now).replace('columns("token_norm"', f'columns("{name}"'))
+    monkeypatch.setenv(plugins.ENVIRONMENT, str(STRANGERS / "wide.py"))
+    if source == "token_norm":
+        from gsnr.probes.common import contract
+
+        plugins.add(str(tmp_path / f"{name}.py"))
+        with pytest.raises(ValueError, match=said):
+            contract.check(name, smoke_run)
+        return
+    with pytest.raises(ValueError, match=said):
+        call(plugin_check.main, tmp_path / f"{name}.py")
+
+
+def test_bad_plugins_are_refused_when_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plugins.ENVIRONMENT)
+    for name, text, said in (
+        ("nothing", "x = 1", "no plug-in; one defines Alignment, Router, Projector, run, draw"),
+        ("broken", "def run(:", "not a Python file"),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            plugins.take(["--plugins", str(tmp_path / f"{name}.py")])
+    with pytest.raises(ValueError, match="--plugins nowhere: no such file or folder"):
+        plugins.take(["--plugins", "nowhere"])
+    with pytest.raises(ValueError, match="--plugins needs a file or folder"):
+        plugins.take(["--plugins"])
+    (tmp_path / "fails.py").write_text("import torch\n\n1 / 0\n\n\nclass Projector:\n    pass\n")
+    assert plugins.take(["a", "--plugins", str(tmp_path / "fails.py"), "b"]) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"fails.py: cannot be imported \(ZeroDivisionError: division by zero\)"):
+        plugins.find("projectors", "fails")
+    (tmp_path / "repa.py").write_text((STRANGERS / "repa_l1.py").read_text())
+    plugins.add(str(tmp_path / "repa.py"))
+    with pytest.raises(ValueError, match="alignment 'repa' is there already, in .*rename the file"):
+        plugins.names("alignments")
+
+
+def test_rows_of_a_kept_piece_are_checked_again(run: Path, tmp_path: Path) -> None:
+    """--resume does not take over rows that no table takes."""
+    from gsnr.probes.common.resume_cache import ResumeCache
+
+    good = {"metrics": []}
+    cache = ResumeCache(tmp_path / "pieces")
+    assert cache.rows("bin0", lambda: good) == good
+    with pytest.raises(ValueError, match=r"bin1.json: a row of kind 'metrics' lacks"):
+        cache.rows("bin1", lambda: {"metrics": [{"value": 1.0}]})
+    assert not (tmp_path / "pieces" / "bin1.json").exists()
+    (tmp_path / "pieces" / "bin0.json").write_text('{"metrics": [{"value": 1.0}]}')
+    with pytest.raises(ValueError, match=r"bin0.json: a row of kind 'metrics' lacks"):
+        cache.rows("bin0", lambda: good)
