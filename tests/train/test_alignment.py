@@ -266,7 +266,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def test_full_size_parameter_counts() -> None:
-    """3x3 projector at XL 10.62 M; router about 0.17 M (DESIGN.md, section 10); REPA's head at XL 8.1 M."""
+    """3x3 projector at XL 10.62 M; router about 0.17 M; REPA's head at XL 8.1 M."""
     with torch.device("meta"):
         projector, head = Projector(1152, 1024, 16), RepaProjector(1152, 768, 16)
     assert count(projector) == 1152 * 1024 * 9 + 1024

@@ -18,8 +18,7 @@ def counted(row: str, size: str) -> tuple[int, int]:
 
 
 def test_sit_xl2_has_the_published_macs() -> None:
-    """DESIGN.md, section 10: matrix products of SiT-XL/2 at 256 are 118.62 G with attention products; the published 118.66 (Table 6) adds
-    small operations."""
+    """Matrix products of SiT-XL/2 at 256 are 118.62 G with attention products; the published 118.66 (AHPA, Table 6) adds small operations."""
     backbone, alignment = counted("sit", "xl2")
     assert round(backbone / 1e9, 2) == 118.62 and alignment == 0
 
