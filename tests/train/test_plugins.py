@@ -169,12 +169,6 @@ def test_lookup_is_piecewise_constant_in_ten_pieces_and_mlp_is_continuous() -> N
         assert pieces[name][0] > 5000 and pieces[name][1] < 1e-2, "no jump between times 1e-4 apart"
 
 
-@pytest.mark.parametrize("depth", [3, 4, 8])
-def test_router_depth_counts_linear_layers(depth: int) -> None:
-    router = plugins.find("routers", "mlp").Router(RouterConfig(sizes=SIZES, depth=depth))
-    assert sum(isinstance(m, nn.Linear) for m in router.mlp) == depth
-
-
 @pytest.mark.parametrize("name", plugins.names("projectors"))
 def test_projector(name: str) -> None:
     """Shapes on another grid than the tests' other one; samples do not mix; gradients to all parameters; token order row by row."""
