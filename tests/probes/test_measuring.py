@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import gsnr
 from gsnr import table
@@ -16,7 +18,10 @@ from gsnr.probes.common import aligned, bins, fit
 from gsnr.probes.common.command import main
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache
+from gsnr.train.data.rng import draw
 from tests.conftest import call
+from tests.gsnr import naive
+from tests.gsnr.problems import naive_gradients
 from tests.probes.subjects import subject_of
 
 WORDS = ("--probe", "alignment", "--bins", 3, "--n-images", 8, "--fit-steps", 3)
@@ -126,6 +131,32 @@ def test_a_constant_target_is_the_mean_target_of_train_images(smoke_run: Path) -
     assert losses["uniform_deep [constant]"] < 0.2 * losses["uniform_deep [shuffled]"]
 
 
+def whole_gradients(run: Path) -> np.ndarray:
+    """(8, P): of uniform_mid's loss in bin 1, for the backbone up to the tap; one float64 .backward() a sample, from the files of the run.
+    The projector is fitted by `fit`, which has tests of its own."""
+    subject = subject_of(run)
+    options = Options(
+        bins=3, n_images=8, engine="auto", seed=0, batch_ref=256, fit_steps=3, controls=(), projectors=("fit",), targets=("uniform_mid",)
+    )
+    (candidate,) = fit.candidates(subject, options)
+    fit.fit(subject, options, [candidate])
+    rows = subject.splits["heldout"].take(np.arange(8), ("mean", "std", "label", "G3"))
+    drawn = draw(0, "heldout", np.arange(8), subject.header.latent_shape)
+    t = 1 / 3 + drawn.u / 3
+    x0 = (rows["mean"] + rows["std"] * drawn.posterior.astype(np.float64)) * subject.header.scale
+    x_t = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * drawn.noise
+    target = rows["G3"].astype(np.float64).mean(1).reshape(8, rows["G3"].shape[2], -1).transpose(0, 2, 1)
+    data = {name: torch.from_numpy(x) for name, x in {"x": x_t, "t": t, "y": rows["label"], "target": target}.items()}
+    model, kernel, bias = subject.checkpoint.model.double(), *(p.double() for p in candidate.alignment.projector.parameters())
+
+    def loss(_: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        h_BTD = model.forward_with_taps(batch["x"], batch["t"], batch["y"], taps=(subject.tap,), stop=True)[1][subject.tap]
+        z_BTC = F.conv2d(h_BTD.transpose(1, 2).unflatten(2, (8, 8)), kernel, bias, padding=1).flatten(2).transpose(1, 2)
+        return 1 - F.cosine_similarity(z_BTC, batch["target"], dim=-1).mean(1)
+
+    return naive_gradients(nn.ModuleList([model.x_embedder, model.t_embedder, *model.blocks[: subject.tap]]), loss, data)
+
+
 def test_several_checkpoints_make_one_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
     """Each row is the one that the checkpoint alone gives; samples are paired by image across runs."""
     words = (*WORDS, "--controls", "none", "--projector", "fit", "--targets", "uniform_mid")
@@ -147,6 +178,8 @@ def test_several_checkpoints_make_one_table(smoke_run: Path, plain_run: Path, tm
         )
         for run in ("smoke", "plain")
     )
+    g_one, g_two = (whole_gradients(run) for run in (smoke_run, plain_run))
+    expected = naive.jackknife_interval(naive.ratio(g_one) - naive.ratio(g_two), naive.leave_one_out(g_one) - naive.leave_one_out(g_two))
     low, high = gsnr.difference_ci(one, two)
-    assert low < one.gsnr - two.gsnr < high
+    assert (low, high) == pytest.approx(expected, rel=0, abs=1e-3 * (high - low)), "float32 against float64"
     assert [json.dumps(c["run"]) for c in table.provenance(tmp_path / "both" / "alignment.parquet")["checkpoints"]] == ['"smoke"', '"plain"']

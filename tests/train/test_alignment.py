@@ -93,6 +93,19 @@ def test_ahpa_in_numpy(features: str, gate: str, loss: str) -> None:
         assert got[b] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 3, 4, 8])
+def test_mlp_router_of_any_depth_in_numpy(depth: int) -> None:
+    """That many linear layers between the encoding of t and the weights, and no parameter besides."""
+    alignment = randomised(made("ahpa", router_depth=depth))
+    state = {name: x for name, x in alignment.state_dict().items() if name.startswith("router.")}
+    assert len(state) == 2 + 2 * depth, "a weight and a bias of each layer and of the encoding"
+    t = torch.tensor([0.0, 0.3, 1.0])
+    e = f64(t)[:, None] @ f64(state["router.embed.project.weight"]).T + f64(state["router.embed.project.bias"])
+    logits = mlp(state, "router.mlp", e, depth)
+    for name, expected in zip(("mid", "deep", "beta"), np.split(logits, [4, 8], axis=1), strict=True):
+        np.testing.assert_allclose(f64(alignment.router_weights(t)[name]), softmax(expected), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("source", ["mid", "deep", "both", "G1", "G2", "G3", "G4", "G1-G4"])
 def test_uniform_in_numpy(source: str) -> None:
     alignment = randomised(made("uniform", source=source))
@@ -266,7 +279,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def test_full_size_parameter_counts() -> None:
-    """3x3 projector at XL 10.62 M; router about 0.17 M (DESIGN.md, section 10); REPA's head at XL 8.1 M."""
+    """3x3 projector at XL 10.62 M; router about 0.17 M; REPA's head at XL 8.1 M."""
     with torch.device("meta"):
         projector, head = Projector(1152, 1024, 16), RepaProjector(1152, 768, 16)
     assert count(projector) == 1152 * 1024 * 9 + 1024

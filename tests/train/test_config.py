@@ -113,7 +113,7 @@ def test_presets() -> None:
 
 
 def test_published_defaults_per_model_size() -> None:
-    """Taps of B, L, XL and weights as DESIGN.md, section 5, states them from the papers' code."""
+    """Taps of B, L, XL and weights, as the methods' published code has them (AHPA: Table A.9)."""
     published = {
         "ahpa": ((3, 6, 7), 1.0),
         "repa": ((4, 8, 8), 0.5),

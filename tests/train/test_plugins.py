@@ -74,12 +74,6 @@ def test_lookup_is_piecewise_constant_in_ten_pieces_and_mlp_is_continuous() -> N
         assert pieces[name][0] > 5000 and pieces[name][1] < 1e-2, "no jump between times 1e-4 apart"
 
 
-@pytest.mark.parametrize("depth", [3, 4, 8])
-def test_router_depth_counts_linear_layers(depth: int) -> None:
-    router = plugins.find("routers", "mlp").Router(RouterConfig(sizes=SIZES, depth=depth))
-    assert sum(isinstance(m, nn.Linear) for m in router.mlp) == depth
-
-
 @pytest.mark.parametrize("name", ["linear", "mlp3", "mlp5", "repa", "sra", "conv1x1", "conv3x3", "conv2", "conv3", "conv5"])
 def test_tokens_of_a_projector_lie_row_by_row(name: str) -> None:
     """The last token, bottom right, reaches the first of a 3x3 grid by GroupNorm or two 3x3 convolutions, and by nothing else."""

@@ -11,7 +11,7 @@ from torch import nn
 from gsnr.train.priors.features import encode
 from gsnr.train.priors.layers import layers
 
-# DESIGN.md, section 4: number, module under `encoder.`, channels, side for a 256x256 input, group
+# The 15 layers of AHPA, Table A.8: number, module under `encoder.`, channels, side for a 256x256 input, group
 TABLE = [
     (1, "conv_in", 128, 256, "G1"),
     (2, "down_blocks.0.resnets.0", 128, 256, "G1"),

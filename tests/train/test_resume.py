@@ -13,13 +13,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import gsnr
 from gsnr.train.command import main
+from gsnr.train.data import cache
+from gsnr.train.data.rng import draw
+from gsnr.train.demo.cache import demo_cache
 from gsnr.train.runs import checkpoint
 from tests.conftest import REPO, call
+from tests.gsnr import naive
+from tests.gsnr.problems import naive_gradients
 from tests.train.run_files import assert_same_run, lines, tensors
 
 
@@ -301,8 +307,25 @@ def test_monitoring_changes_no_bit_of_the_run(smoke_run: Path, monitored_run: Pa
     assert {x["engine"] for x in logged} == {"ghost"}
     first = next(x for x in logged if (x["step"], x["loss"], x["group"]) == (0, "velocity", "block 1"))
     assert first["gsnr"] is None and first["signal"] == 0, "adaLN-Zero: no block moves the loss at initialisation"
-    last = next(x for x in logged if (x["step"], x["loss"], x["group"]) == (30, "velocity", "backbone"))
-    assert last["gsnr_low"] < last["gsnr"] < last["gsnr_high"]
+
+
+def test_monitored_numbers_against_whole_gradients(monitored_run: Path) -> None:
+    """The last line of velocity and backbone: from the last weights and held-out images, one float64 .backward() a sample, by the definitions.
+
+    The monitor's gradients are float32: within 1e-4 of the interval's width."""
+    loaded = checkpoint.load(monitored_run, "raw")
+    _, splits = cache.open_cache(demo_cache(256, 256, "adaptive"), ())
+    rows = splits["heldout"].take(np.arange(24), ("mean", "std", "label"))
+    drawn = draw(0, "heldout", np.arange(24), loaded.header.latent_shape)
+    t = drawn.u[:, None, None, None]
+    x0 = (rows["mean"] + rows["std"] * drawn.posterior.astype(np.float64)) * loaded.header.scale
+    x_t, v = (1 - t) * x0 + t * drawn.noise, drawn.noise - x0
+    data = {name: torch.from_numpy(x) for name, x in {"x": x_t, "v": v, "t": drawn.u, "y": rows["label"]}.items()}
+    g_NP = naive_gradients(loaded.model.double(), lambda m, b: (m(b["x"], b["t"], b["y"]) - b["v"]).square().flatten(1).mean(1), data)
+    low, high = naive.jackknife_interval(naive.ratio(g_NP), naive.leave_one_out(g_NP))
+    last = next(x for x in lines(monitored_run / "gsnr.jsonl") if (x["step"], x["loss"], x["group"]) == (30, "velocity", "backbone"))
+    found = (last["gsnr_low"], last["gsnr"], last["gsnr_high"])
+    assert found == pytest.approx((low, naive.ratio(g_NP), high), rel=0, abs=1e-4 * (high - low))
 
 
 def test_the_demo_objective_learns(smoke_run: Path) -> None:
