@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gsnr.estimates import Array, Estimate, trace_cov_sq
@@ -136,6 +134,8 @@ class Moments:
 
     def save(self, path: Path, extra: dict[str, str]) -> None:
         """One safetensors file, written aside and renamed."""
+        from safetensors.torch import save_file
+
         tensors = {f"{half}/{name}": s.contiguous().cpu() for half in ("plus", "minus") for name, s in getattr(self, half).items()}
         tensors |= {f"{kind}/{group}": torch.from_numpy(v) for kind in ("q", "draw_q") for group, v in getattr(self, kind).items()}
         tensors |= {"signs": torch.from_numpy(self.signs), "losses": torch.from_numpy(self.losses)}
@@ -147,6 +147,8 @@ class Moments:
     @classmethod
     def load(cls, path: Path) -> tuple[Moments, dict[str, str]]:
         """What `save` wrote, and its metadata. Raises ValueError, naming the file, for a missing, damaged or foreign one."""
+        from safetensors import SafetensorError, safe_open
+
         if not path.is_file():
             raise ValueError(f"{path}: no such file of saved sums")
         try:

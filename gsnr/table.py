@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gsnr.estimates import Estimate
 from gsnr.files import replacing
@@ -128,6 +126,9 @@ def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[st
         if row.keys() != columns.keys():
             missing, extra = sorted(columns.keys() - row.keys()), sorted(row.keys() - columns.keys())
             raise ValueError(f"{path.name}: a row of kind {kind!r} lacks {missing} and has unknown {extra}")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     frame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance}
@@ -140,6 +141,9 @@ def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[st
 def _header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such table")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
@@ -161,6 +165,8 @@ def _header(path: Path) -> dict[str, Any]:
 def read(path: Path, probe: str | None = None) -> pd.DataFrame:
     """The rows of a table. Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, or one that
     another probe than `probe` wrote."""
+    import pyarrow as pa
+
     kind = _header(path)["kind"]
     try:
         frame = pd.read_parquet(path)
