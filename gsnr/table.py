@@ -17,6 +17,7 @@ import pandas as pd
 
 from gsnr.estimates import Estimate
 from gsnr.files import replacing
+from gsnr.intervals import NORMAL_95
 
 SCHEMA_VERSION = 1
 RUN_COLUMNS = {
@@ -114,7 +115,7 @@ def estimate_again(cell: Mapping[str, Any], samples: pd.DataFrame) -> Estimate:
     n = int(cell["n"])
     if len(rows) != n:
         raise ValueError(f"{len(rows)} samples for a cell of n = {n}")
-    cov_sq = (cell["detection_limit"] * cell["noise"] / 1.96) ** 2 * n * (n - 1) / 2
+    cov_sq = (cell["detection_limit"] * cell["noise"] / NORMAL_95) ** 2 * n * (n - 1) / 2
     r_n = rows["r"].to_numpy(np.float64)
     return Estimate(group=cell["group"], q_n=rows["q"].to_numpy(np.float64), r_n=r_n, sum_sq=float(r_n.sum()), cov_sq=float(cov_sq))
 
