@@ -92,6 +92,11 @@ class Comparison:
         """True where both mean gradients stand above the noise (95 %), so that an angle between them means something."""
         return not (self.a.below_detection or self.b.below_detection)
 
+    @property
+    def caution(self) -> tuple[str, ...]:
+        """Why the intervals may be off their nominal level: the cautions of either loss."""
+        return tuple(dict.fromkeys((*self.a.caution, *self.b.caution)))
+
     def _deleted(self) -> tuple[Array, Array, Array, Array, Array]:
         """Delete-one values of I, U_a, V_a, U_b, V_b, each (n,)."""
         assert self.a.r_n is not None and self.b.r_n is not None

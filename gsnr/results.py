@@ -51,7 +51,7 @@ def _comparison_row(c: Comparison) -> dict[str, Any]:
         ("constructive", c.constructive, c.constructive_ci() if c.has_interval else NONE),
     ):
         row |= {name: value, f"{name}_low": low_high[0], f"{name}_high": low_high[1]}
-    return row | {"caution": "; ".join(dict.fromkeys((*c.a.caution, *c.b.caution)))}
+    return row | {"caution": "; ".join(c.caution)}
 
 
 def _frame(rows: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -70,16 +70,17 @@ def _cell(row: dict[str, Any], name: str) -> str:
     return _number(row[name]) + ("" if low != low else f" [{_number(low)}, {_number(high)}]")
 
 
-def _table(title: str, header: tuple[str, ...], rows: Mapping[str, tuple[str, ...]]) -> str:
-    """Aligned text: the first column and the last (notes) to the left, the others to the right."""
+def _table(title: str, header: tuple[str, ...], rows: Mapping[str, tuple[str, ...]], cautions: Mapping[str, tuple[str, ...]]) -> str:
+    """Aligned text, the first and the last column to the left; below it each caution once, with the groups it is about."""
     lines = [("group", *header, "")] + [(group, *cells) for group, cells in rows.items()]
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     aligned = [[x.ljust(w) if k in (0, len(line) - 1) else x.rjust(w) for k, (x, w) in enumerate(zip(line, widths, strict=True))] for line in lines]
-    return "\n".join([title, *("  ".join(line).rstrip() for line in aligned)])
-
-
-def _notes(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
+    about: dict[str, list[str]] = {}
+    for group, own in cautions.items():
+        for caution in own:
+            about.setdefault(caution, []).append(group)
+    notes = [f"  {caution} ({'every group' if len(groups) == len(rows) else ', '.join(groups)})" for caution, groups in about.items()]
+    return "\n".join([title, *("  ".join(line).rstrip() for line in aligned), *(["cautions:"] if notes else []), *notes])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -117,14 +118,14 @@ class Result:
         return _frame({group: _estimate_row(estimate) for group, estimate in self.estimates.items()})
 
     def summary(self) -> str:
-        """The same as a text to read: per group n, gsnr with its 95 % interval, and what is to be said against it."""
-        title = f"G-SNR by engine {self.engine!r}, mean loss {_number(self.loss)}; [{LEVEL:.0%} interval]"
+        """The same as a text to read: per group n, gsnr with its 95 % interval, and whether that is below detection; then the cautions."""
+        title = f"G-SNR by engine {self.engine!r}, mean loss {_number(self.loss)}; {LEVEL:.0%} interval in brackets"
         rows = {}
         for group, estimate in self.estimates.items():
             row = _estimate_row(estimate)
-            notes = _notes("below detection" if row["below_detection"] and estimate.has_interval else "", row["caution"])
-            rows[group] = (str(row["n"]), _cell(row, "gsnr"), _number(row["noise_scale"]), notes)
-        return _table(title, ("n", "gsnr", "noise scale"), rows)
+            below = "below detection" if row["below_detection"] and estimate.has_interval else ""
+            rows[group] = (str(row["n"]), _cell(row, "gsnr"), _number(row["noise_scale"]), below)
+        return _table(title, ("n", "gsnr", "noise scale"), rows, {group: estimate.caution for group, estimate in self.estimates.items()})
 
     def merge(self, other: Result) -> Result:
         """Pools two results of disjoint samples: exact signal and noise, but no interval (that needs g_i . (S_1 + S_2))."""
@@ -168,13 +169,13 @@ class ComparisonResult:
 
     def summary(self) -> str:
         """The same as a text to read."""
-        title = f"losses a and b on the same samples by engine {self.a.engine!r}; [{LEVEL:.0%} interval]"
+        title = f"losses a and b on the same samples by engine {self.a.engine!r}; {LEVEL:.0%} interval in brackets"
         rows = {}
         for group, comparison in self.comparisons.items():
             row = _comparison_row(comparison)
             values = [_cell(row, name) for name in ("gsnr_a", "gsnr_b", "cosine", "constructive")]
-            rows[group] = (str(row["n"]), *values, _notes("" if row["resolved"] else "not resolved", row["caution"]))
-        return _table(title, ("n", "gsnr a", "gsnr b", "cosine", "constructive"), rows)
+            rows[group] = (str(row["n"]), *values, "" if row["resolved"] else "not resolved")
+        return _table(title, ("n", "gsnr a", "gsnr b", "cosine", "constructive"), rows, {group: c.caution for group, c in self.comparisons.items()})
 
 
 def _of_group(values: dict[str, Any], group: str) -> Any:

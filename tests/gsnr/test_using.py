@@ -187,9 +187,10 @@ def test_summary_and_frame() -> None:
     assert frame["below_detection"].dtype == bool
     assert "fewer than 128 samples" in frame.loc["all", "caution"]
     lines = text.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == list(result.groups)
-    assert all(f"{result[line.split()[0]].gsnr:.3g} [" in line for line in lines[2:])
-    assert all(("below detection" in line) == result[line.split()[0]].below_detection for line in lines[2:])
+    assert [line.split()[0] for line in lines[2:7]] == list(result.groups)
+    assert all(f"{result[line.split()[0]].gsnr:.3g} [" in line for line in lines[2:7])
+    assert all(("below detection" in line) == result[line.split()[0]].below_detection for line in lines[2:7])
+    assert lines[7:9] == ["cautions:", "  n = 13: fewer than 128 samples (every group)"]
     merged = result.merge(result)
     assert np.isnan(merged.to_frame().loc["all", "gsnr_low"]) and "[" not in merged.summary().splitlines()[2]
 
@@ -198,6 +199,6 @@ def test_summary_and_frame_of_a_comparison() -> None:
     model, loss, data = in_double()
     both = gsnr.compare(model, loss, lambda m, b: m(b["x"]).square().sum(1), [data], groups=lambda n: n)
     frame, lines = both.to_frame(), both.summary().splitlines()
-    assert list(frame.index) == list(both.groups) == [line.split()[0] for line in lines[2:]]
+    assert list(frame.index) == list(both.groups) == [line.split()[0] for line in lines[2:7]]
     assert frame.loc["all", "cosine"] == both["all"].cosine
     assert tuple(frame.loc["all", ["gsnr_difference_low", "gsnr_difference_high"]]) == both["all"].gsnr_difference_ci()
