@@ -36,21 +36,21 @@ if TYPE_CHECKING:
     from gsnr.comparison import Comparison as Comparison
     from gsnr.comparison import difference_ci as difference_ci
     from gsnr.estimates import Estimate as Estimate
-    from gsnr.measurement import ComparisonResult as ComparisonResult
-    from gsnr.measurement import Result as Result
     from gsnr.measurement import compare as compare
     from gsnr.measurement import measure as measure
     from gsnr.monitor import Monitor as Monitor
     from gsnr.pooling import pool as pool
+    from gsnr.results import ComparisonResult as ComparisonResult
+    from gsnr.results import Result as Result
     from gsnr.train.runs.checkpoint import load_model as load_model
 
 __version__ = "0.1.0"
 _LIVES_IN = {
     "Comparison": "gsnr.comparison",
-    "ComparisonResult": "gsnr.measurement",
+    "ComparisonResult": "gsnr.results",
     "Estimate": "gsnr.estimates",
     "Monitor": "gsnr.monitor",
-    "Result": "gsnr.measurement",
+    "Result": "gsnr.results",
     "check": "gsnr.checking",
     "compare": "gsnr.measurement",
     "difference_ci": "gsnr.comparison",

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from gsnr.batches import Batch, batch_size, device_named, double, moved
 from gsnr.coupling import coupled, require_no_batch_norm_in_training
-from gsnr.engines import ENGINES, Batch, Loss, batch_size, find
+from gsnr.engines import ENGINES, Loss, find
 from gsnr.gradients import PerSample, wide
-from gsnr.measurement import select
-from gsnr.moments import Labels, by_group, label
-from gsnr.passes import exact, undisturbed
+from gsnr.moments import Labels, by_group
+from gsnr.selection import Groups, Parameters, check_kinds, label, select
+from gsnr.surroundings import exact, undisturbed
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of ||g_i||^2 and of S, relative to the largest; coarser types: 5e-2
 TOLERANCE_LOW = 5e-2
@@ -95,8 +95,10 @@ def check(
     model: nn.Module,
     loss: Loss,
     batch: Batch,
-    parameters: Callable[[str], bool] | None = None,
-    groups: Callable[[str], str | tuple[str, ...]] | None = None,
+    parameters: Parameters | None = None,
+    groups: Groups | None = None,
+    *,
+    device: str | torch.device | None = None,
 ) -> Check:
     """Compares every engine with the float64 loop on one batch, per group, and tests whether samples are coupled. `print(gsnr.check(...))`.
 
@@ -104,7 +106,8 @@ def check(
     empty selection or a batch or loss of a wrong shape; an engine that refuses or fails is a line of the table.
     """
     require_no_batch_norm_in_training(model)
-    model = copy.deepcopy(model)
+    check_kinds(parameters, groups)
+    model, batch = copy.deepcopy(model), moved(batch, device_named(device))
     b = batch_size(batch)
     selected = select(model, parameters)
     labels = label(list(selected), groups)
@@ -118,9 +121,8 @@ def check(
         coupling = f"{which}; per-sample gradients are not defined"
     else:
         coupling = f"none, {b} samples alone and together agree"
-    double = copy.deepcopy(model).double()
-    exact_batch = {key: x.double() if x.is_floating_point() else x for key, x in batch.items()}
-    reference = _moments("loop", double, loss, exact_batch, select(double, parameters), labels)
+    wide_model = copy.deepcopy(model).double()
+    reference = _moments("loop", wide_model, loss, double(batch), select(wide_model, parameters), labels)
     lines: list[Line] = []
     for engine in ENGINES:
         try:

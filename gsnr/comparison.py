@@ -17,7 +17,8 @@ from functools import cached_property
 
 import numpy as np
 
-from gsnr.estimates import LEVEL, Array, Estimate, Scalars, delete_one, jackknife_interval, ratio
+from gsnr.estimates import LEVEL, Array, Estimate, Scalars, delete_one, ratio
+from gsnr.intervals import jackknife_interval
 
 
 def mean_product(sum_ab: Scalars, x: Scalars, n: int) -> Scalars:
@@ -36,7 +37,7 @@ def constructive(inner: Scalars, noise_a: Scalars, signal_b: Scalars) -> Scalars
     return ratio(np.sign(inner) * np.square(inner), np.where(np.asarray(signal_b) > 0, signal_b, np.nan) * noise_a)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """Losses a and b, one group of parameters. a_sum_b_n: a_i . B; b_sum_a_n: b_i . A; all float64 (n,)."""
 
@@ -47,9 +48,17 @@ class Comparison:
     b_sum_a_n: Array
     sum_ab: float
 
+    def __repr__(self) -> str:
+        return f"Comparison(cosine={self.cosine:.3g}, constructive={self.constructive:.3g}, a={self.a!r}, b={self.b!r})"
+
     @property
     def n(self) -> int:
         return self.a.n
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether the intervals have one to give: both r_i are known, and n >= 3."""
+        return self.a.has_interval and self.b.has_interval
 
     @cached_property
     def inner(self) -> float:
@@ -82,6 +91,11 @@ class Comparison:
     def resolved(self) -> bool:
         """True where both mean gradients stand above the noise (95 %), so that an angle between them means something."""
         return not (self.a.below_detection or self.b.below_detection)
+
+    @property
+    def caution(self) -> tuple[str, ...]:
+        """Why the intervals may be off their nominal level: the cautions of either loss."""
+        return tuple(dict.fromkeys((*self.a.caution, *self.b.caution)))
 
     def _deleted(self) -> tuple[Array, Array, Array, Array, Array]:
         """Delete-one values of I, U_a, V_a, U_b, V_b, each (n,)."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gsnr.engines import Batch, Loss, NotCovered, batch_size, check_losses, rows
+from gsnr.batches import Batch, batch_size, each, rows
+from gsnr.engines import Loss, NotCovered, check_losses
 
 # Relative difference that rounding explains, by the precision a loss was computed in (an autocast loss is float32 but rounded as bfloat16).
 ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -42,7 +43,7 @@ def _differs(a: Tensor, b: Tensor, rounding: float) -> bool:
 
 def _changed_by_others(model: nn.Module, loss: Loss, batch: Batch, i: int, jointly: Tensor) -> bool:
     """True where sample i's loss changes when all others become copies of it. The shapes stay, so rounding stays nearly the same."""
-    alike = {key: torch.cat([x[i : i + 1]] * len(x)) for key, x in batch.items()}
+    alike = each(batch, lambda x: torch.cat([x[i : i + 1]] * len(x)))
     return _differs(losses_of(model, loss, alike)[i : i + 1], jointly[i : i + 1], 1e-5)
 
 

@@ -16,7 +16,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+
+from gsnr.intervals import NORMAL_95, jackknife_se, student_interval
 
 Array = NDArray[np.float64]
 Scalars = float | Array
@@ -62,25 +63,6 @@ def delete_one(q_n: Array, r_n: Array) -> tuple[Array, Array]:
     return np.asarray(signal(sum_sq_n, rest_q_n, m)), np.asarray(noise(sum_sq_n, rest_q_n, m))
 
 
-def jackknife_se(deleted_n: Array) -> float:
-    """Standard error of a statistic from its delete-one values (Efron and Stein 1981; biased upwards, never down, in expectation)."""
-    n = len(deleted_n)
-    return float(np.sqrt((n - 1) / n * np.square(deleted_n - deleted_n.mean()).sum()))
-
-
-def student_interval(value: float, se: float, n: int, level: float) -> tuple[float, float]:
-    """value +- Student's t (n - 1 degrees of freedom) times a standard error. Raises ValueError for a level outside (0, 1)."""
-    if not 0 < level < 1:
-        raise ValueError(f"level {level}: must lie between 0 and 1, as 0.95 does")
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * se
-    return value - half, value + half
-
-
-def jackknife_interval(value: float, deleted_n: Array, level: float) -> tuple[float, float]:
-    """`student_interval` with the jackknife's standard error."""
-    return student_interval(value, jackknife_se(deleted_n), len(deleted_n), level)
-
-
 def trace_cov_sq(q_n: Array, r_n: Array, e_n: Array, sign_n: Array) -> float:
     """tr(Cov^2), unbiased for any distribution of gradients (derived here), so it may come out negative; NaN for fewer than six samples.
 
@@ -109,7 +91,7 @@ def trace_cov_sq(q_n: Array, r_n: Array, e_n: Array, sign_n: Array) -> float:
     return float((about_d - kappa * m) / (n - 2))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Estimate:
     """The gradient signal-to-noise ratio of one group of parameters, with what is needed to recompute it.
 
@@ -127,6 +109,18 @@ class Estimate:
     cov_sq: float = float("nan")
     draws: int = 1
     draw_q_n: Array | None = None
+
+    def __repr__(self) -> str:
+        interval = "no interval"
+        if self.has_interval:
+            low, high = self.ci()
+            interval = f"[{low:.3g}, {high:.3g}]"
+        return f"Estimate({self.group!r}, n={self.n}, gsnr={self.gsnr:.3g} {interval})"
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether `ci` has one to give: r_i is known, and n >= 3."""
+        return self.r_n is not None and self.n >= 3
 
     @property
     def n(self) -> int:
@@ -192,7 +186,7 @@ class Estimate:
     @property
     def detection_limit(self) -> float:
         """gsnr that a signal-free gradient would exceed 2.5 % of the time: 1.96 sqrt(2 tr(Cov^2) / (n (n-1))) / V; NaN without tr(Cov^2)."""
-        return 1.96 * root(self.pair_variance)
+        return NORMAL_95 * root(self.pair_variance)
 
     @cached_property
     def deleted_gsnr(self) -> Array:
@@ -228,7 +222,7 @@ class Estimate:
     @property
     def below_detection(self) -> bool:
         """True unless the lower end of the 95 % interval is above 0 (so also for NaN, and where there is no interval)."""
-        return self.r_n is None or self.n < 3 or not self.ci(LEVEL)[0] > 0
+        return not (self.has_interval and self.ci(LEVEL)[0] > 0)
 
     @property
     def caution(self) -> tuple[str, ...]:
@@ -242,7 +236,7 @@ class Estimate:
             reasons.append(f"n = {self.n}: fewer than {MANY_SAMPLES} samples")
         if self.effective_dimension < MANY_DIRECTIONS:
             reasons.append(f"effective dimension {self.effective_dimension:.1f}: below {MANY_DIRECTIONS}")
-        if self.r_n is not None and self.n >= 3:
+        if self.has_interval:
             squares = np.square(self.deleted_gsnr - self.deleted_gsnr.mean())
             share = float(ratio(squares.max(), squares.sum()))
             if share > LARGE_SHARE:

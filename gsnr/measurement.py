@@ -3,97 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from gsnr import ranks
+from gsnr.batches import Batch, device_named
 from gsnr.comparison import Comparison
 from gsnr.coupling import require_no_batch_norm_in_training
-from gsnr.engines import AUTO, Batch, Loss, NotCovered, default_memory, find
-from gsnr.estimates import Array, Estimate
-from gsnr.moments import ALL, Moments, label
+from gsnr.engines import AUTO, Loss, NotCovered, default_memory, find
+from gsnr.estimates import Array
+from gsnr.moments import ALL, Moments
 from gsnr.passes import FirstPass, Plan, Products, first_pass, second_look
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What `measure` returns: `result[group]` is an Estimate, `result.groups` the labels, `result.losses` float64 (n,)."""
-
-    moments: Moments
-    estimates: dict[str, Estimate]
-    engine: str
-
-    def __getitem__(self, group: str) -> Estimate:
-        return _of_group(self.estimates, group)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Labels, "all" first."""
-        return tuple(self.estimates)
-
-    @property
-    def losses(self) -> Array:
-        """One value per sample (the mean over its draws)."""
-        return self.moments.losses
-
-    @property
-    def loss(self) -> float:
-        """Mean loss."""
-        return float(self.losses.mean())
-
-    def merge(self, other: Result) -> Result:
-        """Pools two results of disjoint samples: exact signal and noise, but no interval (that needs g_i . (S_1 + S_2))."""
-        moments = self.moments.merge(other.moments)
-        engine = self.engine if self.engine == other.engine else f"{self.engine}+{other.engine}"
-        return Result(moments=moments, estimates=moments.estimates(None, None), engine=engine)
-
-    def save(self, path: str | Path) -> None:
-        """Saves the sums as safetensors (twice the parameters' size), so that results of disjoint samples can be merged later."""
-        self.moments.save(Path(path), {"engine": self.engine})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Result:
-        """What `save` wrote, without intervals. Raises ValueError, naming the file, for a missing, damaged or foreign one."""
-        moments, metadata = Moments.load(Path(path))
-        return cls(moments=moments, estimates=moments.estimates(None, None), engine=metadata["engine"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonResult:
-    """What `compare` returns: `result[group]` is a Comparison; `result.a` and `result.b` are the Results of the two losses."""
-
-    a: Result
-    b: Result
-    comparisons: dict[str, Comparison]
-
-    def __getitem__(self, group: str) -> Comparison:
-        return _of_group(self.comparisons, group)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Labels, "all" first."""
-        return tuple(self.comparisons)
-
-
-def _of_group(values: dict[str, Any], group: str) -> Any:
-    if group not in values:
-        raise KeyError(f"no group {group!r}; groups: {', '.join(values)}")
-    return values[group]
-
-
-def select(model: nn.Module, parameters: Callable[[str], bool] | None) -> dict[str, nn.Parameter]:
-    """name -> parameter for all that require grad and pass the predicate. Raises ValueError where none does."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    chosen = {name: p for name, p in trainable.items() if parameters is None or parameters(name)}
-    if not chosen:
-        names = f" ({', '.join(list(trainable)[:5])}{', ...' if len(trainable) > 5 else ''})" if trainable else ": none requires grad"
-        raise ValueError(f"no parameter selected out of {len(trainable)} trainable ones{names}")
-    return chosen
+from gsnr.results import ComparisonResult, Result
+from gsnr.selection import Groups, Parameters, check_kinds, label, select
 
 
 def _plan(
@@ -101,11 +26,12 @@ def _plan(
     losses: tuple[Loss, ...],
     batches: Iterable[Batch],
     engine: str,
-    parameters: Callable[[str], bool] | None,
-    groups: Callable[[str], str | tuple[str, ...]] | None,
+    parameters: Parameters | None,
+    groups: Groups | None,
     draws: int,
     chunk: int | None,
     memory_bytes: int | None,
+    device: str | torch.device | None,
 ) -> Plan:
     """Checks the arguments and puts them together, for the first engine to try."""
     if engine != "auto":
@@ -113,10 +39,12 @@ def _plan(
     for value, name, least in ((draws, "draws", 1), (chunk, "chunk", 1), (memory_bytes, "memory_bytes", 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    functions: list[tuple[Any, str]] = [(parameters, "parameters"), (groups, "groups"), *((loss, "loss") for loss in losses)]
-    for function, name in functions:
-        if function is not None and not callable(function):
-            raise ValueError(f"{name} must be a function, not {type(function).__name__}")
+    check_kinds(parameters, groups)
+    for loss in losses:
+        if not callable(loss):
+            raise ValueError(f"loss must be a function, not {type(loss).__name__}")
+    if isinstance(batches, Mapping | torch.Tensor):
+        raise ValueError(f"batches must be an iterable of batches, and this is one {type(batches).__name__}: pass [batch]")
     if not isinstance(model, nn.Module) or not isinstance(batches, Iterable):
         raise ValueError(f"measure(model, loss, batches): got {type(model).__name__}, {type(losses[0]).__name__}, {type(batches).__name__}")
     if torch.is_inference_mode_enabled():
@@ -133,6 +61,7 @@ def _plan(
         draws=draws,
         samples=chunk,
         memory_bytes=default_memory(selected) if memory_bytes is None else memory_bytes,
+        to=device_named(device),
     )
 
 
@@ -199,40 +128,47 @@ def measure(
     loss: Loss,
     batches: Iterable[Batch],
     engine: str = "auto",
-    parameters: Callable[[str], bool] | None = None,
-    groups: Callable[[str], str | tuple[str, ...]] | None = None,
+    parameters: Parameters | None = None,
+    groups: Groups | None = None,
     *,
     interval: bool = True,
     draws: int = 1,
     chunk: int | None = None,
     memory_bytes: int | None = None,
+    device: str | torch.device | None = None,
     distributed: bool = True,
 ) -> Result:
     """Measures the gradient signal-to-noise ratio of a per-sample loss over independent samples.
 
     model       any module; its mode (train or eval), gradients and random state are left as they are.
     loss        loss(model, batch) -> (B,) one value per sample, any scale, no coupling across samples; must accept B = 1.
-    batches     iterable of dict[str, Tensor], every tensor with leading dimension B. Gone through twice where what the interval
-                needs does not fit `memory_bytes` (what does not fit is computed again), so its order must not change (an iterator is
-                turned into a list first).
+    batches     iterable of batches: a dict, tuple, list or any pytree of tensors, every tensor with leading dimension B; what is no
+                tensor is passed on as it is. Gone through twice where what the interval needs does not fit `memory_bytes` (what
+                does not fit is computed again), so the order must stay. A shuffling DataLoader is safe: both passes start from the
+                same random state, torch's and that of the generators of loader and sampler, which are put back at the end. Other
+                sources of randomness (numpy's, a file that changes) are refused if they change the order. An iterator is turned
+                into a list first.
     engine      "auto" | "loop" | "vmap" | "ghost"; "auto" is "ghost" where that covers every selected parameter, otherwise "vmap",
                 otherwise "loop", with a warning that says why. Single samples are checked against one plain backward while
-                measuring (two of the first chunk, one of chunks 2, 4, 8, ...), unless the loss draws random numbers.
-    parameters  predicate on names; default: all that require grad.
-    groups      parameter name -> label or labels; "all" is always there.
+                measuring: one of each of the chunks 0, 1, 7, 31, 127, ... ("loop": of chunk 0 only), and a second one where
+                there is one chunk only; unless the loss draws random numbers.
+    parameters  which parameters: a function of the name, a name or glob ("blocks.*.attn.*"; * also matches dots), or a list of
+                these. Default: all that require grad.
+    groups      parameter name -> label or labels, or a mapping label -> glob or list of globs; "all" is always there.
     interval    also compute r_i = g_i . S, which the jackknife interval needs, and tr(Cov^2), which the detection limit needs.
     draws       rows of a batch that belong to one sample and follow one another (draws of t and noise for one image): g_i is
                 their mean gradient, n counts samples, and the noise is split into a part between and a part within samples.
     chunk       samples whose gradients are taken at once; default: from `memory_bytes`, whole batches for "ghost".
     memory_bytes    what per-sample gradients may take; default an eighth of a CPU's memory, a quarter of the free memory of a GPU.
+    device      where batches are moved before they are used (the model stays); default: nowhere.
     distributed     where torch.distributed is initialised, every rank brings batches of its own and all get the result of all
                 (counts may differ); False measures this rank alone.
 
     Raises ValueError for an unknown engine, coupled samples (batch norm in train mode, contrastive losses), an empty selection,
-    n < 2, a loss of another shape, gradients that are not finite, or batches that come in another order the second time.
+    a glob that matches nothing, n < 2, a loss of another shape, gradients that are not finite, or batches that come in another order the second time.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
-    plan = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes), distributed)
+    plan = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes, device), distributed)
     (moments,), _, (look,), used = _run(plan, engine, interval, distributed)
     return _result(moments, look, used)
 
@@ -243,12 +179,13 @@ def compare(
     loss_b: Loss,
     batches: Iterable[Batch],
     engine: str = "auto",
-    parameters: Callable[[str], bool] | None = None,
-    groups: Callable[[str], str | tuple[str, ...]] | None = None,
+    parameters: Parameters | None = None,
+    groups: Groups | None = None,
     *,
     draws: int = 1,
     chunk: int | None = None,
     memory_bytes: int | None = None,
+    device: str | torch.device | None = None,
     distributed: bool = True,
 ) -> ComparisonResult:
     """Measures two losses on identical samples: each one's G-SNR, the cosine of their mean gradients, and their paired difference.
@@ -257,7 +194,7 @@ def compare(
     a flag `resolved`; `.constructive` is the part of loss a's G-SNR that also descends loss b. See `gsnr.comparison`.
     """
     losses = (loss_a, loss_b)
-    plan = ranks.together(lambda: _plan(model, losses, batches, engine, parameters, groups, draws, chunk, memory_bytes), distributed)
+    plan = ranks.together(lambda: _plan(model, losses, batches, engine, parameters, groups, draws, chunk, memory_bytes, device), distributed)
     moments, x, looks, used = _run(plan, engine, True, distributed)
     a, b = (_result(m, look, used) for m, look in zip(moments, looks, strict=True))
     assert looks[0] is not None and looks[1] is not None

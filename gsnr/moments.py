@@ -7,15 +7,13 @@ different samples yield products without a sample meeting itself. Scalars are fl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gsnr.estimates import Array, Estimate, trace_cov_sq
@@ -29,17 +27,6 @@ FORMAT = "gsnr sums 1"
 PIECE = 1 << 16  # elements of a sum that are taken to float64 at once
 
 
-def label(selected: list[str], groups: Callable[[str], str | tuple[str, ...]] | None) -> Labels:
-    """name -> labels, "all" always first."""
-    labels: Labels = {}
-    for name in selected:
-        own = () if groups is None else groups(name)
-        if not isinstance(own, str) and not (isinstance(own, tuple) and all(isinstance(x, str) for x in own)):
-            raise ValueError(f"groups({name!r}) must return a label or a tuple of labels, not {own!r}")
-        labels[name] = tuple(dict.fromkeys((ALL, *([own] if isinstance(own, str) else own))))
-    return labels
-
-
 def by_group(values: dict[str, Tensor], labels: Labels) -> dict[str, Array]:
     """Adds per-parameter values up over each group's parameters; group -> numpy float64. "all" comes first."""
     totals: dict[str, Tensor] = {}
@@ -49,7 +36,7 @@ def by_group(values: dict[str, Tensor], labels: Labels) -> dict[str, Array]:
     return {group: value.cpu().numpy().astype(np.float64) for group, value in totals.items()}
 
 
-@dataclass
+@dataclass(repr=False)
 class Moments:
     """Of one loss. q, draw_q: group -> (n,) ||g_i||^2, and sum over draws of ||g_ik||^2 where there are several; signs, losses: (n,)."""
 
@@ -71,6 +58,10 @@ class Moments:
         )
         q, draw_q = ({group: np.empty(0) for group in groups} for _ in range(2))
         return cls(labels, plus, minus, draws, q, draw_q)
+
+    def __repr__(self) -> str:
+        draws = f", {self.draws} draws each" if self.draws > 1 else ""
+        return f"Moments({self.n} samples{draws}, {len(self.plus)} parameters, {len(self.q)} groups)"
 
     @property
     def n(self) -> int:
@@ -136,6 +127,8 @@ class Moments:
 
     def save(self, path: Path, extra: dict[str, str]) -> None:
         """One safetensors file, written aside and renamed."""
+        from safetensors.torch import save_file
+
         tensors = {f"{half}/{name}": s.contiguous().cpu() for half in ("plus", "minus") for name, s in getattr(self, half).items()}
         tensors |= {f"{kind}/{group}": torch.from_numpy(v) for kind in ("q", "draw_q") for group, v in getattr(self, kind).items()}
         tensors |= {"signs": torch.from_numpy(self.signs), "losses": torch.from_numpy(self.losses)}
@@ -147,6 +140,8 @@ class Moments:
     @classmethod
     def load(cls, path: Path) -> tuple[Moments, dict[str, str]]:
         """What `save` wrote, and its metadata. Raises ValueError, naming the file, for a missing, damaged or foreign one."""
+        from safetensors import SafetensorError, safe_open
+
         if not path.is_file():
             raise ValueError(f"{path}: no such file of saved sums")
         try:

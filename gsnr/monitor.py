@@ -13,14 +13,18 @@ Random state, gradients, hooks, modes and weights are those of a run without it,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
-from gsnr.engines import Batch, Loss
-from gsnr.measurement import Result, measure
+from gsnr.batches import Batch
+from gsnr.engines import Loss
+from gsnr.measurement import measure
+from gsnr.results import Result
+from gsnr.selection import Groups, Parameters
 
 
 @contextmanager
@@ -53,12 +57,13 @@ class Monitor:
         *,
         every: int,
         engine: str = "auto",
-        parameters: Callable[[str], bool] | None = None,
-        groups: Callable[[str], str | tuple[str, ...]] | None = None,
+        parameters: Parameters | None = None,
+        groups: Groups | None = None,
         interval: bool = True,
         draws: int = 1,
         chunk: int | None = None,
         memory_bytes: int | None = None,
+        device: str | torch.device | None = None,
         distributed: bool = True,
         eval_mode: bool = True,
     ) -> None:
@@ -70,7 +75,7 @@ class Monitor:
         self.batches = list(batches) if isinstance(batches, Iterator) else batches
         self.eval_mode = eval_mode
         self.options: dict[str, Any] = {"engine": engine, "parameters": parameters, "groups": groups, "interval": interval, "draws": draws}
-        self.options |= {"chunk": chunk, "memory_bytes": memory_bytes, "distributed": distributed}
+        self.options |= {"chunk": chunk, "memory_bytes": memory_bytes, "device": device, "distributed": distributed}
         self.measurements = 0
         self.seconds = 0.0
         self._started: float | None = None

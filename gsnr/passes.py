@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsnr.batches import Batch, batch_size, moved, rows
 from gsnr.coupling import losses_of, spot_check
-from gsnr.engines import Batch, Engine, Loss, Visit, batch_size, chunk_within, ghost, loop, rows
+from gsnr.engines import Engine, Loss, Visit, chunk_within, ghost, loop
 from gsnr.estimates import Array
 from gsnr.gradients import PerSample, inner
 from gsnr.moments import ALL, Labels, Moments, by_group
+from gsnr.surroundings import RandomState, drawn_apart, exact, random_state, random_state_kept, set_random_state, undisturbed
 
 COV_SAMPLES = 64  # samples (per rank) whose products with D are taken, for tr(Cov^2): a quarter of the cost of r_i at n = 256
-CHANGED = "the batches came in another order, or with other random numbers, the second time; pass a list (no shuffling loader)"
+CHANGED = "the batches came in another order, or with other random numbers, the second time; pass a list"
 Gradients = dict[str, PerSample]
-RandomState = tuple[Tensor, Tensor | None]  # of the CPU and of the GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,7 @@ class Plan:
     draws: int
     samples: int | None
     memory_bytes: int
+    to: torch.device | None = None  # where batches are moved
 
     @property
     def device(self) -> torch.device:
@@ -56,13 +56,13 @@ class Plan:
 
     def chunks(self) -> Iterator[Batch]:
         """Batches, cut to size. Raises ValueError for a batch that is no multiple of `draws`."""
-        for batch in self.batches:
+        for batch in drawn_apart(self.batches, self.device):
             b = batch_size(batch)
             if b % self.draws:
                 raise ValueError(
                     f"a batch of {b} rows is no multiple of draws = {self.draws}; the draws of a sample must follow one another in one batch"
                 )
-            size = self.chunk_rows or b
+            size, batch = self.chunk_rows or b, moved(batch, self.to)
             yield from (rows(batch, i, min(i + size, b)) for i in range(0, b, size))
 
 
@@ -83,72 +83,6 @@ class Products:
     r: dict[str, Array]
     other: dict[str, Array]
     e: dict[str, Array]
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """No TF32, by whichever of PyTorch's two interfaces the caller uses: they refuse to be mixed."""
-    try:
-        matmul = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-        before = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            for backend, precision in zip(backends, before, strict=True):
-                backend.fp32_precision = precision
-        return
-    cudnn = torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = cudnn
-
-
-@contextmanager
-def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; random state and buffers are put back."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        with _full_float32(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
-
-
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """Around statistics: no gradient, and no autocast, even where the caller measures inside it."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
-
-
-def _random_state(device: torch.device) -> RandomState:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_random_state(state: RandomState, device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
-
-
-@contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
-    state = _random_state(device)
-    try:
-        yield
-    finally:
-        _set_random_state(state, device)
 
 
 def _check_finite(q_C: Array, first: int) -> None:
@@ -214,7 +148,7 @@ def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tenso
     if number and ((number + 1) & number or (number + 1).bit_length() % 2 or plan.engine is loop.per_sample):
         return
     n = len(losses) // plan.draws
-    with _random_state_kept(plan.device):
+    with random_state_kept(plan.device):
         if not by_ghost and not number:  # the other engines never saw the samples together
             losses = losses_of(plan.model, loss, chunk).detach()
         i = n // 2 if number == 1 else n - 1 - number % n
@@ -230,12 +164,12 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
     budget = _Budget(plan.memory_bytes if keep else 0)
     chunks: list[list[Gradients] | RandomState] = []
     latest: dict[Loss, tuple[Batch, Tensor, dict[str, Tensor]]] = {}
-    with undisturbed(plan.model, plan.device):
+    with undisturbed(plan.model, plan.device, plan.batches):
         for chunk in plan.chunks():
             n = batch_size(chunk) // plan.draws
             signs = moments[0].next_signs(n)
             held: list[Gradients] = []
-            state = _random_state(plan.device)
+            state = random_state(plan.device)
             for loss, mine in zip(plan.losses, moments, strict=True):
                 visit = _Accumulate(plan, mine, int(signs[0] < 0), held[0] if held else None, budget)
                 losses = plan.engine(plan.model, loss, chunk, plan.selected, visit)
@@ -286,13 +220,13 @@ def second_look(plan: Plan, first: FirstPass) -> tuple[Products, ...]:
     parts: list[list[Products]] = [[] for _ in totals]
     done = 0
     all_kept = all(isinstance(chunk, list) for chunk in first.chunks)
-    with undisturbed(plan.model, plan.device):
+    with undisturbed(plan.model, plan.device, plan.batches):
         batches = itertools.repeat(None, len(first.chunks)) if all_kept else plan.chunks()
         for chunk, batch in itertools.zip_longest(first.chunks, batches):
             if chunk is None or (batch is None and not all_kept):
                 raise ValueError(CHANGED)
             if not isinstance(chunk, list):
-                _set_random_state(chunk, plan.device)
+                set_random_state(chunk, plan.device)
             n = 0
             for k, mine in enumerate(first.moments):
                 visit = _Multiply(plan, mine, totals[k], totals[1 - k] if len(totals) > 1 else None, done < COV_SAMPLES)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gsnr.estimates import ratio
-from gsnr.measurement import Result
 from gsnr.moments import by_group
+from gsnr.results import Result
 
 
 @dataclass(frozen=True, kw_only=True)

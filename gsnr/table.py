@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gsnr.estimates import Estimate
 from gsnr.files import replacing
+from gsnr.intervals import NORMAL_95
 
 SCHEMA_VERSION = 1
 RUN_COLUMNS = {
@@ -118,7 +117,7 @@ def estimate_again(cell: Mapping[str, Any], samples: pd.DataFrame) -> Estimate:
     n = int(cell["n"])
     if len(rows) != n:
         raise ValueError(f"{len(rows)} samples for a cell of n = {n}")
-    cov_sq = (cell["detection_limit"] * cell["noise"] / 1.96) ** 2 * n * (n - 1) / 2
+    cov_sq = (cell["detection_limit"] * cell["noise"] / NORMAL_95) ** 2 * n * (n - 1) / 2
     r_n = rows["r"].to_numpy(np.float64)
     return Estimate(group=cell["group"], q_n=rows["q"].to_numpy(np.float64), r_n=r_n, sum_sq=float(r_n.sum()), cov_sq=float(cov_sq))
 
@@ -142,6 +141,9 @@ def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[st
     """Writes rows as one parquet file, aside and renamed. Raises ValueError for a row whose columns are not the kind's."""
     columns = KINDS[kind]
     check_rows(kind, rows, path.name)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     frame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance}
@@ -154,6 +156,9 @@ def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[st
 def _header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such table")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
@@ -175,6 +180,8 @@ def _header(path: Path) -> dict[str, Any]:
 def read(path: Path, probe: str | None = None) -> pd.DataFrame:
     """The rows of a table. Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, or one that
     another probe than `probe` wrote."""
+    import pyarrow as pa
+
     kind = _header(path)["kind"]
     try:
         frame = pd.read_parquet(path)

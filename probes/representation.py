@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from gsnr.intervals import NORMAL_95
 from gsnr.probes.common.options import BinOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, bin_columns
@@ -115,7 +116,7 @@ def _accuracy(train_ND: Array, train_N: NDArray, held_ND: Array, held_N: NDArray
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927)."""
-    z = 1.96
+    z = NORMAL_95
     middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
@@ -124,7 +125,7 @@ def _jackknife(a_ND: Array, b_NE: Array, value: float) -> tuple[float, float]:
     """95 % interval from leaving out one of 16 parts of the images at a time."""
     folds = np.array_split(np.arange(len(a_ND)), min(16, len(a_ND) - NEIGHBOURS - 3))
     left_out = np.array([cknna(np.delete(a_ND, fold, 0), np.delete(b_NE, fold, 0)) for fold in folds])
-    half = 1.96 * float(np.sqrt((len(folds) - 1) * np.var(left_out)))
+    half = NORMAL_95 * float(np.sqrt((len(folds) - 1) * np.var(left_out)))
     return value - half, value + half
 
 

@@ -38,11 +38,11 @@ from tqdm import tqdm
 
 import gsnr
 from gsnr import commands
+from gsnr.batches import batch_size
 from gsnr.benchmarks import peers
 from gsnr.benchmarks.methods import METHODS, OURS, STEP, Method, errors, memory_of, prepare, reference, seconds
 from gsnr.benchmarks.subjects import ON_A_GPU, SUBJECTS, Subject, build
 from gsnr.commandline import Parser
-from gsnr.engines import batch_size
 from gsnr.estimates import Array
 
 TOLERANCE = 1e-3  # what a peer may be off by; ours are held to far less by the tests

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import gsnr
+from gsnr.batches import Batch
 from gsnr.benchmarks import peers
 from gsnr.benchmarks.subjects import Subject
-from gsnr.engines import Batch, Loss
+from gsnr.engines import Loss
 from gsnr.estimates import Array
 
 STEP = "step"  # the ordinary training step that all others are compared with

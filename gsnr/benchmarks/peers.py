@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsnr.engines import Batch, Loss
+from gsnr.batches import Batch
+from gsnr.engines import Loss
 
 One = Callable[[Batch], Tensor]
 

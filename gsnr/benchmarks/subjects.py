@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsnr.engines import Batch, Loss
+from gsnr.batches import Batch
+from gsnr.engines import Loss
 
 BATCH = 16
 PATCH = 16  # 2 x 2 of 4 latent channels

@@ -9,15 +9,15 @@ the loss does not touch it), as soon as they are known, and returns the C detach
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
+from gsnr.batches import Batch
 from gsnr.gradients import PerSample
 
-Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Visit = Callable[[str, PerSample], None]
 Engine = Callable[[nn.Module, Loss, Batch, dict[str, nn.Parameter], Visit], Tensor]
@@ -49,31 +49,6 @@ def chunk_within(memory_bytes: int, selected: dict[str, nn.Parameter], limit: in
     """How many samples' gradients to hold whole at once: a quarter of the budget, between 1 and `limit` (beyond it speed no longer gains)."""
     per_sample = sum(p.numel() * p.element_size() for p in selected.values())
     return max(1, min(limit, memory_bytes // (4 * per_sample)))
-
-
-def batch_size(batch: Batch) -> int:
-    """The common leading dimension B. Raises ValueError for anything but a dict of tensors, or naming the key that differs."""
-    if not isinstance(batch, Mapping):
-        raise ValueError(f"batches must be an iterable of dicts of tensors; one of them is {type(batch).__name__}")
-    for key, value in batch.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"batch key {key!r} holds {type(value).__name__}, not a tensor")
-    sizes = {key: value.shape[0] for key, value in batch.items() if value.ndim}
-    scalars = [key for key, value in batch.items() if not value.ndim]
-    if scalars or not sizes:
-        raise ValueError(f"batch key {scalars[0]!r} has no leading sample dimension" if scalars else "a batch without tensors")
-    first = next(iter(sizes.values()))
-    for key, size in sizes.items():
-        if size != first:
-            raise ValueError(f"batch key {key!r} holds {size} samples, others {first}: every tensor needs the same leading dimension")
-    if not first:
-        raise ValueError("a batch without samples")
-    return first
-
-
-def rows(batch: Batch, start: int, stop: int) -> Batch:
-    """Samples start..stop of a batch."""
-    return {key: x[start:stop] for key, x in batch.items()}
 
 
 def check_losses(losses: Tensor, b: int) -> Tensor:

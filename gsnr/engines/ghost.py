@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gsnr.engines import Batch, Loss, NotCovered, Visit, batch_size, check_losses
+from gsnr.batches import Batch, batch_size, each
+from gsnr.engines import Loss, NotCovered, Visit, check_losses
 from gsnr.engines.rules import RULES, Rule
 from gsnr.gradients import PerSample, Sum, Zero
 
@@ -191,6 +192,6 @@ def verify(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Pa
 
         capture = _Capture(selected, 2, is_zero)
         with _on(capture):
-            losses = check_losses(loss(model, {key: x[[0, b - 1]] for key, x in batch.items()}), 2)
+            losses = check_losses(loss(model, each(batch, lambda x: x[[0, b - 1]])), 2)
             _backward(capture, losses[own])
         capture.finish(selected)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gsnr.engines import Batch, Loss, Visit, batch_size, check_losses, rows
+from gsnr.batches import Batch, batch_size, rows
+from gsnr.engines import Loss, Visit, check_losses
 from gsnr.gradients import Dense
 
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gsnr.engines import Batch, Loss, NotCovered, Visit, check_losses
+from gsnr.batches import Batch, take_apart
+from gsnr.engines import Loss, NotCovered, Visit, check_losses
 from gsnr.gradients import Dense
 
 
@@ -28,14 +29,16 @@ def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, n
     wrapped = _LossOf(model, loss)
     parameters = {f"model.{name}": p.detach() for name, p in selected.items()}
 
-    def one(parameters: dict[str, Tensor], sample: Batch) -> Tensor:
-        row = {key: x.unsqueeze(0) for key, x in sample.items()}
+    tensors, together = take_apart(batch)
+
+    def one(parameters: dict[str, Tensor], sample: list[Tensor]) -> Tensor:
+        row = together([x.unsqueeze(0) for x in sample])
         return check_losses(functional_call(wrapped, parameters, (row,)), 1).sum()
 
     every = vmap(grad_and_value(one), in_dims=(None, 0))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         try:
-            gradients, losses = every(parameters, batch)
+            gradients, losses = every(parameters, tensors)
         except RuntimeError as error:
             if "randomness" in str(error):
                 raise NotCovered("the loss draws random numbers inside (dropout, noise): use eval mode, or pass them in the batch") from error

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gsnr.intervals import NORMAL_95
+
 Array = NDArray[np.float64]
 
 
@@ -55,7 +57,7 @@ class Easiness:
             each["constant_share"] = (constant[0] / cosine_N.mean(), constant[1] / left_out(cosine_N))
         found = {}
         for name, (value, others) in each.items():
-            half = 1.96 * float(np.sqrt((n - 1) * np.var(others)))
+            half = NORMAL_95 * float(np.sqrt((n - 1) * np.var(others)))
             found[name] = (float(value), float(value) - half, float(value) + half)
         return found
 

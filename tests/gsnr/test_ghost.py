@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gsnr
-from gsnr import gradients
+from gsnr.gradients import base, patches
 from tests.gsnr.problems import naive_gradients
 
 GRID = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -58,10 +58,10 @@ def agrees(model: nn.Module, x: Tensor, loss=squares, chunk: int | None = None) 
 def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way a norm can be taken, whatever its cost would be."""
     if request.param == "formed":
-        monkeypatch.setattr(gradients, "ELEMENT_COST", -1)
-        monkeypatch.setattr(gradients.Patches, "_cheapest", lambda self: "form")
+        monkeypatch.setattr(base, "ELEMENT_COST", -1)
+        monkeypatch.setattr(patches.Patches, "_cheapest", lambda self: "form")
     if request.param == "Gram":
-        monkeypatch.setattr(gradients, "ELEMENT_COST", 1 << 40)
+        monkeypatch.setattr(base, "ELEMENT_COST", 1 << 40)
 
 
 FIXTURE = settings(GRID, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -115,8 +115,8 @@ def test_convolution(every_way: None, kernel, stride, padding, dilation, groups,
 @pytest.mark.parametrize("way", ["form", "convolve", "unfold", "pixels"])
 @pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), [(1, 1, 1, 1), (2, 1, 1, 2), (2, 2, 2, 1), (3, 0, 1, 4)])
 def test_every_way_of_a_convolution(monkeypatch: pytest.MonkeyPatch, way: str, stride: int, padding: int, dilation: int, groups: int) -> None:
-    monkeypatch.setattr(gradients.Patches, "_cheapest", lambda self: "form" if way == "convolve" else way)
-    monkeypatch.setattr(gradients, "CONVOLVED_PIXELS", 0 if way == "convolve" else 1 << 30)
+    monkeypatch.setattr(patches.Patches, "_cheapest", lambda self: "form" if way == "convolve" else way)
+    monkeypatch.setattr(patches, "CONVOLVED_PIXELS", 0 if way == "convolve" else 1 << 30)
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 8, 3, stride, padding, dilation, groups)
     agrees(nn.Sequential(conv, nn.SiLU(), nn.Flatten(2)), torch.randn(3, 4, 9, 8))

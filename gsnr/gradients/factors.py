@@ -1,0 +1,138 @@
+"""Gradients as factors: linear layers (`Outer`) and embeddings (`Rows`), whose products are formed only where that is cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gsnr.gradients.base import PerSample, add_formed, dot, element_cost, halves, slices, wide
+
+
+class Factored(PerSample):
+    """Forms whose gradients are linear in b_C*, the gradients of a layer's output."""
+
+    b: Tensor
+
+    @property
+    def samples(self) -> int:  # type: ignore[override]
+        return len(self.b)
+
+    def vanishes(self, i: int) -> bool:
+        return not bool(self.b[i].any())
+
+
+@dataclass(frozen=True)
+class Outer(Factored):
+    """a_CGTd, b_CGTp; the parameter's shape is (G p, ...) with d elements behind."""
+
+    a: Tensor
+    b: Tensor
+    shape: torch.Size
+
+    def _materialise(self) -> bool:
+        """True where forming the gradients costs less than Gram matrices over tokens."""
+        (_, _, t, d), p = self.a.shape, self.b.shape[-1]
+        return element_cost(self.a) * d * p < t * t * (d + p)
+
+    def _formed(self) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first, gradients (k, G, p, d)), a few samples at a time; each is to be used up before the next is asked for."""
+        if self.a.is_cuda or self.a.shape[1] > 1:
+            for i, j in slices(self.a, self.shape):
+                yield i, wide(self.b[i:j]).transpose(-1, -2) @ wide(self.a[i:j])
+            return
+        out = None
+        for i in range(self.samples):  # one large product into the same memory, which stays in cache
+            out = torch.mm(wide(self.b[i, 0]).T, wide(self.a[i, 0]), out=out)
+            yield i, out[None, None]
+
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+        if not self._materialise():
+            for total, part in halves(plus, minus, start):
+                a, b = (wide(x[part].transpose(0, 1).flatten(1, 2)) for x in (self.a, self.b))  # (G, C T, .)
+                if a.shape[0] == 1:
+                    total.view(b.shape[-1], -1).addmm_(b[0].T, a[0])
+                else:
+                    total.view(a.shape[0], b.shape[-1], -1).baddbmm_(b.transpose(1, 2), a)
+            return self.gram(self)
+        return add_formed(self._formed(), plus, minus, start)
+
+    def gram(self, other: Outer) -> Tensor:
+        """<sum_t b_t a_t^T, sum_s b'_s a'_s^T> = sum_ts (a_t . a'_s) (b_t . b'_s), per sample and summed over groups."""
+        gram_a = wide(self.a) @ wide(other.a).transpose(-1, -2)
+        gram_b = wide(self.b) @ wide(other.b).transpose(-1, -2)
+        return dot(gram_a, gram_b)
+
+    def square_norms(self) -> Tensor:
+        if not self._materialise():
+            return self.gram(self)
+        return torch.cat([dot(g, g) for _, g in self._formed()])
+
+    def inner(self, other: Outer) -> Tensor:
+        """(C,) float64: products with another's gradients, sample by sample."""
+        if self._materialise() and other._materialise():
+            return torch.cat([dot(g, h) for (_, g), (_, h) in zip(self._formed(), other._formed(), strict=True)])
+        return self.gram(other)
+
+    def dots(self, direction: Tensor) -> Tensor:
+        groups, p = self.b.shape[1], self.b.shape[-1]
+        matrix = direction.reshape(groups, p, -1)
+        narrow, wide_side = (self.b, self.a) if p < self.a.shape[-1] else (self.a, self.b)
+        matrix = matrix.transpose(1, 2) if narrow is self.b else matrix
+        # the wider factor times the matrix, then the narrower one; without groups as one large product
+        turned = wide(wide_side) @ (matrix if groups > 1 else matrix[0])
+        return dot(turned, wide(narrow))
+
+    def dense(self) -> Tensor:
+        return (wide(self.b).transpose(-1, -2) @ wide(self.a)).reshape(-1, *self.shape)
+
+    def pooled(self, draws: int) -> PerSample:
+        a, b = (x.unflatten(0, (-1, draws)).transpose(1, 2).flatten(2, 3) for x in (self.a, self.b))
+        return Outer(a, b / draws, self.shape)
+
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes
+
+
+@dataclass(frozen=True)
+class Rows(Factored):
+    """index_CT int64, b_CTp; the parameter's shape is (number of rows, p)."""
+
+    index: Tensor
+    b: Tensor
+    shape: torch.Size
+
+    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+        for total, part in halves(plus, minus, start):
+            total.index_add_(0, self.index[part].flatten(), self.b[part].flatten(0, 1).to(total.dtype))
+        return self.square_norms()
+
+    def square_norms(self) -> Tensor:
+        return self.inner(self)
+
+    def inner(self, other: Rows) -> Tensor:
+        """(C,) float64: tokens meet where they read the same row."""
+        same = self.index[:, :, None] == other.index[:, None, :]
+        return ((wide(self.b) @ wide(other.b).transpose(1, 2)) * same).sum((1, 2), dtype=torch.float64)
+
+    def inner_outer(self, other: Outer) -> Tensor:
+        """(C,) float64: products with the gradients of a linear layer that shares the table as its weight (tied output layer)."""
+        a, b = wide(other.a[:, 0]), wide(other.b[:, 0])
+        at_row = b.gather(2, self.index[:, None, :].expand(-1, b.shape[1], -1))
+        return (at_row * (a @ wide(self.b).transpose(1, 2))).sum((1, 2), dtype=torch.float64)
+
+    def dots(self, direction: Tensor) -> Tensor:
+        return dot(direction[self.index], wide(self.b))
+
+    def dense(self) -> Tensor:
+        made = wide(self.b).new_zeros(self.samples, *self.shape)
+        return made.scatter_add_(1, self.index[:, :, None].expand(-1, -1, self.shape[1]), wide(self.b))
+
+    def pooled(self, draws: int) -> PerSample:
+        index, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.index, self.b))
+        return Rows(index, b / draws, self.shape)
+
+    def nbytes(self) -> int:
+        return self.index.nbytes + self.b.nbytes

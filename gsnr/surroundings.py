@@ -1,0 +1,113 @@
+"""What a measurement must leave as it was: the random state, buffers, precision; and that of the loader it reads.
+
+A pass over the batches begins with the same random state each time, so a shuffling loader yields the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gsnr.batches import Batch
+
+RandomState = tuple[Tensor, Tensor | None]  # of the CPU and of the GPU
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """No TF32, by whichever of PyTorch's two interfaces the caller uses: they refuse to be mixed."""
+    try:
+        matmul = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+        before = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision
+        return
+    cudnn = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def _generators(batches: Any) -> list[torch.Generator]:
+    """Those that a loader draws the order of its batches from."""
+    if not isinstance(batches, DataLoader):
+        return []
+    owners = [batches, batches.sampler, batches.batch_sampler, getattr(batches.batch_sampler, "sampler", None)]
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(x): x for x in found if isinstance(x, torch.Generator)}.values())
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device, batches: Any = None) -> Iterator[None]:
+    """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; random state (that of a loader's generators too) and
+    buffers are put back, so every pass begins with the same."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    generators = [(generator, generator.get_state()) for generator in _generators(batches)]
+    try:
+        with _full_float32(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for generator, state in generators:
+            generator.set_state(state)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Around statistics: no gradient, and no autocast, even where the caller measures inside it."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def random_state(device: torch.device) -> RandomState:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_random_state(state: RandomState, device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    state = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(state, device)
+
+
+def drawn_apart(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches, with random numbers (a loader's order, its data's augmentations) that do not depend on what is drawn between them."""
+    with random_state_kept(device):
+        iterator = iter(batches)
+        theirs = random_state(device)
+    while True:
+        with random_state_kept(device):
+            set_random_state(theirs, device)
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            theirs = random_state(device)
+        yield batch
