@@ -24,6 +24,7 @@ from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import NOWHERE, Options, Subject, bin_columns
 from gsnr.table import NAN
 from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.priors.layers import CACHED
 from gsnr.train.runs.folder import ROUTER_GRID
 
 SUMMARY = "how much of each layer, and of the target over t, a constant vector explains; the router's weights beside it"
@@ -92,11 +93,10 @@ def _router(subject: Subject, shared: dict[str, Any]) -> list[dict[str, Any]]:
     weights = own[2].cpu().router_weights(t_K) if own else {}
     if not weights or own is None or own[1].get("split"):
         return []
-    groups = {"mid": "G3", "deep": "G4"}
     nowhere = NOWHERE | {"bin": -1, "low": NAN, "high": NAN}
     rows = []
     for i, part in enumerate(name for name in weights if name != "beta"):
-        group = groups.get(part, part)
+        group = CACHED.get(part, part)
         mean_L = (weights[part] * weights["beta"][:, i : i + 1]).mean(0).tolist()
         for name, value in zip(subject.header.layers[group], mean_L, strict=True):
             rows.append(shared | nowhere | {"target": group, "group": name, "metric": "router_weight", "value": value})

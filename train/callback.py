@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import gsnr
+from gsnr.train import parameter_groups
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import TrainConfig
 from gsnr.train.data.batches import Batch
@@ -28,11 +29,11 @@ LOG = "gsnr.jsonl"
 
 
 def group_of(name: str) -> tuple[str, ...]:
-    """Groups of a parameter of an Objective: "backbone", and its blocks; "projector", "router", "alignment" for what is neither."""
+    """Groups of a parameter of an Objective: those of the SiT; "projector", "router", and "alignment" for what is neither."""
     part, _, rest = name.partition(".")
     if part == "alignment":
         return (next((name for name in rest.split(".") if name in ("projector", "router")), "alignment"),)
-    return ("backbone", f"block {int(rest.split('.')[1]) + 1}") if rest.startswith("blocks.") else ("backbone",)
+    return parameter_groups.groups_of(rest)
 
 
 def check_images(config: TrainConfig, heldout: Split) -> None:

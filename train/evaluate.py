@@ -59,7 +59,7 @@ def evaluate(
                 rows = slice(first, first + len(v))
                 first += len(v)
                 for name, guess in (("model", model(x_t, batch["t"], batch["label"])), ("constant", constant)):
-                    per_image[name][rows] += (guess - v).square().flatten(1).mean(1).cpu().numpy() / TIMES
+                    per_image[name][rows] += interpolant.velocity_loss(guess, v).cpu().numpy() / TIMES
     loss, reference = per_image["model"], per_image["constant"]
     result = {
         "checkpoint": str(loaded.folder),

@@ -17,7 +17,7 @@ from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import ModelConfig, alignment_config
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Header
-from gsnr.train.interpolant import interpolate, velocity
+from gsnr.train.interpolant import interpolate, velocity, velocity_loss
 from gsnr.train.models.sit import SiT
 
 
@@ -34,8 +34,7 @@ class Objective(nn.Module):
         x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
         predicted, hidden = self.model.forward_with_taps(x_t, batch["t"], batch["label"], batch["label_drop"], taps=taps)
         assert predicted is not None
-        error = predicted.float() - velocity(batch["latent"], batch["noise"])
-        losses = {"velocity": error.square().flatten(1).mean(1)}
+        losses = {"velocity": velocity_loss(predicted, velocity(batch["latent"], batch["noise"]))}
         if taps:
             losses["align"] = self.alignment.loss(hidden, batch)
         return losses

@@ -24,6 +24,7 @@ from gsnr.train.data.batches import Batch, assemble
 from gsnr.train.data.heldout import REPEAT, another_image
 from gsnr.train.interpolant import interpolate
 from gsnr.train.objective import make_alignment
+from gsnr.train.priors.layers import CACHED, GROUPS
 
 FIT_BATCH, FIT_LR = 64, 1e-3  # peak rate; half a cosine to zero, so that the last steps do not jitter about the optimum
 CONSTANT_BATCHES = 8  # of FIT_BATCH train images, whose mean target is the constant control
@@ -31,7 +32,7 @@ NONE, SHUFFLED, CONSTANT = "none", "shuffled", "constant"
 CONTROLS = (SHUFFLED, CONSTANT)
 FIT, CKPT, FRESH = "fit", "ckpt", "fresh"
 PROJECTORS = (FIT, CKPT, FRESH)
-UNIFORM = {"G1": ("G1",), "G2": ("G2",), "mid": ("G3",), "deep": ("G4",), "both": ("G3", "G4"), "G1-G4": ("G1", "G2", "G3", "G4")}
+UNIFORM = {"G1": ("G1",), "G2": ("G2",), **{part: (group,) for part, group in CACHED.items()}, "both": tuple(CACHED.values()), "G1-G4": GROUPS}
 USUAL = ("own", "uniform_mid", "uniform_deep")
 Step = tuple[Batch, Batch, Tensor]  # a batch, other images with other noise at the same times, hidden states of the batch
 
@@ -95,7 +96,7 @@ def available(subject: Subject) -> dict[str, dict[str, Any]]:
     made: dict[str, dict[str, Any]] = {}
     for source, needs in UNIFORM.items():
         if groups >= set(needs):
-            made[f"uniform_{source}"] = {"name": "uniform", "source": source} | shared | (split if {"G3", "G4"} & set(needs) else {})
+            made[f"uniform_{source}"] = {"name": "uniform", "source": source} | shared | (split if set(CACHED.values()) & set(needs) else {})
     made |= {name: {"name": name} for name in ("sra", "sra2")}
     if "teacher" in groups:
         made |= {

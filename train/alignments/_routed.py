@@ -17,6 +17,7 @@ from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.priors import normalise
+from gsnr.train.priors.layers import CACHED
 from gsnr.train.priors.mixture import mid_deep, mix
 from gsnr.train.routers import BETAS, RouterConfig
 
@@ -31,7 +32,6 @@ SOURCES = {
     "G4": ("deep",),
     "G1-G4": ("G1", "G2", "mid", "deep"),
 }
-CACHED = {"mid": "G3", "deep": "G4"}  # unless a split moves layers between them
 
 
 @dataclass(frozen=True, kw_only=True)
