@@ -22,7 +22,7 @@ from gsnr.train.models.sit import SiT
 
 
 class Objective(nn.Module):
-    """model: SiT; alignment: see `train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32."""
+    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32."""
 
     def __init__(self, model: SiT, alignment: AlignmentModule) -> None:
         super().__init__()
