@@ -129,7 +129,7 @@ def out_of_range(f: Field, value: Any) -> str | None:
         ("high", "at most", lambda x, y: x <= y),
         ("below", "below", lambda x, y: x < y),
     )
-    said = [f"{words} {limits[key]:g}" for key, words, _ in rules if key in limits]
+    said = [f"{words} {limits[key]}" for key, words, _ in rules if key in limits]
     holds = all(rule(value, limits[key]) for key, _, rule in rules if key in limits)
     if holds and math.isfinite(value) and value < LARGEST:
         return None

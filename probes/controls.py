@@ -28,6 +28,7 @@ from gsnr.probes.common.targets import own_target
 from gsnr.table import NAN
 from gsnr.train.alignments import TargetAlignment
 from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.priors.layers import CACHED
 from gsnr.train.runs.folder import ROUTER_GRID
 
 SUMMARY = "how much of each layer, and of the target over t, a constant vector explains; the router's weights beside it"
@@ -102,11 +103,10 @@ def _router(subject: Subject, shared: dict[str, Any]) -> list[dict[str, Any]]:
     weights = own[1].cpu().router_weights(t_K) if own else {}
     if not weights or own is None or asdict(own[1].config).get("split"):
         return []
-    groups = {"mid": "G3", "deep": "G4"}
     nowhere = NOWHERE | {"bin": -1, "low": NAN, "high": NAN}
     rows = []
     for i, part in enumerate(name for name in weights if name != "beta"):
-        group = groups.get(part, part)
+        group = CACHED.get(part, part)
         mean_L = (weights[part] * weights["beta"][:, i : i + 1]).mean(0).tolist()
         for name, value in zip(subject.header.layers[group], mean_L, strict=True):
             rows.append(shared | nowhere | {"target": group, "group": name, "metric": "router_weight", "value": value})

@@ -22,14 +22,13 @@ from gsnr.table import NAN, estimate_columns
 from gsnr.train import parameter_groups
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.heldout import heldout_batches
-from gsnr.train.interpolant import interpolate, velocity
+from gsnr.train.interpolant import interpolate, velocity, velocity_loss
 
 SUMMARY = "G-SNR of the denoising gradient per bin of t and parameter group"
 KIND = "cells"
 SCALES = ("bins", "n_images", "draws")
 Options = GradientOptions
 NOTHING = {"cos_denoise": NAN, "cos_low": NAN, "cos_high": NAN, "gsnr_constructive": NAN}
-FINAL = "final layer"
 
 
 def cannot(subject: Subject, options: Options) -> str | None:
@@ -42,16 +41,9 @@ def plan(subject: Subject, options: Options) -> list[str]:
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """(B,): mean squared error of the velocity, as in training."""
+    """(B,): as in training."""
     x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-    guess = model(x_t, batch["t"], batch["label"]).float()
-    return (guess - velocity(batch["latent"], batch["noise"])).square().flatten(1).mean(1)
-
-
-def group_of(name: str) -> tuple[str, ...]:
-    if name.startswith("final_layer."):
-        return (parameter_groups.BACKBONE, FINAL)
-    return parameter_groups.groups_of(name, last_block=10**6)
+    return velocity_loss(model(x_t, batch["t"], batch["label"]), velocity(batch["latent"], batch["noise"]))
 
 
 def _bin(subject: Subject, options: Options, index: int) -> Rows:
@@ -65,8 +57,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
         loss,
         batches,
         engine=options.engine,
-        parameters=lambda name: bool(group_of(name)),
-        groups=group_of,
+        groups=parameter_groups.groups_of,
         draws=options.draws,
     )
     t_N = torch.cat([batch["t"] for batch in batches]).view(-1, options.draws).mean(1).tolist()

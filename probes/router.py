@@ -10,6 +10,7 @@ import torch
 from gsnr.probes.common.options import ProbeOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, bin_columns
+from gsnr.train.priors.layers import CACHED, DEEP, MID
 from gsnr.train.runs import logs as runlog
 from gsnr.train.runs.folder import ROUTER_GRID
 
@@ -34,9 +35,9 @@ def plan(subject: Subject, options: Options) -> list[str]:
 def _layer_names(subject: Subject, weights: dict[str, list[list[float]]]) -> dict[str, list[str]]:
     """group -> "number:name" of its layers; mid and deep are as many of G3 and G4 together as they have weights."""
     named = {group: list(layers) for group, layers in subject.header.layers.items()}
-    layers = [*named.get("G3", ()), *named.get("G4", ())]
-    mid = len(weights["mid"][0]) if "mid" in weights else len(layers) - len(weights.get("deep", [[]])[0])
-    return named | {"mid": layers[:mid], "deep": layers[mid:]}
+    layers = [*named.get(CACHED[MID], ()), *named.get(CACHED[DEEP], ())]
+    mid = len(weights[MID][0]) if MID in weights else len(layers) - len(weights.get(DEEP, [[]])[0])
+    return named | {MID: layers[:mid], DEEP: layers[mid:]}
 
 
 def _rows(base: dict[str, Any], times: list[float], weights: dict[str, list[list[float]]], names: dict[str, list[str]]) -> list[dict[str, Any]]:

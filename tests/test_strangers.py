@@ -156,7 +156,7 @@ def test_bad_plugins_are_refused_when_they_are_named(tmp_path: Path, monkeypatch
         plugins.find("projectors", "fails")
     (tmp_path / "repa.py").write_text((STRANGERS / "repa_l1.py").read_text())
     plugins.add(str(tmp_path / "repa.py"))
-    with pytest.raises(ValueError, match="alignment 'repa' is there already, in .*rename the file"):
+    with pytest.raises(ValueError, match=r"alignment 'repa' is there already, in .*rename the file"):
         plugins.names("alignments")
 
 

@@ -1,4 +1,4 @@
-"""`--gsnr-every K`: the gradient signal-to-noise ratio on held-out images while training, one line a step, loss and group in RUN/gsnr.jsonl.
+"""The callback of `--gsnr-every K`: the gradient signal-to-noise ratio on held-out images, one line a step, loss and group in RUN/gsnr.jsonl.
 
 The images, their times and noise are the same at every step and whatever the world size; training is the same, bit for bit, with it or without.
 """
@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 import gsnr
+from gsnr.train import parameter_groups
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import TrainConfig
 from gsnr.train.data.batches import Batch
@@ -27,25 +29,24 @@ LOG = "gsnr.jsonl"
 
 
 def group_of(name: str) -> tuple[str, ...]:
-    """Groups of a parameter of an Objective: "backbone", and its blocks; "projector", "router", "alignment" for what is neither."""
+    """Groups of a parameter of an Objective: those of the SiT; "projector", "router", and "alignment" for what is neither."""
     part, _, rest = name.partition(".")
     if part == "alignment":
         return (next((name for name in rest.split(".") if name in ("projector", "router")), "alignment"),)
-    return ("backbone", f"block {int(rest.split('.')[1]) + 1}") if rest.startswith("blocks.") else ("backbone",)
+    return parameter_groups.groups_of(rest)
 
 
-def check(config: TrainConfig, heldout: Split) -> None:
+def check_images(config: TrainConfig, heldout: Split) -> None:
     """Raises ValueError where there are not enough held-out images."""
     if config.gsnr_every and config.gsnr_images > heldout.size:
         raise ValueError(f"--gsnr-images {config.gsnr_images}: the held-out split of {heldout.header.data!r} has {heldout.size}")
 
 
 class GsnrCallback:
-    """Measures the losses of an objective every `config.gsnr_every` steps (0: never); every rank has to call it with every step."""
+    """Measures the losses of an objective after every `config.gsnr_every` steps (0: never); every rank has to call it with every step."""
 
-    def __init__(
-        self, config: TrainConfig, out: Path, objective: Objective, ema: SiT, heldout: Split, device: torch.device, rank: int, world: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, out: Path, objective: Objective, ema: SiT, heldout: Split, accelerator: Accelerator) -> None:
+        rank, world = accelerator.process_index, accelerator.num_processes
         self.path = out / LOG if rank == 0 else None
         self.monitor: gsnr.Monitor | None = None
         if not config.gsnr_every:
@@ -53,7 +54,7 @@ class GsnrCallback:
         size = min(64, -(-config.gsnr_images // world))
         batches = list(heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, objective.alignment.needs, size))[rank::world]
         losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.taps else ()))}
-        prepared = _Prepared([_ready(batch, device) for _, batch in batches], objective.alignment, ema)
+        prepared = _Prepared([_ready(batch, accelerator.device) for _, batch in batches], objective.alignment, ema)
         self.monitor = gsnr.Monitor(objective, losses, prepared, every=config.gsnr_every, groups=group_of)
 
     def __call__(self, step: int) -> None:

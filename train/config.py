@@ -6,14 +6,14 @@ An alignment's own options live in its own file (`train/alignments/NAME.py`, cla
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gsnr import plugins
-from gsnr.options import build, option
+from gsnr.options import build, check_ranges, option
 from gsnr.train.priors.features import RESAMPLINGS
 
-LARGEST_DEPTH, LARGEST = 2**10, 2**20  # of a model
+DEEPEST, LARGEST = 2**10, 2**20  # nobody means a deeper or larger model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,23 +21,23 @@ class DataConfig:
     path: str = option("", "`demo`, a cache folder made by `gsnr prepare`, or latents prepared by REPA or iREPA")
     vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's and iREPA's latents")
     resampling: str = option("adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", tuple(RESAMPLINGS))
-    heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random")
+    heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random", low=1)
     latent_stats: str = option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
-    demo_train: int = option(4096, "demo only: number of training images")
-    demo_heldout: int = option(512, "demo only: number of held-out images (at most 512)")
-    workers: int = option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number")
+    demo_train: int = option(4096, "demo only: number of training images", low=1)
+    demo_heldout: int = option(512, "demo only: number of held-out images (at most 512)", low=1)
+    workers: int = option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    input_size: int = option(32, "latent side")
-    patch_size: int = option(2, "latent cells a token, a side")
-    in_channels: int = option(4, "latent channels")
-    hidden_size: int = option(1152, "width")
-    depth: int = option(28, "number of blocks")
-    num_heads: int = option(16, "attention heads")
-    mlp_ratio: float = option(4.0, "MLP width over hidden size")
-    num_classes: int = option(1000, "classes, the null class not counted")
+    input_size: int = option(32, "latent side", low=1, high=LARGEST)
+    patch_size: int = option(2, "latent cells a token, a side", low=1, high=LARGEST)
+    in_channels: int = option(4, "latent channels", low=1, high=LARGEST)
+    hidden_size: int = option(1152, "width", low=1, high=LARGEST)
+    depth: int = option(28, "number of blocks", low=1, high=DEEPEST)
+    num_heads: int = option(16, "attention heads", low=1, high=LARGEST)
+    mlp_ratio: float = option(4.0, "MLP width over hidden size", low=1, high=LARGEST)
+    num_classes: int = option(1000, "classes, the null class not counted", low=1, high=LARGEST)
 
     @property
     def grid(self) -> int:
@@ -47,13 +47,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    lr: float = option(2e-4, "learning rate (AHPA 2e-4, REPA 1e-4)")
-    beta1: float = option(0.9, "AdamW")
-    beta2: float = option(0.999, "AdamW")
-    weight_decay: float = option(0.0, "AdamW")
-    clip: float = option(2.0, "largest global gradient norm (AHPA 2.0, REPA 1.0)")
-    warmup: int = option(0, "steps of linear warm-up; constant afterwards")
-    ema: float = option(0.9999, "decay of the exponential moving average of the weights")
+    lr: float = option(2e-4, "learning rate (AHPA 2e-4, REPA 1e-4)", low=0)
+    beta1: float = option(0.9, "AdamW", low=0, below=1)
+    beta2: float = option(0.999, "AdamW", low=0, below=1)
+    weight_decay: float = option(0.0, "AdamW", low=0)
+    clip: float = option(2.0, "largest global gradient norm (AHPA 2.0, REPA 1.0)", low=0)
+    warmup: int = option(0, "steps of linear warm-up; constant afterwards", low=0)
+    ema: float = option(0.9999, "decay of the exponential moving average of the weights", low=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +62,23 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     alignment: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
-    steps: int = option(400_000, "training steps in all")
-    batch: int = option(256, "global batch size, over all processes")
-    seed: int = option(0, "seed of everything random")
-    label_dropout: float = option(0.1, "share of labels replaced by the null class")
+    steps: int = option(400_000, "training steps in all", low=1)
+    batch: int = option(256, "global batch size, over all processes", low=1)
+    seed: int = option(0, "seed of everything random", low=0)
+    label_dropout: float = option(0.1, "share of labels replaced by the null class", low=0, high=1)
     precision: str = option("bf16", "autocast to, or no; losses and norms are in fp32 always", ("no", "bf16", "fp16"))
-    accumulate: int = option(1, "micro-batches that each process computes its part of a step in; the step is that of the whole batch")
+    accumulate: int = option(1, "micro-batches that each process computes its part of a step in; the step is that of the whole batch", low=1)
     compile: bool = option(False, "torch.compile the blocks (once for all of them); needs a C++ compiler on a CPU")
     checkpointing: bool = option(False, "compute the blocks' activations again in backward: less memory, about a third more time")
-    max_skipped: int = option(20, "stop after more than this many steps in a row whose gradient is not finite (each is skipped and counted)")
-    log_every: int = option(100, "steps between lines of metrics.jsonl and router.jsonl")
-    save_every: int = option(10_000, "steps between checkpoints")
-    keep_last: int = option(0, "checkpoints to keep; 0: all")
-    keep_every: int = option(0, "with --keep-last, also keep checkpoints at multiples of this many steps; 0: none")
-    sample_every: int = option(0, "steps between grids of samples of the averaged weights, to samples/; 0: never")
+    max_skipped: int = option(20, "stop after more than this many steps in a row whose gradient is not finite (each is skipped and counted)", low=0)
+    log_every: int = option(100, "steps between lines of metrics.jsonl and router.jsonl", low=1)
+    save_every: int = option(10_000, "steps between checkpoints", low=1)
+    keep_last: int = option(0, "checkpoints to keep; 0: all", low=0)
+    keep_every: int = option(0, "with --keep-last, also keep checkpoints at multiples of this many steps; 0: none", low=0)
+    sample_every: int = option(0, "steps between grids of samples of the averaged weights, to samples/; 0: never", low=0)
     trackers: str = option("tensorboard", "where metrics go beside metrics.jsonl: tensorboard, wandb, both (tensorboard,wandb) or none")
-    gsnr_every: int = option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never")
-    gsnr_images: int = option(256, "held-out images that gsnr_every measures on")
+    gsnr_every: int = option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never", low=0)
+    gsnr_images: int = option(256, "held-out images that gsnr_every measures on", low=3)
 
 
 def resolve_alignment(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
@@ -129,40 +129,8 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
 
 
 def check(config: TrainConfig) -> None:
-    """Raises ValueError for anything out of range."""
-    least = {
-        "gsnr_every": 0,
-        "sample_every": 0,
-        "keep_last": 0,
-        "keep_every": 0,
-        "max_skipped": 0,
-        "accumulate": 1,
-        "gsnr_images": 3,
-        "data.workers": 0,
-        "optim.warmup": 0,
-        "seed": 0,
-        "optim.lr": 0,
-        "optim.clip": 0,
-        "optim.weight_decay": 0,
-    }
-    counts = (
-        "steps",
-        "batch",
-        "log_every",
-        "save_every",
-        "data.demo_train",
-        "data.demo_heldout",
-        "data.heldout",
-        *(f"model.{f.name}" for f in fields(ModelConfig)),
-    )
-    for key, low in {**dict.fromkeys(counts, 1), **least}.items():
-        section, _, name = key.rpartition(".")
-        value = getattr(getattr(config, section) if section else config, name)
-        if not low <= value < 2**63:
-            raise ValueError(f"--{key.replace('_', '-')} {value}: must be at least {low} and below 2^63")
-    for f in fields(ModelConfig):
-        if getattr(config.model, f.name) > (LARGEST_DEPTH if f.name == "depth" else LARGEST):
-            raise ValueError(f"--model.{f.name.replace('_', '-')} {getattr(config.model, f.name)}: nobody means so large a model")
+    """Raises ValueError for an option out of its range, and for options that do not go together."""
+    check_ranges(config)
     for tracker in config.trackers.split(","):
         if tracker not in ("tensorboard", "wandb", "none"):
             raise ValueError(f"--trackers {tracker!r} does not exist; choose from tensorboard, wandb, none, or tensorboard,wandb")
@@ -170,13 +138,8 @@ def check(config: TrainConfig) -> None:
         raise ValueError(f"--trackers {config.trackers}: none goes with no other")
     if config.keep_every and not config.keep_last:
         raise ValueError("--keep-every: says what stays beside --keep-last K, which is missing (all checkpoints stay without it)")
-    for key in ("beta1", "beta2", "ema"):
-        if not 0 <= getattr(config.optim, key) < 1:
-            raise ValueError(f"--optim.{key} {getattr(config.optim, key)}: must be at least 0 and below 1")
     if config.batch % config.accumulate:
         raise ValueError(f"--batch {config.batch} is not a multiple of --accumulate {config.accumulate}")
-    if not 0 <= config.label_dropout <= 1:
-        raise ValueError(f"--label-dropout {config.label_dropout}: must be between 0 and 1")
     weight = config.alignment.get("weight", 0.0)
     if not 0 <= weight < float("inf"):
         raise ValueError(f"alignment.weight {weight}: must be a number of at least 0")

@@ -10,14 +10,20 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 from tqdm import tqdm
 
 from gsnr import commands
 from gsnr.commandline import Parser, seed
+
+if TYPE_CHECKING:
+    from gsnr.train.data.cache import Header, Split
+    from gsnr.train.runs.checkpoint import Checkpoint
 
 TIMES = 10  # strata of t each image is evaluated in
 HEUN_STEPS = 12  # of a sample for the Fréchet distance
@@ -28,8 +34,8 @@ def evaluate(
     ckpt: Path, weights: str = "ema", n_images: int | None = None, seed: int = 0, frechet: int = 0, data: str | None = None
 ) -> dict[str, Any]:
     """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
-    from gsnr.train import interpolant, opening
-    from gsnr.train.data.heldout import heldout_batches, require
+    from gsnr.train import opening
+    from gsnr.train.data.heldout import require
     from gsnr.train.runs import checkpoint
 
     loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
@@ -38,28 +44,8 @@ def evaluate(
         raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")
     if n_images is not None:
         require(splits["heldout"], n_images)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = loaded.model.to(device)
-    train_mean = np.zeros(header.latent_shape)
-    for start in range(0, splits["train"].size, 1024):
-        index = np.arange(start, min(start + 1024, splits["train"].size), dtype=np.int64)
-        train_mean += splits["train"].take(index, ("mean",))["mean"].sum(0, dtype=np.float64)
-    constant = -torch.from_numpy(header.scaling.final(train_mean / splits["train"].size)).float().to(device)
-
     images = splits["heldout"].size if n_images is None else n_images
-    per_image = {"model": np.zeros(images), "constant": np.zeros(images)}
-    edges = np.linspace(0, 1, TIMES + 1)
-    with torch.no_grad():
-        for low, high in tqdm(list(pairwise(edges)), desc="evaluating", unit="bin", leave=False):
-            first = 0
-            for _, batch in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, ()):
-                batch = {key: x.to(device) for key, x in batch.items()}
-                v = interpolant.velocity(batch["latent"], batch["noise"])
-                x_t = interpolant.interpolate(batch["latent"], batch["noise"], batch["t"])
-                rows = slice(first, first + len(v))
-                first += len(v)
-                for name, guess in (("model", model(x_t, batch["t"], batch["label"])), ("constant", constant)):
-                    per_image[name][rows] += (guess - v).square().flatten(1).mean(1).cpu().numpy() / TIMES
+    per_image = velocity_losses(loaded.model, splits, images, seed)
     loss, reference = per_image["model"], per_image["constant"]
     result = {
         "checkpoint": str(loaded.folder),
@@ -71,20 +57,54 @@ def evaluate(
         "input_blind_loss": round(float(reference.mean()), 5),
         "ratio": round(float(loss.mean() / reference.mean()), 5),
     }
-    if not frechet:
-        return result
+    return result | _frechet(loaded, header, splits, frechet, seed) if frechet else result
+
+
+def mean_latent(train: Split) -> NDArray[np.float64]:
+    """(C,h,w): the mean of the train split's final latents."""
+    total = np.zeros(train.header.latent_shape)
+    for start in range(0, train.size, 1024):
+        index = np.arange(start, min(start + 1024, train.size), dtype=np.int64)
+        total += train.take(index, ("mean",))["mean"].sum(0, dtype=np.float64)
+    return train.header.scaling.final(total / train.size)
+
+
+@torch.no_grad()
+def velocity_losses(model: nn.Module, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """name -> (images,): the loss of each held-out image over t, of the model and of the constant."""
+    from gsnr.train import interpolant
+    from gsnr.train.data.heldout import heldout_batches
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    constant = -torch.from_numpy(mean_latent(splits["train"])).float().to(device)
+    per_image = {"model": np.zeros(images), "constant": np.zeros(images)}
+    for low, high in tqdm(list(pairwise(np.linspace(0, 1, TIMES + 1))), desc="evaluating", unit="bin", leave=False):
+        first = 0
+        for _, drawn in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, ()):
+            batch = {key: x.to(device) for key, x in drawn.items()}
+            v = interpolant.velocity(batch["latent"], batch["noise"])
+            x_t = interpolant.interpolate(batch["latent"], batch["noise"], batch["t"])
+            rows = slice(first, first + len(v))
+            first += len(v)
+            for name, guess in (("model", model(x_t, batch["t"], batch["label"])), ("constant", constant)):
+                per_image[name][rows] += interpolant.velocity_loss(guess, v).cpu().numpy() / TIMES
+    return per_image
+
+
+def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], samples: int, seed: int) -> dict[str, Any]:
+    """What --frechet adds: the distance of samples, and that of held-out images, to the train split."""
     from gsnr.train.frechet import Gaussian, cached_features, distance, sampled_features
 
     train = Gaussian.of(cached_features(splits["train"]))
-    sampled = distance(Gaussian.of(sampled_features(loaded, header, frechet, HEUN_STEPS, seed)), train)
+    sampled = distance(Gaussian.of(sampled_features(loaded, header, samples, HEUN_STEPS, seed)), train)
     heldout = cached_features(splits["heldout"])
-    floor = distance(Gaussian.of(heldout), train)
-    return result | {
+    return {
         "teacher": header.teacher,
-        "frechet_samples": frechet,
+        "frechet_samples": samples,
         "frechet_sampler": f"Heun ODE, {HEUN_STEPS} steps, no guidance",
         "frechet": round(sampled, 4),
-        "frechet_heldout": round(floor, 4),
+        "frechet_heldout": round(distance(Gaussian.of(heldout), train), 4),
         "frechet_heldout_images": len(heldout),
     }
 

@@ -48,8 +48,8 @@ class Job:
         return self.out / f"{self.row}-s{self.seed}"
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What an evaluation must have been made with to be used again."""
+    def settings(self) -> dict[str, Any]:
+        """What an evaluation must have been made with to be used again; "identity" in its file."""
         return {"steps": self.steps, "frechet": self.frechet, "options": list(self.options)}
 
     def done(self) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ class Job:
         path = self.folder / RESULT
         try:
             found: Any = json.loads(path.read_text()) if path.is_file() else {"identity": None}
-            return dict(found["result"]) if found["identity"] == self.identity else None
+            return dict(found["result"]) if found["identity"] == self.settings else None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it") from error
 
@@ -69,7 +69,7 @@ class Job:
         which = ["--preset", f"{self.row}-demo", "--seed", str(self.seed), "--out", str(self.folder)]
         _call(["gsnr", "train", *which, "--resume", *length, *self.options], threads)
         result = json.loads(_call(["gsnr", "evaluate", "--ckpt", str(self.folder), "--frechet", str(self.frechet)], threads))
-        files.write_text(self.folder / RESULT, json.dumps({"identity": self.identity, "result": result}, indent=2) + "\n")
+        files.write_text(self.folder / RESULT, json.dumps({"identity": self.settings, "result": result}, indent=2) + "\n")
 
 
 def _call(command: list[str], threads: int) -> str:
@@ -173,8 +173,8 @@ def main(argv: list[str]) -> int:
     jobs = [Job(row=row, seed=seed, **shared) for seed in seeds for row in rows]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     failed: list[str] = []
-    with ThreadPoolExecutor(args.jobs) as pool:
-        working = {pool.submit(job.work, threads): job for job in jobs}
+    with ThreadPoolExecutor(args.jobs) as executor:
+        working = {executor.submit(job.work, threads): job for job in jobs}
         try:
             for future in tqdm(as_completed(working), total=len(jobs), desc="grid", unit="run", mininterval=1.0):
                 if (error := future.exception()) is not None:
@@ -182,7 +182,7 @@ def main(argv: list[str]) -> int:
                         raise error
                     failed.append(str(error))
         except BaseException:  # Ctrl-C as well: what has not begun does not begin
-            pool.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
             raise
     every = [*rows, *(row for row in presets.ROWS if row not in rows)]
     runs = table(sorted([*jobs, *beside(jobs, every)], key=lambda job: (every.index(job.row), job.seed)))

@@ -26,6 +26,11 @@ def velocity(x0_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
     return noise_BCHW - x0_BCHW
 
 
+def velocity_loss(predicted_BCHW: Tensor, velocity_BCHW: Tensor) -> Tensor:
+    """(B,) float32: mean squared error over channels and positions."""
+    return (predicted_BCHW.float() - velocity_BCHW).square().flatten(1).mean(1)
+
+
 def log_snr(t: NDArray[np.float64]) -> NDArray[np.float64]:
     """2 log((1 - t) / t); +inf at t = 0 and -inf at t = 1."""
     with np.errstate(divide="ignore"):

@@ -145,7 +145,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--folder {args.folder}: no such folder")
     steps = args.steps - args.steps % WINDOWS
     quiet = {"steps": steps, "log_every": steps // WINDOWS, "save_every": 10**9, "sample_every": 0, "trackers": "none", "gsnr_every": 0}
-    with tempfile.TemporaryDirectory(prefix="gsnr-loading-", dir=args.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix="gsnr-loader-", dir=args.folder) as folder:
         config = resolve(presets.find(args.preset), nest(overrides(rest)), quiet)
         if args.synthetic:
             made = Path(folder) / "cache"

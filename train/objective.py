@@ -17,12 +17,12 @@ from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import ModelConfig, alignment_config
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Header
-from gsnr.train.interpolant import interpolate, velocity
+from gsnr.train.interpolant import interpolate, velocity, velocity_loss
 from gsnr.train.models.sit import SiT
 
 
 class Objective(nn.Module):
-    """model: SiT; alignment: see `train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32."""
+    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32."""
 
     def __init__(self, model: SiT, alignment: AlignmentModule) -> None:
         super().__init__()
@@ -34,8 +34,7 @@ class Objective(nn.Module):
         x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
         predicted, hidden = self.model.forward_with_taps(x_t, batch["t"], batch["label"], batch["label_drop"], taps=taps)
         assert predicted is not None
-        error = predicted.float() - velocity(batch["latent"], batch["noise"])
-        losses = {"velocity": error.square().flatten(1).mean(1)}
+        losses = {"velocity": velocity_loss(predicted, velocity(batch["latent"], batch["noise"]))}
         if taps:
             losses["align"] = self.alignment.loss(hidden, batch)
         return losses

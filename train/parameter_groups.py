@@ -1,4 +1,7 @@
-"""Parameter groups of a SiT, by parameter name: what the column `group` of every G-SNR table holds."""
+"""Parameter groups of a SiT, by parameter name: what the column `group` of G-SNR tables and the lines of gsnr.jsonl mean.
+
+"backbone" is the patch and time embedders, the blocks and the final layer; the label embedding is a group of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,18 @@ LABEL = "label"
 KINDS = {"attn": "attention", "mlp": "MLP", "adaLN_modulation": "adaLN"}  # of a block's parameters
 
 
-def groups_of(name: str, last_block: int) -> tuple[str, ...]:
-    """Labels of a parameter of the backbone up to block `last_block` (1-based): the backbone, its block, its kind; the label embedding is a
-    group of its own and no part of the backbone. () for what lies above."""
+def groups_of(name: str, last_block: int | None = None) -> tuple[str, ...]:
+    """Labels of a parameter: the backbone, its block, its kind. last_block: the gradient reaches no further than this block (1-based), and what
+    lies above is in no group: ()."""
     if name.startswith("y_embedder."):
         return (LABEL,)
     if name.startswith(("x_embedder.", "t_embedder.")):
         return (BACKBONE, "embedders")
-    if not name.startswith("blocks."):
-        return ()
+    if name.startswith("final_layer."):
+        return (BACKBONE, "final layer") if last_block is None else ()
     _, number, part, *_ = name.split(".")
     block = int(number) + 1
-    return (BACKBONE, f"block {block}", KINDS[part]) if block <= last_block else ()
+    return (BACKBONE, f"block {block}", KINDS[part]) if last_block is None or block <= last_block else ()
 
 
 def in_table(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Presets: what a run differs in from the defaults of `train.config`. METHOD-SIZE and ROW-SIZE, from one table of sizes and one of rows.
+"""Presets: what a run differs in from the defaults of `gsnr.train.config`. METHOD-SIZE and ROW-SIZE, from one table of sizes and one of rows.
 
 A row is one line of a table of the paper (or a control that it lacks): an alignment and its options. Every row exists at the size the
 paper runs it at and at demo size; all rows of a size share data, recipe and seed and differ in the alignment alone. Only the methods of REPA's
@@ -36,20 +36,21 @@ class Row:
     repa: bool = False
 
 
-def _rows() -> dict[str, Row]:
+def _ahpa(table: str, **options: Any) -> Row:
+    return Row(table=table, alignment={"name": "ahpa"} | options)
+
+
+def _uniform(table: str, **options: Any) -> Row:
+    return Row(table=table, alignment={"name": "uniform"} | options)
+
+
+def _deep(tap: int) -> dict[str, Any]:
+    return {"name": "uniform", "source": "deep", "tap": tap}
+
+
+def _methods() -> dict[str, Row]:
     every = tuple(SIZES)
-
-    def ahpa(table: str, **options: Any) -> Row:
-        return Row(table=table, alignment={"name": "ahpa"} | options)
-
-    def uniform(table: str, **options: Any) -> Row:
-        return Row(table=table, alignment={"name": "uniform"} | options)
-
-    def deep(tap: int) -> dict[str, Any]:
-        return {"name": "uniform", "source": "deep", "tap": tap}
-
     return {
-        # methods
         "sit": Row(table="2, 3, F.19", alignment={"name": "none"}, sizes=every),
         "ahpa": Row(table="3, D.13-D.17, F.19", alignment={"name": "ahpa"}, sizes=every),
         "uniform-mid": Row(table="7, E.18", alignment={"name": "uniform", "source": "mid"}, sizes=every),
@@ -63,50 +64,55 @@ def _rows() -> dict[str, Row]:
         "irepa": Row(table="-", alignment={"name": "irepa"}, sizes=every, repa=True),
         "sra": Row(table="4", alignment={"name": "sra"}, sizes=every, repa=True),
         "sra2": Row(table="3, E.18", alignment={"name": "sra2"}, sizes=every, repa=True),
+    }
+
+
+def _ablations() -> dict[str, Row]:
+    return {
         # Table 1: uniform deep at blocks of B's 12
-        "tap2": uniform("1", source="deep", tap=2),
-        "tap3": uniform("1", source="deep", tap=3),
-        "tap4": uniform("1", source="deep", tap=4),
-        "tap8": uniform("1", source="deep", tap=8),
-        "multi": Row(table="1", alignment={"name": "multi", "parts": (deep(3), deep(4), deep(8))}),
+        "tap2": _uniform("1", source="deep", tap=2),
+        "tap3": _uniform("1", source="deep", tap=3),
+        "tap4": _uniform("1", source="deep", tap=4),
+        "tap8": _uniform("1", source="deep", tap=8),
+        "multi": Row(table="1", alignment={"name": "multi", "parts": (_deep(3), _deep(4), _deep(8))}),
         # Table 2: sources (uniform-both is G3+G4)
-        "source-g1": uniform("2", source="G1"),
-        "source-g2": uniform("2", source="G2"),
-        "source-g3": uniform("2", source="G3"),
-        "source-g4": uniform("2", source="G4"),
-        "source-g1-g4": uniform("2, D.5", source="G1-G4"),
+        "source-g1": _uniform("2", source="G1"),
+        "source-g2": _uniform("2", source="G2"),
+        "source-g3": _uniform("2", source="G3"),
+        "source-g4": _uniform("2", source="G4"),
+        "source-g1-g4": _uniform("2, D.5", source="G1-G4"),
         # Table D.13: loss, weight, projector
-        "loss-l1": ahpa("D.13 (b)", loss="l1"),
-        "loss-smooth-l1": ahpa("D.13 (c)", loss="smooth_l1"),
-        "weight-0.5": ahpa("D.13 (d)", weight=0.5),
-        "weight-2": ahpa("D.13 (e)", weight=2.0),
-        "projector-linear": ahpa("D.13 (f)", projector="linear"),
-        "projector-mlp3": ahpa("D.13 (g)", projector="mlp3"),
-        "projector-mlp5": ahpa("D.13 (h)", projector="mlp5"),
-        "projector-conv2": ahpa("D.13 (i)", projector="conv2"),
-        "projector-conv3": ahpa("D.13 (j)", projector="conv3"),
-        "projector-conv5": ahpa("D.13 (k)", projector="conv5"),
-        "projector-conv1x1": ahpa("-", projector="conv1x1"),
+        "loss-l1": _ahpa("D.13 (b)", loss="l1"),
+        "loss-smooth-l1": _ahpa("D.13 (c)", loss="smooth_l1"),
+        "weight-0.5": _ahpa("D.13 (d)", weight=0.5),
+        "weight-2": _ahpa("D.13 (e)", weight=2.0),
+        "projector-linear": _ahpa("D.13 (f)", projector="linear"),
+        "projector-mlp3": _ahpa("D.13 (g)", projector="mlp3"),
+        "projector-mlp5": _ahpa("D.13 (h)", projector="mlp5"),
+        "projector-conv2": _ahpa("D.13 (i)", projector="conv2"),
+        "projector-conv3": _ahpa("D.13 (j)", projector="conv3"),
+        "projector-conv5": _ahpa("D.13 (k)", projector="conv5"),
+        "projector-conv1x1": _ahpa("-", projector="conv1x1"),
         # Table D.14: split (4/4 is ahpa)
-        "split-2-6": ahpa("D.14", split="2/6"),
-        "split-6-2": ahpa("D.14", split="6/2"),
+        "split-2-6": _ahpa("D.14", split="2/6"),
+        "split-6-2": _ahpa("D.14", split="6/2"),
         # Table D.16: AHPA's block (3 is ahpa)
-        "ahpa-tap4": ahpa("D.16", tap=4),
-        "ahpa-tap8": ahpa("D.16", tap=8),
+        "ahpa-tap4": _ahpa("D.16", tap=4),
+        "ahpa-tap8": _ahpa("D.16", tap=8),
         # Table D.17: the router (mlp of depth 4 with the linear encoding is ahpa)
-        "encoding-sinusoidal": ahpa("D.17 (1)", t_encoding="sinusoidal"),
-        "encoding-fourier": ahpa("D.17 (2)", t_encoding="fourier"),
-        "router-content": ahpa("D.17 (3)", router="content"),
-        "router-lookup": ahpa("D.17 (4)", router="lookup"),
-        "router-attention": ahpa("D.17 (5)", router="attention"),
-        "router-depth3": ahpa("D.17 (6)", router_depth=3),
-        "router-depth8": ahpa("D.17 (8)", router_depth=8),
-        "beta-sigmoid": ahpa("-", beta="sigmoid"),
+        "encoding-sinusoidal": _ahpa("D.17 (1)", t_encoding="sinusoidal"),
+        "encoding-fourier": _ahpa("D.17 (2)", t_encoding="fourier"),
+        "router-content": _ahpa("D.17 (3)", router="content"),
+        "router-lookup": _ahpa("D.17 (4)", router="lookup"),
+        "router-attention": _ahpa("D.17 (5)", router="attention"),
+        "router-depth3": _ahpa("D.17 (6)", router_depth=3),
+        "router-depth8": _ahpa("D.17 (8)", router_depth=8),
+        "beta-sigmoid": _ahpa("-", beta="sigmoid"),
         "heuristic-sigmoid": Row(table="D.3", alignment={"name": "heuristic", "schedule": "sigmoid"}),
     }
 
 
-ROWS = _rows()
+ROWS = _methods() | _ablations()
 
 
 def _full(row: Row, size: str) -> dict[str, Any]:

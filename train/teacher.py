@@ -32,7 +32,7 @@ IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenTeacher:
-    """name: as asked for; sha: its identity (weights and, for DINOv2, the normalisation of images); channels: C; downsampling: pixels per
+    """name: as asked for; sha: hash of its weights and, for DINOv2, of the normalisation of images; channels: C; downsampling: pixels per
     token, a side."""
 
     model: nn.Module

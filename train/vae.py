@@ -17,7 +17,7 @@ KINDS = ("AutoencoderKL", "ConsistencyDecoderVAE")
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenVAE:
-    """name: as asked for; sha: its identity, weights and scaling factor; scale: raw latent -> final latent factor."""
+    """name: as asked for; sha: hash of its weights and scaling factor; scale: raw latent -> final latent factor."""
 
     model: AutoencoderKL  # or another of KINDS
     name: str

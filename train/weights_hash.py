@@ -1,4 +1,4 @@
-"""The identity of a frozen network: a hash of its weights, so that data made with one are never taken for another's."""
+"""The weights hash of a frozen network, so that data made with one are never taken for another's."""
 
 from __future__ import annotations
 

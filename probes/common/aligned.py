@@ -27,7 +27,7 @@ from gsnr.table import estimate_columns
 from gsnr.train import parameter_groups
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.heldout import heldout_batches
-from gsnr.train.interpolant import interpolate, velocity
+from gsnr.train.interpolant import interpolate, velocity, velocity_loss
 from gsnr.train.models.sit import SiT
 
 
@@ -49,8 +49,8 @@ class Aligned(nn.Module):
         return self.distance(self.projector(hidden[self.tap]), batch["target"])  # type: ignore[arg-type]
 
     def denoising_loss(self, batch: Batch) -> Tensor:
-        """(B,): mean squared error of the velocity, as in training."""
-        return (self.sit.forward(batch["x"], batch["t"], batch["label"]).float() - batch["velocity"]).square().flatten(1).mean(1)
+        """(B,): as in training."""
+        return velocity_loss(self.sit.forward(batch["x"], batch["t"], batch["label"]), batch["velocity"])
 
 
 def group_of(name: str, tap: int) -> tuple[str, ...]:

@@ -135,9 +135,7 @@ def whole_gradients(run: Path) -> np.ndarray:
     """(8, P): of uniform_mid's loss in bin 1, for the backbone up to the tap; one float64 .backward() a sample, from the files of the run.
     The projector is fitted by `fit`, which has tests of its own."""
     subject = subject_of(run)
-    options = TargetOptions(
-        bins=3, n_images=8, seed=0, fit_steps=3, controls=(), projector=("fit",), targets=("uniform_mid",)
-    )
+    options = TargetOptions(bins=3, n_images=8, seed=0, fit_steps=3, controls=(), projector=("fit",), targets=("uniform_mid",))
     (candidate,) = fit.candidates(subject, options)
     fit.fit(subject, options, [candidate])
     rows = subject.splits["heldout"].take(np.arange(8), ("mean", "std", "label", "G3"))

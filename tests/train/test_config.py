@@ -84,7 +84,10 @@ def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
         ({"data": "cache"}, "data is a section, not a value; its options are demo_heldout"),
         ({"optim": "3"}, "optim is a section"),
         ({"alignment.weight": "nan"}, "alignment.weight nan"),
-        ({"label_dropout": "2"}, "between 0 and 1"),
+        ({"label_dropout": "2"}, "--label-dropout 2.0: must be at least 0 and at most 1"),
+        ({"label_dropout": "nan"}, "--label-dropout nan: must be a finite number"),
+        ({"optim.ema": "1"}, "--optim.ema 1.0: must be at least 0 and below 1"),
+        ({"gsnr_images": "2"}, "--gsnr-images 2: must be at least 3"),
     ],
 )
 def test_bad_options_are_named(flat: dict[str, str], message: str) -> None:

@@ -295,7 +295,7 @@ def test_a_backbone_alone_may_run_either_way(tmp_path: Path) -> None:
     """Without heads and learn_sigma, SiT's and REPA's files look the same: args tell, else --from has to."""
     _, ema = pair()
     torch.save(ema.state_dict(), tmp_path / "f.pt")
-    with pytest.raises(ValueError, match=r"a backbone alone.*say which to train.convert --from"):
+    with pytest.raises(ValueError, match=r"a backbone alone.*say which to gsnr convert --from"):
         foreign.read(tmp_path / "f.pt")
     for kind in FORMATS:
         found = foreign.read(tmp_path / "f.pt", kind)

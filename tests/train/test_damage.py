@@ -90,7 +90,7 @@ def test_state_that_is_none(run: Path, edit: Callable, match: str) -> None:
         ("model", {"num_heads": 0}, "--model.num-heads 0: must be at least 1"),
         ("model", {"patch_size": 0}, "--model.patch-size 0: must be at least 1"),
         ("model", {"hidden_size": -32}, "--model.hidden-size -32: must be at least 1"),
-        ("model", {"depth": 10**9}, "--model.depth 1000000000: nobody means so large a model"),
+        ("model", {"depth": 10**9}, "--model.depth 1000000000: must be at least 1 and at most 1024"),
         ("model", {"num_heads": 3}, "32.*3"),
         ("alignment", {"tap": 99}, "alignment.tap 99: this model has blocks 1 to 3"),
         ("alignment", {"name": "foo"}, "alignment 'foo' does not exist"),

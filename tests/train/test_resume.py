@@ -302,7 +302,8 @@ def test_monitoring_changes_no_bit_of_the_run(smoke_run: Path, monitored_run: Pa
         assert {k: v for k, v in a.items() if k not in clocks} == {k: v for k, v in b.items() if k not in clocks}
     logged = lines(monitored_run / "gsnr.jsonl")
     assert sorted({x["step"] for x in logged}) == [0, 10, 20, 30]
-    assert {x["group"] for x in logged} == {"all", "backbone", "block 1", "block 2", "block 3", "projector", "router"}
+    of_blocks = {"block 1", "block 2", "block 3", "attention", "MLP", "adaLN"}
+    assert {x["group"] for x in logged} == {"all", "backbone", "embedders", *of_blocks, "final layer", "label", "projector", "router"}
     assert {x["loss"] for x in logged} == {"velocity", "align"}
     assert {x["engine"] for x in logged} == {"ghost"}
     first = next(x for x in logged if (x["step"], x["loss"], x["group"]) == (0, "velocity", "block 1"))

@@ -122,7 +122,7 @@ def test_images_of_another_side_are_refused(dino: Path) -> None:
 
 
 def test_the_folders_own_normalisation_is_used(dino: Path, tmp_path: Path) -> None:
-    """And is part of the teacher's identity; the folder's name is not."""
+    """And is part of the teacher's hash; the folder's name is not."""
     mean, std = [0.1, 0.2, 0.3], [0.7, 0.8, 0.9]
     model = save_dino(tmp_path)
     assert teachers.load(str(tmp_path)).sha == teachers.load(str(dino)).sha
@@ -220,7 +220,7 @@ def test_the_demo_teacher_is_what_made_json_says() -> None:
 
 
 def test_fitting_writes_a_teacher_and_never_over_one(dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "TRAIN_POOL", 32)
+    monkeypatch.setattr(fit, "TRAIN_IMAGES", 32)
     monkeypatch.setattr(fit, "HELDOUT", 16)
     out = tmp_path / "teacher"
     assert call(fit.main, "--out", out, "--steps", 2, "--batch", 4) == 0

@@ -18,6 +18,7 @@ from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.priors import normalise
+from gsnr.train.priors.layers import CACHED
 from gsnr.train.priors.mixture import mid_deep, mix
 from gsnr.train.routers import BETAS, RouterConfig
 
@@ -32,7 +33,6 @@ SOURCES = {
     "G4": ("deep",),
     "G1-G4": ("G1", "G2", "mid", "deep"),
 }
-CACHED = {"mid": "G3", "deep": "G4"}  # unless a split moves layers between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class RoutedConfig(AlignmentConfig):
         """Options with which a mixture of this source is compared with the checkpoint's own: what is not the target is taken from it."""
         if not isinstance(own, RoutedConfig):
             return {"source": source}
-        divided = own.split is not None and {"G3", "G4"} & set(cls(source=source).needs)
+        divided = own.split is not None and set(CACHED.values()) & set(cls(source=source).needs)
         shared = {"features": own.features, "loss": own.loss, "projector": own.projector}
         return {"source": source} | shared | ({"split": own.split} if divided else {})
 

@@ -269,7 +269,7 @@ def read(path: Path, kind: str = "auto") -> Foreign:
     state, tap = next(iter(renamed.values()))
     if kind == "auto" and found is None:
         raise ValueError(
-            f"{path}: a backbone alone: SiT's (t = 1 is data) and REPA's (t = 1 is noise) look the same; say which to train.convert --from"
+            f"{path}: a backbone alone: SiT's (t = 1 is data) and REPA's (t = 1 is noise) look the same; say which to gsnr convert --from"
         )
     if kind != "auto" and found not in (None, kind):
         raise ValueError(f"{path}: --from {kind}, but it is {found}'s by its tensors or args")

@@ -1,8 +1,8 @@
 """The batch of training step s: a pure function of (seed, s), whatever the world size and the number of workers.
 
-Sample number j of the run is image `order.image_of(j)` with the draws of j; step s holds samples s*B .. (s+1)*B - 1, of which each rank
-takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t, offset_u (B,) float32; label (B,) int64; label_drop (B,)
-bool; one entry a feature group, (B,L,C,g,g) float16.
+Sample number j of the run is image `permutation.image_of(j)` with the random numbers of j; step s holds samples s*B .. (s+1)*B - 1, of
+which each rank takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t, offset_u (B,) float32; label (B,) int64;
+label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Batch = dict[str, torch.Tensor]
 def assemble(
     split: Split, index_N: NDArray[np.int64], drawn: rng.Draws, t_N: NDArray[np.float64], groups: tuple[str, ...], mirror: bool = True
 ) -> Batch:
-    """Rows of the cache and their draws -> one batch; no label dropped. Raw latent = mean + std * posterior draw.
+    """Rows of the cache and their random numbers -> one batch; no label dropped. Raw latent = mean + std * posterior noise.
 
     Where the cache holds two views an image, the sample's flip_u chooses; without `mirror` it is the first, which is not mirrored.
     """

@@ -1,12 +1,12 @@
-"""The cache: latents as moments, labels, and pooled VAE features, as a Hugging Face `datasets` folder that is memory-mapped.
+"""The cache: latents as moments, labels, and VAE features on the token grid, as a Hugging Face `datasets` folder that is memory-mapped.
 
     CACHE/gsnr_cache.json       the Header: which VAE and teacher (hashes), preprocessing, groups, shapes, dtype; schema version 1
     CACHE/statistics.safetensors  GROUP_mean, GROUP_std: (L,C) float32 over images and tokens of the train split
     CACHE/dataset_dict.json     `datasets.load_from_disk` reads the folder; one sub-folder a split, any number of shards
     columns                     image_id, label, view (1 = mirrored), mean, std (C*h*w float32), one column a group (L*C*g*g float16, or
-                                int8 beside a column GROUP_scale, L*C float16: see `train.data.quantise`)
+                                int8 beside a column GROUP_scale, L*C float16: see `gsnr.train.data.quantise`)
 
-The views of an image are rows one after another. Written by `train.data.shards`. Shapes: N images, latent (C,h,w), group (L,C,g,g).
+The views of an image are rows one after another. Written by `gsnr.train.prepare.shards`. Shapes: N images, latent (C,h,w), group (L,C,g,g).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Header:
     """What a cache holds and which VAE made it. groups: name -> (L,C,g,g); layers: name -> "number:name under `encoder.`". Group "teacher"
     is (1,C,g,g), the patch tokens of an image teacher, whose name and hash are `teacher` and `teacher_sha` ("" where there is none).
 
-    sizes: images a split; views: rows an image (2: the second is mirrored). channel_scale, channel_bias: see `train.data.latents`.
+    sizes: images a split; views: rows an image (2: the second is mirrored). channel_scale, channel_bias: see `gsnr.train.data.latents`.
     preprocessing_sha: of what a fixed picture is cropped to; options_sha: of everything that the rows depend on ("" where not known)."""
 
     schema_version: int

@@ -61,8 +61,8 @@ def heldout_batches(
 
 def choose(images: int, heldout: int) -> dict[str, NDArray[np.int64]]:
     """split -> numbers of its images, ascending: `heldout` of them drawn at random (always the same), since data are often sorted by class."""
-    order = np.random.default_rng(0).permutation(images)
-    return {"train": np.sort(order[heldout:]), "heldout": np.sort(order[:heldout])}
+    permutation = np.random.default_rng(0).permutation(images)
+    return {"train": np.sort(permutation[heldout:]), "heldout": np.sort(permutation[:heldout])}
 
 
 def another_image(index_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:

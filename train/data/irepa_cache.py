@@ -51,7 +51,7 @@ def _labels(root: Path) -> NDArray[np.int64]:
 
 
 class Store:
-    """See `train.data.foreign.Store`. Raises ValueError for a folder that is damaged, or where labels and latents differ in number."""
+    """See `gsnr.train.data.latent_folders.Store`. Raises ValueError for a folder that is damaged, or where labels and latents differ in number."""
 
     kind = "iREPA"
 

@@ -16,7 +16,7 @@ from gsnr.train import vae as vaes
 from gsnr.train.config import DataConfig
 from gsnr.train.data import heldout, irepa_cache, repa_cache
 from gsnr.train.data.cache import SCHEMA_VERSION, SPLITS, Header, Rows, Split, flags_for
-from gsnr.train.prepare.sources import Labels, check_labels
+from gsnr.train.data.labels import Labels, check_labels
 
 READERS = (repa_cache, irepa_cache)
 
@@ -44,7 +44,7 @@ class Store(Protocol):
 
 
 class StoredSplit:
-    """See `train.data.cache.Split`."""
+    """See `gsnr.train.data.cache.Split`."""
 
     def __init__(self, store: Store, header: Header, split: str) -> None:
         self.opened_as = (store, header, split)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gsnr.train.prepare.sources import read_labels
+from gsnr.train.data.labels import read_labels
 
 LATENTS = "vae-sd"
 LABELS = "dataset.json"
@@ -30,7 +30,7 @@ def recognises(folder: Path) -> bool:
 
 
 class Store:
-    """See `train.data.foreign.Store`. Raises ValueError for labels or a first file that cannot be read."""
+    """See `gsnr.train.data.latent_folders.Store`. Raises ValueError for labels or a first file that cannot be read."""
 
     kind = "REPA"
 

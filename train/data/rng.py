@@ -28,7 +28,7 @@ class Draws:
 
 
 def draw(seed: int, stream: str, samples: NDArray[np.int64], latent_shape: tuple[int, int, int]) -> Draws:
-    """The draws of the given sample numbers."""
+    """The random numbers of the given samples."""
     key = np.array([seed, STREAMS.index(stream)], dtype=np.uint64)
     uniforms = np.empty((len(samples), 4))
     normals = np.empty((2, len(samples), *latent_shape), dtype=np.float32)

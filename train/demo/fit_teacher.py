@@ -1,6 +1,6 @@
 """`gsnr fit-demo-teacher`: trains the demo's image teacher from nothing, or measures the one that is shipped.
 
-A small residual classifier of the demo's ten digits (`train.models.convnet`); its last map, 128 channels on 8x8, is what an
+A small residual classifier of the demo's ten digits (`gsnr.train.models.convnet`); its last map, 128 channels on 8x8, is what an
 alignment or a Fréchet distance takes. The repository ships what this command wrote: fp16 safetensors, the diffusers `config.json`,
 and `made.json`, which says how it was made and what it reaches.
 
@@ -29,7 +29,7 @@ from gsnr.train.models.convnet import ConvNet
 from gsnr.train.prepare.encode import to_pixels
 from gsnr.train.teacher import DEMO_FOLDER
 
-TRAIN_POOL = 16384  # compositions it trains on: the train split, many backgrounds to a scan
+TRAIN_IMAGES = 16384  # compositions it trains on: the train split, many backgrounds to a scan
 WEIGHT_DECAY = 0.05
 TURN_RAD, STRETCH, SHIFT = 0.2, 0.15, 0.1  # how far an image is turned, stretched along each axis and shifted (1 = half a side)
 HELDOUT = 512
@@ -54,13 +54,13 @@ def fit(steps: int, batch: int, lr: float, seed: int) -> ConvNet:
     torch.manual_seed(seed)
     net = ConvNet(num_classes=demo.NUM_CLASSES)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
-    images, labels = demo.images("train", TRAIN_POOL, seed=seed + 1)
+    images, labels = demo.images("train", TRAIN_IMAGES, seed=seed + 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net.to(device).train()
     bar = tqdm(range(steps), desc="demo teacher", unit="step", mininterval=2.0)
     for step in bar:
         rng = np.random.default_rng([seed, step])
-        drawn = rng.integers(TRAIN_POOL, size=batch)
+        drawn = rng.integers(TRAIN_IMAGES, size=batch)
         x, y = jitter(to_pixels(images[drawn]).to(device), rng), torch.from_numpy(labels[drawn]).to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
         net = fit(args.steps, args.batch, args.lr, args.seed)
         recipe = {k: getattr(args, k) for k in ("steps", "batch", "lr", "seed")}
         recipe |= {"loss": "cross entropy", "weight_decay": WEIGHT_DECAY, "jitter": [TURN_RAD, STRETCH, SHIFT]}
-        recipe |= {"train_images": TRAIN_POOL, "demo_data_version": demo.VERSION}
+        recipe |= {"train_images": TRAIN_IMAGES, "demo_data_version": demo.VERSION}
         recipe |= {"minutes": round((time.time() - start) / 60, 1), "torch": torch.__version__}
         result = save(net, args.out, recipe)
     print(json.dumps(result, indent=2))

@@ -40,7 +40,7 @@ ARCHITECTURE = dict(
     norm_num_groups=8,
     sample_size=demo.RESOLUTION,
 )
-TRAIN_POOL = 16384  # compositions the VAE trains on: the train split, many backgrounds to a scan
+TRAIN_IMAGES = 16384  # compositions the VAE trains on: the train split, many backgrounds to a scan
 KL_WEIGHT = 1e-6  # per image, summed over the latent, as in latent diffusion (Rombach et al. 2022)
 HELDOUT = 512
 
@@ -76,13 +76,13 @@ def fit(steps: int, batch: int, lr: float, seed: int) -> AutoencoderKL:
     torch.manual_seed(seed)
     vae = AutoencoderKL(**ARCHITECTURE)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
-    pool = to_pixels(demo.images("train", TRAIN_POOL, seed=seed + 1)[0])
+    images = to_pixels(demo.images("train", TRAIN_IMAGES, seed=seed + 1)[0])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vae.to(device).train()
     bar = tqdm(range(steps), desc="demo VAE", unit="step", mininterval=2.0)
     for step in bar:
         rng = np.random.default_rng([seed, step])
-        x = pool[rng.integers(len(pool), size=batch)].to(device)
+        x = images[rng.integers(len(images), size=batch)].to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
         with torch.autocast(device, torch.bfloat16):
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> int:
         start = time.time()
         vae = fit(args.steps, args.batch, args.lr, args.seed)
         recipe = {k: getattr(args, k) for k in ("steps", "batch", "lr", "seed")}
-        recipe |= {"loss": f"mse + {KL_WEIGHT} * kl", "train_images": TRAIN_POOL, "demo_data_version": demo.VERSION}
+        recipe |= {"loss": f"mse + {KL_WEIGHT} * kl", "train_images": TRAIN_IMAGES, "demo_data_version": demo.VERSION}
         recipe |= {"minutes": round((time.time() - start) / 60, 1), "torch": torch.__version__}
         result = save(vae, args.out, recipe)
     print(json.dumps(result, indent=2))

@@ -24,15 +24,15 @@ N_HELDOUT_SCANS = 512
 # Each photograph is cut into a chequerboard of tiles, alternately train and held-out, so that both splits see sky, roofs, leaves and petals
 # in equal parts: a held-out mean that differs from the train mean would look like signal in every probe.
 TILE_COLUMNS, TILE_ROWS = 8, 5
-VERSION = 1  # part of every cache's identity: raise it when an image of the same (split, seed, index) changes
+VERSION = 1  # part of the hash that names a cache: raise it when an image of the same (split, seed, index) changes
 
 
 @lru_cache(maxsize=1)
 def _scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """split -> (scans (n,8,8) float in 0..1, labels (n,) int64); one fixed shuffle, whatever the seed of the images."""
     digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    scans, labels = digits.images[order] / 16.0, digits.target[order].astype(np.int64)
+    permutation = np.random.default_rng(0).permutation(len(digits.target))
+    scans, labels = digits.images[permutation] / 16.0, digits.target[permutation].astype(np.int64)
     return {
         "heldout": (scans[:N_HELDOUT_SCANS], labels[:N_HELDOUT_SCANS]),
         "train": (scans[N_HELDOUT_SCANS:], labels[N_HELDOUT_SCANS:]),

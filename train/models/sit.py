@@ -1,6 +1,6 @@
 """SiT (Ma et al. 2024): a class-conditional transformer that predicts the velocity, under the official state-dict names.
 
-It is a diffusers model (`save_pretrained`, `from_pretrained`). Time runs as in `train.interpolant`: t = 1 is noise.
+It is a diffusers model (`save_pretrained`, `from_pretrained`). Time runs as in `gsnr.train.interpolant`: t = 1 is noise.
 
 Shapes: B batch, C latent channels, H = W latent side, P patch, T = (H/P)^2 tokens, D hidden size. h_BTD hidden state, c_BD condition.
 Taps are 1-based: tap k is the output of block k.

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 -m gsnr prepare --data ...     one process a GPU; several nodes need a folder that all of them see
 
 Images are halved until their short side is below twice the resolution, resized to it and cropped in the centre, as in ADM. The cache
-holds the latents as moments, labels, and the pooled features of chosen groups of VAE layers, and is bound to the VAE by its hash. Killed at
+holds the latents as moments, labels, and the features of chosen groups of VAE layers, and is bound to the VAE by its hash. Killed at
 any moment, the same command goes on where it stopped; the rows depend neither on that nor on the number of processes and workers.
 docs/data.md says which layouts of --data are read and what is stored.
 """

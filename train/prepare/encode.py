@@ -70,6 +70,20 @@ class Encoder:
         return rows, sums
 
 
+def _members(vae: vaes.FrozenVAE, groups: tuple[str, ...]) -> dict[str, list[layers.Layer]]:
+    """group -> its layers. Raises ValueError for an unknown group, and for one whose layers are not of one width."""
+    unknown = [g for g in groups if g not in layers.GROUPS]
+    if unknown:
+        raise ValueError(f"feature group {unknown[0]!r} does not exist; choose from {', '.join(layers.GROUPS)}")
+    walked = layers.layers(vae.model.encoder)
+    members = {g: [layer for layer in walked if layer.group == g] for g in groups}
+    for g, ls in members.items():
+        if not ls or len({layer.channels for layer in ls}) > 1:
+            widths = ", ".join(str(layer.channels) for layer in ls) or "none"
+            raise ValueError(f"--features {g}: this VAE's layers of {g} have widths {widths}; a group needs layers of one width; leave {g} out")
+    return members
+
+
 def make_header(
     vae: vaes.FrozenVAE,
     *,
@@ -92,15 +106,7 @@ def make_header(
     """
     if dtype not in quantise.DTYPES:
         raise ValueError(f"--dtype {dtype!r} does not exist; choose from {', '.join(quantise.DTYPES)}")
-    unknown = [g for g in groups if g not in layers.GROUPS]
-    if unknown:
-        raise ValueError(f"feature group {unknown[0]!r} does not exist; choose from {', '.join(layers.GROUPS)}")
-    walked = layers.layers(vae.model.encoder)
-    members = {g: [layer for layer in walked if layer.group == g] for g in groups}
-    for g, ls in members.items():
-        if not ls or len({layer.channels for layer in ls}) > 1:
-            widths = ", ".join(str(layer.channels) for layer in ls) or "none"
-            raise ValueError(f"--features {g}: this VAE's layers of {g} have widths {widths}; a group needs layers of one width; leave {g} out")
+    members = _members(vae, groups)
     shapes = {g: (len(ls), ls[0].channels, grid, grid) for g, ls in members.items()}
     names = {g: tuple(f"{layer.number}:{layer.name}" for layer in ls) for g, ls in members.items()}
     if teacher is not None:

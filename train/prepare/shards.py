@@ -62,7 +62,7 @@ def cut(members: dict[str, NDArray[np.int64]], size: int) -> list[Shard]:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """What is known of a finished shard. images: written; skipped: one line an image that was left out; sums: see `train.data.statistics`."""
+    """What is known of a finished shard. images: written; skipped: one line an image that was left out; sums: see `gsnr.train.data.statistics`."""
 
     images: int
     skipped: list[str]

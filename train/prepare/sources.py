@@ -10,24 +10,20 @@ N: images.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from gsnr.train.data.labels import Labels, check_labels, read_labels
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 TABLES = (".arrow", ".parquet", ".tar")  # files that `datasets.load_dataset` is asked to read
 LABEL_FILES = ("dataset.json", "labels.csv")
-MOST_CLASSES = 10**7
 SPLIT_NAMES = {"test", "train", "val", "valid", "validation"}
-Labels = NDArray[np.int64]
 
 
 class Source(Protocol):
@@ -110,34 +106,6 @@ def _class_folders(folder: Path) -> Files | None:
     if {d.name.lower() for d in classes} <= SPLIT_NAMES:
         raise ValueError(f"--data {folder}: its sub-folders are splits, not classes; name one of them, such as {classes[0]}")
     return Files(root=folder, names=[name for name, _ in found], labels=np.array([label for _, label in found], np.int64), classes=len(classes))
-
-
-def read_labels(path: Path) -> dict[str, int]:
-    """file name -> class, of a dataset.json or a CSV. Raises ValueError naming the file and the entry at fault."""
-    try:
-        if path.suffix == ".json":
-            pairs = json.loads(path.read_text())["labels"]
-            if pairs is None:
-                raise ValueError("it holds no labels")
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as handle:  # spreadsheets begin a CSV with a byte-order mark
-                rows = csv.DictReader(handle)
-                if not {"file", "label"} <= set(rows.fieldnames or ()):
-                    raise ValueError(f"its first line must name the columns file and label, not {', '.join(rows.fieldnames or ())}")
-                pairs = [(row["file"], row["label"]) for row in rows]
-        labels: dict[str, int] = {}
-        for name, label in pairs:
-            if isinstance(label, float | list) or not str(label).lstrip("-").isdecimal() or abs(int(label)) > MOST_CLASSES:
-                raise ValueError(f"{name}: the label {label!r} is not a class number")
-            if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
-                raise ValueError(f"{name!r} is not the name of a file below the folder")
-            if labels.setdefault(name, int(label)) != int(label):
-                raise ValueError(f"{name} is listed with labels {labels[name]} and {int(label)}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a labels file ({error}); a dataset.json or a CSV with columns file,label is needed") from error
-    if not labels:
-        raise ValueError(f"{path}: lists no images")
-    return labels
 
 
 def _labelled(folder: Path, path: Path) -> Files:
@@ -238,10 +206,3 @@ def open_source(
     classes = num_classes or source.classes or int(source.labels.max(initial=0)) + 1
     check_labels(source.labels, classes, source.name)
     return source, classes
-
-
-def check_labels(labels: Labels, classes: int, name: Callable[[int], str]) -> None:
-    """Raises ValueError naming (by `name`, a function of its number) the first image whose label is no class."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        raise ValueError(f"{name(int(wrong[0]))}: its label is {labels[wrong[0]]}; with {classes} classes it must be 0 to {classes - 1}")

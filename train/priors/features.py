@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gsnr.train.priors.layers import Layer
 
-# How a feature map is brought to the token grid: AHPA Sec. 4.2 says adaptive pooling, its Appendix A bilinear; they differ for 64 -> 16.
+# How a feature map is brought to the token grid: AHPA Sec. 4.2 averages (adaptive), its Appendix A is bilinear; they differ for 64 -> 16.
 RESAMPLINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "adaptive": lambda f_BCHW, grid: F.adaptive_avg_pool2d(f_BCHW, grid),
     "bilinear": lambda f_BCHW, grid: F.interpolate(f_BCHW, (grid, grid), mode="bilinear", align_corners=False),

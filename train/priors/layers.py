@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import nn
 
-GROUPS = ("G1", "G2", "G3", "G4")  # G3 = mid, G4 = deep
+GROUPS = ("G1", "G2", "G3", "G4")
+MID, DEEP = "mid", "deep"  # the parts of AHPA's target
+CACHED = {MID: "G3", DEEP: "G4"}  # the groups that they are cached as, unless a split moves layers between them
 SPLITS = ("2/6", "4/4", "6/2")  # how many of the eight widest layers are mid / deep (Table D.14); 2/6 is also "by resolution"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MID, DEEP = "mid", "deep"
+from gsnr.train.priors.layers import DEEP, MID
 
 
 def mid_deep(g3_BLCgg: Tensor, g4_BLCgg: Tensor, mid_layers: int) -> dict[str, Tensor]:

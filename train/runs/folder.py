@@ -3,10 +3,10 @@
 RUN/config.json      the resolved configuration and versions
 RUN/metrics.jsonl    means over the steps since the line before; `it_per_s`, `wait_share` and `wall_s` are the only wall-clock fields
 RUN/router.jsonl     the router's weights on a grid of t (what Fig. 5 reads)
-RUN/gsnr.jsonl       with --gsnr-every: see `train.watch`
+RUN/gsnr.jsonl       with --gsnr-every: see `gsnr.train.callback`
 RUN/samples/         with --sample-every: grids of samples of the averaged weights
 RUN/tensorboard/     unless --trackers none
-RUN/checkpoints/     see `train.checkpoint`
+RUN/checkpoints/     see `gsnr.train.runs.checkpoint`
 RUN/lock             locked by the process that trains
 """
 

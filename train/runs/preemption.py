@@ -1,4 +1,4 @@
-"""SIGTERM, as a scheduler sends it before it takes a machine away: training ends at the next step, with a checkpoint."""
+"""Preemption: a scheduler sends SIGTERM before it takes the machine away; training then ends after its step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ AGREE_EVERY = 10  # steps between the processes' asking one another; alone, ever
 
 
 class Preemption:
-    """`with Preemption() as preemption:` ... `stop.agreed(accelerator, step)`: True in every process at the same step, once any was sent SIGTERM."""
+    """`with Preemption() as preemption:` ... `preemption.agreed(accelerator, step)`: True in every process at the same step, once any of them was
+    sent SIGTERM."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -44,7 +44,7 @@ def test_the_command_trains_and_tells(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_run_that_was_stopped_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after SIGTERM: training returns early, without all its lines."""
-    monkeypatch.setattr("train.trainer.train", lambda config, out: None)
+    monkeypatch.setattr("gsnr.train.trainer.train", lambda config, out: None)
     with pytest.raises(ValueError, match="stopped before step 5; nothing was measured"):
         call(loader_benchmark.main, "--preset", "demo", "--steps", 7, "--folder", tmp_path)
     assert not list(tmp_path.iterdir())
