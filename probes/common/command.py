@@ -25,6 +25,7 @@ from typing import Any
 
 from gsnr import files, plugins, table
 from gsnr.commandline import Parser, seed
+from gsnr.probes.common import summary
 from gsnr.probes.common.bins import SPACINGS
 from gsnr.probes.common.forecast import Forecast, forecast
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
@@ -231,9 +232,9 @@ def main(argv: list[str]) -> int:
             continue
         _measure(name, subjects, options, settings, out, args)
     if "alignment" in chosen:
-        print(table.summary(table.read(out / "alignment.parquet")))
+        print(summary.summary(table.read(out / "alignment.parquet")))
     for name in ("alignment.metrics", "controls"):
-        if name.split(".")[0] in chosen and (flagged := table.easy(table.read(out / f"{name}.parquet"))):
+        if name.split(".")[0] in chosen and (flagged := summary.easy(table.read(out / f"{name}.parquet"))):
             print(flagged)
             break
     return 0
