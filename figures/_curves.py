@@ -41,13 +41,13 @@ def single(cells: pd.DataFrame, group: str = "all") -> pd.DataFrame:
     return cells[cells["group"] == group]
 
 
-def grid(figure: Figure, shown: int, columns: int, **sharing: Any) -> list[Axes]:
+def grid(figure: Figure, shown: int, columns: int, label: str = T_LABEL, **sharing: Any) -> list[Axes]:
     """The first `shown` axes of a grid of so many columns. The axis of t stands below the lowest of each column."""
     all_axes = list(figure.subplots(-(-shown // columns), columns, sharex=True, squeeze=False, **sharing).ravel())
     for axes in all_axes[shown:]:
         axes.set_visible(False)
     for axes in all_axes[:shown][-columns:]:
-        axes.set_xlabel(T_LABEL)
+        axes.set_xlabel(label)
         axes.tick_params(labelbottom=True)
     return all_axes[:shown]
 

@@ -43,7 +43,7 @@ def draw(cells: pd.DataFrame) -> Figure:
     rows = -(-len(keys) // columns)
     with paper():
         figure = Figure(figsize=(max(COLUMN, PAGE * columns / COLUMNS), 0.4 + (0.5 + 0.16 * len(groups)) * rows), layout="constrained")
-        all_axes = grid(figure, len(keys), columns, sharey=True)
+        all_axes = grid(figure, len(keys), columns, "t  (1 = noise)", sharey=True)
         mesh = None
         for i, (axes, key) in enumerate(zip(all_axes, keys, strict=True)):
             here = rows_of(cells, key)

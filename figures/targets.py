@@ -1,7 +1,7 @@
 """How a target looks and is called: one colour, one marker and one label, the same in every figure and in every panel.
 
 Known targets have a fixed look. Any other gets one that no known target has, in alphabetical order of those in the table. Controls are grey,
-with a line of their own. The line and the filling of the marker say which projector: solid and full if it was fitted.
+with lines of their own. The line of a target says which projector: solid if it was fitted, dashed if it is the checkpoint's own.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ CONTROLS: dict[str, tuple[Look, ...]] = {
     "other": tuple(product(("#808080", "#202020"), MARKERS)),
 }
 PROJECTOR_LINES = {"ckpt": "--", "fresh": (0, (1, 1))}
-FILLS = {"ckpt": "left", "fresh": "bottom"}
 
 
 def looks(targets: Iterable[str]) -> dict[str, Look]:
@@ -88,12 +87,12 @@ class Targets:
         self.labels = labels_of(frame)
 
     def style(self, key: Key) -> dict[str, Any]:
-        """How matplotlib is to draw it: colour, marker, line and filling."""
+        """How matplotlib is to draw it: colour, marker and line."""
         target, control, projector = key
         true = control == "none"
         colour, marker = self.looks[target] if true else self.greys[target, control]
         line = PROJECTOR_LINES.get(projector, "-") if true else CONTROL_LINES.get(control, "--")
-        return {"color": colour, "marker": marker, "ls": line, "fillstyle": FILLS.get(projector, "full")}
+        return {"color": colour, "marker": marker, "ls": line}
 
     def name(self, key: Key) -> str:
         """How it is called in legends and tables."""
