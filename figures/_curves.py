@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from gsnr.figures.style import COLOURS, CONTROL, GREY, MARKERS
-from gsnr.table import target_name
-
-Key = tuple[str, str, str]  # target, control, projector
+from gsnr.figures.style import T_LABEL
+from gsnr.figures.targets import Key, Targets
 
 
 def keys_of(cells: pd.DataFrame) -> list[Key]:
@@ -26,7 +25,9 @@ def rows_of(cells: pd.DataFrame, key: Key) -> pd.DataFrame:
 
 
 def one_checkpoint(cells: pd.DataFrame) -> None:
-    """Raises ValueError for a table of several checkpoints, which one figure of targets cannot show."""
+    """Raises ValueError for a table of several checkpoints, which one figure of targets cannot show, and for one without rows."""
+    if cells.empty:
+        raise ValueError("the table has no rows that this figure draws")
     runs = list(dict.fromkeys(zip(cells["run"], cells["checkpoint"], strict=True)))
     if len(runs) > 1:
         raise ValueError(f"the table holds {len(runs)} checkpoints ({', '.join(run for run, _ in runs)}); this figure shows one: probe it alone")
@@ -38,6 +39,17 @@ def single(cells: pd.DataFrame, group: str = "all") -> pd.DataFrame:
     if not (cells["group"] == group).any():
         raise ValueError(f"the table has no rows of group {group!r}, but of {', '.join(dict.fromkeys(cells['group']))}")
     return cells[cells["group"] == group]
+
+
+def grid(figure: Figure, shown: int, columns: int, label: str = T_LABEL, **sharing: Any) -> list[Axes]:
+    """The first `shown` axes of a grid of so many columns. The axis of t stands below the lowest of each column."""
+    all_axes = list(figure.subplots(-(-shown // columns), columns, sharex=True, squeeze=False, **sharing).ravel())
+    for axes in all_axes[shown:]:
+        axes.set_visible(False)
+    for axes in all_axes[:shown][-columns:]:
+        axes.set_xlabel(label)
+        axes.tick_params(labelbottom=True)
+    return all_axes[:shown]
 
 
 def curve(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], scale: float, style: dict[str, Any], shift: float) -> None:
@@ -53,22 +65,13 @@ def curve(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], scale: 
     axes.plot(t[unseen], value[unseen], style["marker"], color=style["color"], zorder=3, **open_marker)
 
 
-def panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], columns: tuple[str, str, str], scale: float = 1.0) -> None:
-    """One curve a key; controls in grey, dotted (shuffled) and dash-dotted (constant); a line at 0. Labels say which projector only where
-    there are several."""
+def panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], columns: tuple[str, str, str], targets: Targets, scale: float = 1.0) -> None:
+    """One curve a key, and a line at 0. Labels say which projector only where there are several."""
     several = len({projector for _, _, projector in keys}) > 1
-    coloured = 0
     for i, key in enumerate(keys):
-        if key[1] == "none":
-            style: dict[str, Any] = {"color": COLOURS[coloured % len(COLOURS)], "ls": "-", "marker": MARKERS[coloured % len(MARKERS)]}
-            coloured += 1
-        else:
-            shuffled = key[1] == "shuffled"
-            style = {"color": CONTROL if shuffled else GREY, "ls": ":" if shuffled else "-.", "marker": "P" if shuffled else "X"}
         shift = 0.7 / max(4, len(keys)) * (i - (len(keys) - 1) / 2)
-        curve(
-            axes, rows_of(cells, key), columns, scale, style | {"label": target_name(*key) if several else target_name(key[0], key[1], "fit")}, shift
-        )
+        label = targets.name(key if several else (key[0], key[1], "fit"))
+        curve(axes, rows_of(cells, key), columns, scale, targets.style(key) | {"label": label}, shift)
     axes.axhline(0, color="black", lw=0.6, zorder=0)
     axes.set_xlim(0, 1)
     if not keys:

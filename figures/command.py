@@ -25,8 +25,12 @@ def names() -> list[str]:
 
 
 def find(name: str) -> ModuleType:
-    """The figure of that name. Raises ValueError listing the valid ones."""
-    return plugins.find("figures", name)
+    """The figure of that name. Raises ValueError listing the valid ones, or naming a file that lacks one of its constants."""
+    figure = plugins.find("figures", name)
+    for constant in ("TABLE", "TITLE", "CAPTION"):
+        if not isinstance(getattr(figure, constant, None), str):
+            raise ValueError(f"{plugins.get('figures', name).path}: has no text {constant}; a figure has TABLE, TITLE, CAPTION and draw")
+    return figure
 
 
 def _several(figure: ModuleType) -> bool:
@@ -52,11 +56,16 @@ def having(runs: list[Path], figure: ModuleType) -> list[Path]:
 
 
 def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
-    """What the figure draws: the tables of the runs, one after another. Raises ValueError naming the command that makes one that is missing."""
+    """What the figure draws: the tables of the runs, one after another, attrs["labels"] merged (the first run's count most).
+
+    Raises ValueError naming the command that makes one that is missing."""
     for folder in runs:
         if not _path(folder, figure).is_file():
             raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `gsnr probe --ckpt {folder} --probe {figure.TABLE}`")
-    return pd.concat([table.read(_path(folder, figure), figure.TABLE) for folder in runs], ignore_index=True)
+    tables = [table.read(_path(folder, figure), figure.TABLE) for folder in runs]
+    together = pd.concat(tables, ignore_index=True)
+    together.attrs["labels"] = {target: label for one in reversed(tables) for target, label in one.attrs["labels"].items()}
+    return together
 
 
 def distinct(runs: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Fig. 4: images beside the PCA maps of the VAE's feature groups, one image a row, one group a column."""
+"""Fig. 4 of the AHPA paper: one image a row, one group of features a column."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from gsnr.figures.style import PAGE, paper
 
 TABLE = "vae_pca"
 KIND = "maps"
+TITLE = "Images beside the PCA maps of the VAE's feature groups (AHPA Fig. 4)"
+CAPTION = (
+    "The image is the VAE's reconstruction. Red, green and blue are the first three components over all tokens of the set, from their 1st to "
+    "their 99th percentile: equal colours mean equal features within a column only."
+)
 ROWS = 6
 
 
@@ -22,8 +27,7 @@ def _picture(pixels: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def draw(maps: pd.DataFrame) -> Figure:
-    """maps: a `vae_pca.maps` table of one checkpoint's data. The image is the VAE's reconstruction; red, green and blue are the first three
-    components over all tokens of the set, from their 1st to their 99th percentile: equal colours mean equal features within a column only."""
+    """maps: a `vae_pca.maps` table of one checkpoint's data. Raises ValueError for one without rows, or of several."""
     one_checkpoint(maps)
     groups = list(dict.fromkeys(maps["group"]))
     images = sorted(maps["image_id"].unique())[:ROWS]

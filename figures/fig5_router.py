@@ -1,7 +1,8 @@
-"""Fig. 5: what the router chose: beta, alpha mid and alpha deep over t at the checkpoint, and beta over training."""
+"""Fig. 5 of the AHPA paper, and the router's history."""
 
 from __future__ import annotations
 
+from string import ascii_lowercase
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,11 @@ from gsnr.figures._curves import one_checkpoint
 from gsnr.figures.style import COLOURS, GREY, LINES, MARKERS, PAGE, T_LABEL, paper
 
 TABLE = "router"
+TITLE = "What the router chose, over t and over training (AHPA Fig. 5)"
+CAPTION = (
+    "The weights beta of the groups and alpha of the layers within each, over t at the checkpoint, and beta over training. Dotted grey: the "
+    "uniform mixture that training starts from. The axis of steps is logarithmic."
+)
 WEIGHT_LIMITS = (-0.03, 1.03)
 HISTORY_TIMES = (0.1, 0.5, 0.9)
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 6}  # a legend, for curves run along the edges
@@ -39,25 +45,28 @@ def _short(name: str) -> str:
 
 
 def draw(metrics: pd.DataFrame) -> Figure:
-    """metrics: a `router` table. Dotted grey: the uniform mixture that training starts from. Groups G1 and G2 have panels of their own where they
-    are in the target."""
-    one_checkpoint(metrics[metrics["target"] == "router"])
+    """metrics: a `router` table of one checkpoint. Groups other than mid and deep have panels of their own where they are in the target.
+
+    Raises ValueError for a table without the router's weights, or of several checkpoints."""
     metrics = metrics[metrics["value"].notna()]
     now, log = metrics[metrics["target"] == "router"], metrics[metrics["target"] == "router_log"]
+    now = now[(now["metric"] == "beta") | now["metric"].str.startswith("alpha_")]
+    one_checkpoint(now)
     with paper():
         beta = now[now["metric"] == "beta"]
-        shallow = [group for group in ("G1", "G2") if f"alpha_{group}" in set(now["metric"])]
-        groups = [*shallow, "mid", "deep"]
-        figure = Figure(figsize=(PAGE, 2.2 * (len(groups) // 2 + 1)), layout="constrained")
-        axes = figure.subplots(len(groups) // 2 + 1, 2).ravel()
+        others = [metric.removeprefix("alpha_") for metric in dict.fromkeys(now["metric"]) if metric not in ("beta", "alpha_mid", "alpha_deep")]
+        groups = [*others, "mid", "deep"]
+        rows = -(-(len(groups) + 2) // 2)
+        figure = Figure(figsize=(PAGE, 2.2 * rows), layout="constrained")
+        axes = figure.subplots(rows, 2, sharey=True).ravel()
         _lines(axes[0], beta, r"(a) $\beta$ over t", 1 / max(1, beta["group"].nunique()))
-        for panel, part, letter in zip(axes[1:], groups, "bcde", strict=False):
-            rows = now[now["metric"] == f"alpha_{part}"]
-            _lines(panel, rows, rf"({letter}) $\alpha$ {part} over t", 1 / max(1, rows["group"].nunique()))
+        for panel, part, letter in zip(axes[1:], groups, ascii_lowercase[1:], strict=False):
+            layers = now[now["metric"] == f"alpha_{part}"]
+            _lines(panel, layers, rf"({letter}) $\alpha$ {part} over t", 1 / max(1, layers["group"].nunique()))
         for panel in axes[::2]:
             panel.set_ylabel("weight")
         last = log[(log["metric"] == "beta") & (log["group"] == "deep")]
-        _history(axes[len(groups) + 1], "bcdef"[len(groups)], last, 1 / max(1, beta["group"].nunique()))
+        _history(axes[len(groups) + 1], ascii_lowercase[len(groups) + 1], last, 1 / max(1, beta["group"].nunique()))
         for panel in axes[len(groups) + 2 :]:
             panel.set_visible(False)
     return figure

@@ -1,8 +1,4 @@
-"""Controls: a target beside the same target of other images and beside a constant vector, with the projector fitted and as trained.
-
-What the figure is for: a projector that was fitted to a control reaches no signal with the shuffled one; with the checkpoint's own projector
-both controls have signal, so a high G-SNR by itself does not speak for a target.
-"""
+"""A target beside its controls, with each kind of projector."""
 
 from __future__ import annotations
 
@@ -12,14 +8,21 @@ from matplotlib.figure import Figure
 from gsnr.figures._curves import keys_of, panel, single
 from gsnr.figures.fig2_gsnr import GSNR
 from gsnr.figures.style import PAGE, T_LABEL, paper
+from gsnr.figures.targets import Targets
 
 TABLE = "alignment"
+TITLE = "A target beside the same target of other images and beside a constant vector"
+CAPTION = (
+    "A projector that was fitted to a control reaches no signal with the shuffled one; with the checkpoint's own projector both controls have "
+    "signal, so a high G-SNR by itself does not speak for a target. Above: B x G-SNR with 95 % intervals, linear below 10 and logarithmic "
+    "beyond; open markers: the interval reaches 0. Below: the alignment loss."
+)
 TITLES = {"fit": "projectors fitted alike", "ckpt": "the checkpoint's own projector", "fresh": "fresh projectors"}
 
 
 def draw(cells: pd.DataFrame) -> Figure:
-    """cells: an `alignment` table of one checkpoint that has controls. Above: B x G-SNR, linear below 10 and logarithmic beyond. Below: loss."""
-    cells = single(cells)
+    """cells: an `alignment` table of one checkpoint. The first target that has controls is drawn. Raises ValueError where none has."""
+    targets, cells = Targets(cells), single(cells)
     controlled = cells.loc[cells["control"] != "none", "target"]
     if controlled.empty:
         raise ValueError("fig_controls: the table has no controls; measure again with --controls shuffled,constant")
@@ -33,9 +36,9 @@ def draw(cells: pd.DataFrame) -> Figure:
         for column, (letter, projector) in enumerate(zip("abc", projectors, strict=False)):
             keys = [k for k in keys_of(cells) if k[2] == projector]
             above, below = all_axes[:, column]
-            panel(above, cells, keys, GSNR, batch_ref)
+            panel(above, cells, keys, GSNR, targets, batch_ref)
             above.set_title(f"({letter}) {TITLES[projector]}", loc="left")
-            panel(below, losses, keys, ("loss", "no_low", "no_high"))
+            panel(below, losses, keys, ("loss", "no_low", "no_high"), targets)
             below.get_legend().remove()
             below.set_xlabel(T_LABEL)
         all_axes[0, 0].set_yscale("symlog", linthresh=10)

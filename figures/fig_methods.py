@@ -1,7 +1,9 @@
-"""Methods: each run's first target (what it was aligned to, if anything) with a fitted projector on its own backbone: B x G-SNR and the angle to
-denoising over t."""
+"""Runs side by side, each with its own backbone and its own first target."""
 
 from __future__ import annotations
+
+from collections import Counter
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,32 +11,53 @@ from matplotlib.figure import Figure
 from gsnr.figures._curves import curve, keys_of, rows_of
 from gsnr.figures.fig2_gsnr import GSNR
 from gsnr.figures.fig_direction import COSINE, resolved_only
-from gsnr.figures.style import COLOURS, MARKERS, PAGE, T_LABEL, paper
-from gsnr.table import target_name
+from gsnr.figures.style import LINES, PAGE, T_LABEL, paper
+from gsnr.figures.targets import MARKERS, Key, Targets
 
 TABLE = "alignment"
 SEVERAL_RUNS = True
-MOST = len(COLOURS)  # curves that can be told apart
+TITLE = "G-SNR and direction of each run's first target, on the run's own backbone"
+CAPTION = (
+    "A run's first target is what it was aligned to, if anything; projectors are fitted. The backbones differ, so this is no ranking of targets: "
+    "fig2_gsnr of one vanilla backbone is. Left: B x G-SNR with 95 % intervals, linear below 10, logarithmic beyond; open markers: the interval "
+    "reaches 0. Right: cosines whose interval is wider than the range, or whose alignment gradient is not resolved, are left out."
+)
+MOST = 7  # curves that can be told apart
+
+
+def styles_of(keys: list[Key], targets: Targets) -> list[dict[str, Any]]:
+    """Targets look as everywhere; a second run of a target, and further ones, have its colour with another marker and line."""
+    taken, times = {targets.looks[target] for target, _, _ in keys}, Counter[str]()
+    styles = []
+    for key in keys:
+        style, again = targets.style(key), times[key[0]]
+        if again:
+            marker = next(marker for marker in MARKERS if (style["color"], marker) not in taken)
+            taken.add((style["color"], marker))
+            style |= {"marker": marker, "ls": LINES[again % len(LINES)]}
+        times[key[0]] += 1
+        styles.append(style)
+    return styles
 
 
 def draw(cells: pd.DataFrame) -> Figure:
-    """cells: the `alignment` tables of the runs, one after another. The backbones differ, so this is no ranking of targets: `fig2_gsnr` of
-    one vanilla backbone is. Left: linear below 10, logarithmic beyond. Right: cosines whose interval is wider than the range are left out."""
+    """cells: the `alignment` tables of the runs, one after another. Raises ValueError for tables without fitted projectors, or too many runs."""
+    targets = Targets(cells)
     cells = cells[(cells["group"] == "all") & (cells["projector"] == "fit") & (cells["control"] == "none")]
     runs = list(dict.fromkeys(zip(cells["run"], cells["checkpoint"], strict=True)))
     if not runs:
         raise ValueError("fig_methods: the tables have no projectors that were fitted; measure again with --projector fit")
     if len(runs) > MOST:
-        raise ValueError(f"fig_methods: {len(runs)} runs, and colours for {MOST}; name fewer with --run")
+        raise ValueError(f"fig_methods: {len(runs)} runs, and room for {MOST}; name fewer with --run")
     batch_ref = int(cells["batch_ref"].iloc[0])
     with paper():
         figure = Figure(figsize=(PAGE, 3.0), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for i, (run, checkpoint) in enumerate(runs):
-            here = cells[(cells["run"] == run) & (cells["checkpoint"] == checkpoint)]
-            key = keys_of(here)[0]
+        each = [cells[(cells["run"] == run) & (cells["checkpoint"] == checkpoint)] for run, checkpoint in runs]
+        keys = [keys_of(here)[0] for here in each]
+        for i, (here, key, style) in enumerate(zip(each, keys, styles_of(keys, targets), strict=True)):
             rows = rows_of(here, key)
-            style = {"color": COLOURS[i], "marker": MARKERS[i], "ls": "-", "label": f"{run}: {target_name(*key)}"}
+            style |= {"label": f"{runs[i][0]}: {targets.name(key)}"}
             shift = 0.09 * (i - (len(runs) - 1) / 2)
             curve(left, rows, GSNR, batch_ref, style, shift)
             curve(right, resolved_only(rows), COSINE, 1.0, style, shift)

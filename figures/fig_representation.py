@@ -1,4 +1,4 @@
-"""What hidden states know over t: linear-probe accuracy and CKNNA to the image teacher, one curve a block."""
+"""What hidden states know over t, one curve a block."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gsnr.figures._curves import one_checkpoint
-from gsnr.figures.style import CONTROL, MARKERS, PAGE, T_LABEL, paper
+from gsnr.figures.style import MARKERS, PAGE, T_LABEL, paper
+from gsnr.figures.targets import CONTROL_LINES, CONTROLS
 
 TABLE = "representation"
+TITLE = "What hidden states know: a linear probe's accuracy and CKNNA to the image teacher, over t"
+CAPTION = (
+    "One curve a block, the model is told no class. Bars are 95 % intervals (Wilson; jackknife over sixteenths of the images). Grey: what knowing "
+    "nothing gives, which is always guessing the most frequent class, and the teacher's features of other images."
+)
 TITLES = {"linear_probe_accuracy": "linear probe, held-out accuracy", "cknna": "CKNNA to the teacher (k = 10)"}
+CHANCE = {"linear_probe_accuracy": ("constant", "always the most frequent class"), "cknna": ("shuffled", "teacher of other images, mean over blocks")}
 MOST = 8  # curves in a panel; more blocks are thinned evenly, the last kept
 
 
@@ -19,7 +26,7 @@ def _number(group: str) -> int:
     return int(group.split()[1])
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, of_what: str, title: str) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, metric: str) -> None:
     blocks = sorted(rows["group"].unique(), key=_number)
     step = -(-len(blocks) // MOST)
     shown = blocks[::-1][::step][::-1]
@@ -31,25 +38,29 @@ def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, of_what: str, t
         colour = palette(0.92 * i / max(1, len(shown) - 1))
         axes.errorbar(t, curve["value"], errors, color=colour, marker=MARKERS[i % len(MARKERS)], elinewidth=0.6, label=block)
     if not chance.empty:
+        control, of_what = CHANCE[metric]
+        colour, _ = CONTROLS[control][0]
         level = chance.groupby("bin")[["t_low", "t_high", "value"]].mean()
-        axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=CONTROL, ls=":", label=of_what)
+        axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=colour, ls=CONTROL_LINES[control], label=of_what)
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
         axes.legend(handles=axes.get_lines()[-1:], loc="upper right")
-    axes.set(xlim=(0, 1), xlabel=T_LABEL, ylabel=title)
+    axes.set(xlim=(0, 1), xlabel=T_LABEL, ylabel=TITLES[metric])
 
 
 def draw(metrics: pd.DataFrame) -> Figure:
-    """metrics: a `representation` table of one checkpoint. Bars are 95 % intervals (Wilson; jackknife over sixteenths of the images)."""
+    """metrics: a `representation` table of one checkpoint. Raises ValueError for one of several, or without either metric."""
     one_checkpoint(metrics)
+    metrics = metrics[metrics["group"].str.fullmatch(r"block \d+")]
     true, controls = metrics[metrics["control"] == "none"], metrics[metrics["control"] != "none"]
-    of_what = {"cknna": "teacher of other images, mean over blocks", "linear_probe_accuracy": "always the most frequent class"}
     panels = [(name, rows) for name in TITLES if not (rows := true[true["metric"] == name]).empty]
+    if not panels:
+        raise ValueError(f"fig_representation: the table has no rows of {' or '.join(TITLES)}")
     with paper():
         figure = Figure(figsize=(PAGE * len(panels) / 2, 2.8), layout="constrained")
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, letter, (name, rows) in zip(all_axes, "ab", panels, strict=False):
-            _panel(axes, rows, controls[controls["metric"] == name], of_what[name], TITLES[name])
+            _panel(axes, rows, controls[controls["metric"] == name], name)
             axes.set_title(f"({letter})", loc="left")
         handles, labels = all_axes[0].get_legend_handles_labels()
         blocks = [i for i, label in enumerate(labels) if label.startswith("block ")]

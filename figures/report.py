@@ -10,11 +10,9 @@ figure that its tables allow, with its caption; and the tables of `figures.table
 from __future__ import annotations
 
 import base64
-import inspect
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jinja2
@@ -49,19 +47,13 @@ class Section:
     parts: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _picture(figure: Any, caption: str) -> str:
+def _picture(figure: Any, title: str, caption: str) -> str:
     buffer = io.BytesIO()
     with paper():
         figure.savefig(buffer, format="png", dpi=200)
     data = base64.b64encode(buffer.getvalue()).decode()
-    text = jinja2.filters.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-def caption_of(figure: ModuleType) -> str:
-    """The first paragraph of a figure's file, and of what `draw` says after the sentence on its argument."""
-    about, reading = (" ".join((inspect.getdoc(x) or "").split("\n\n")[0].split()) for x in (figure, figure.draw))
-    return f"{about} {reading.partition('. ')[2]}"
+    about, text = jinja2.filters.escape(title), jinja2.filters.escape(caption)
+    return f'<figure><img alt="{about}" src="data:image/png;base64,{data}"><figcaption><b>{about}.</b> {text}</figcaption></figure>'
 
 
 def _mapping(values: dict[str, Any]) -> str:
@@ -104,7 +96,7 @@ def _figures(runs: list[Path]) -> list[tuple[str, str]]:
         if not (those := drawing.having(runs, figure)):
             continue
         try:
-            found.append((name, _picture(figure.draw(drawing.table_of(those, figure)), caption_of(figure))))
+            found.append((name, _picture(figure.draw(drawing.table_of(those, figure)), figure.TITLE, figure.CAPTION)))
         except ValueError as error:
             found.append((name, f"<p>not drawn: {jinja2.filters.escape(str(error))}</p>"))
     return found

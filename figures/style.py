@@ -38,6 +38,7 @@ _RC: Any = {
     "legend.frameon": True,
     "legend.framealpha": 0.85,
     "legend.edgecolor": "none",
+    "legend.handlelength": 2.8,  # room for two dashes
 }
 
 

@@ -21,6 +21,7 @@ from gsnr import commands, files, table
 from gsnr.commandline import Parser
 from gsnr.estimates import Array, student_interval
 from gsnr.figures.command import tables_in
+from gsnr.figures.targets import labels_of
 
 WHICH = ["run", "checkpoint", "vae", "target", "control", "projector"]
 PARTS = {"t > 0.5": (0.5, 1.0), "t < 0.5": (0.0, 0.5), "all t": (0.0, 1.0)}  # halves of the trajectory, as Table 7 has them
@@ -55,11 +56,12 @@ def _bins(cells: pd.DataFrame, samples: pd.DataFrame, group: str) -> dict[tuple[
     """(run, ..., projector) -> (t_low, t_high) -> cell. Raises ValueError for a cell whose samples are not there."""
     cells, samples = cells[cells["group"] == group], samples[samples["group"] == group]
     by_cell = dict(list(samples.groupby([*WHICH, "bin"])))
+    labels = labels_of(cells)
     found: dict[tuple[str, ...], dict[tuple[float, float], Bin]] = {}
     for record in cells.to_dict("records"):
         cell = {str(column): value for column, value in record.items()}
         key = tuple(cell[name] for name in WHICH)
-        place = f"{table.target_name(*map(str, key[3:]))}, bin {cell['bin']}"
+        place = f"{table.target_name(*map(str, key[3:]), labels=labels)}, bin {cell['bin']}"
         if (*key, cell["bin"]) not in by_cell:
             raise ValueError(f"no samples of {place}")
         try:
@@ -77,10 +79,11 @@ def trajectory(cells: pd.DataFrame, samples: pd.DataFrame, group: str = "all") -
     target of the same run, VAE and kind of projector, over the same bins (columns PART, PART low, PART high, PART minus first, ... low, ...
     high). A bin across t = 0.5 belongs to no half."""
     targets = _bins(cells, samples, group)
+    labels = labels_of(cells)
     rows = []
     for key, bins in targets.items():
         first = next(k for k in targets if k[:3] == key[:3] and k[5] == key[5])
-        row: dict[str, Any] = dict(zip(WHICH, key, strict=True)) | {"name": table.target_name(*key[3:])}
+        row: dict[str, Any] = dict(zip(WHICH, key, strict=True)) | {"name": table.target_name(*key[3:], labels=labels)}
         for part, (low, high) in PARTS.items():
             inside = [place for place in bins if place[0] >= low - 1e-9 and place[1] <= high + 1e-9]
             if not inside:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,6 @@ KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COL
 HOLDS: dict[str, type | tuple[type, ...]] = {"string": str, "int64": Integral, "float64": Real, "bool": (bool, np.bool_)}
 NAN = float("nan")
 EASY = 0.9  # share of the cosine to a target that is reached by a constant vector, above which the target is flagged as easy
-NAMES = {"ahpa": "AHPA", "repa": "REPA", "irepa": "iREPA", "sra": "SRA", "sra2": "SRA 2"}  # of targets, for people
 
 
 def estimate_columns(estimate: Estimate, batch_ref: int) -> dict[str, Any]:
@@ -178,11 +178,14 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path, probe: str | None = None) -> pd.DataFrame:
-    """The rows of a table. Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, or one that
-    another probe than `probe` wrote."""
+    """The rows of a table; attrs["labels"]: target -> name for people, where the table brings one.
+
+    Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, or one that another probe than
+    `probe` wrote."""
     import pyarrow as pa
 
-    kind = _header(path)["kind"]
+    header = _header(path)
+    kind = header["kind"]
     try:
         frame = pd.read_parquet(path)
     except (pa.ArrowException, OSError) as error:
@@ -197,6 +200,7 @@ def read(path: Path, probe: str | None = None) -> pd.DataFrame:
             raise ValueError(f"{path}: damaged (column {column!r} holds {frame[column].dtype}, not {dtype})")
     if probe is not None and "probe" in frame and set(frame["probe"]) != {probe}:
         raise ValueError(f"{path}: a table of probe {frame['probe'].iloc[0]!r}, not {probe!r}")
+    frame.attrs["labels"] = header.get("provenance", {}).get("labels", {})
     return frame
 
 
@@ -205,44 +209,9 @@ def provenance(path: Path) -> dict[str, Any]:
     return _header(path)["provenance"]
 
 
-def summary(cells: pd.DataFrame, group: str = "all") -> str:
-    """G-SNR per bin (rows) and target (columns) as text: B * gsnr with its 95 % interval; a dot marks cells below detection."""
-    here = cells[cells["group"] == group]
-    batch_ref = int(here["batch_ref"].iloc[0])
-    several = len(here[["run", "checkpoint"]].drop_duplicates()) > 1
-    columns: dict[str, list[str]] = {"t": []}
-    for (low, high), rows in here.groupby(["t_low", "t_high"]):
-        columns["t"].append(f"{low:.2f}-{high:.2f}")
-        for row in rows.to_dict("records"):
-            value, a, b = (batch_ref * row[x] for x in ("gsnr", "gsnr_low", "gsnr_high"))
-            name = target_name(row["target"], row["control"], row["projector"])
-            name = f"{row['run']}/{row['checkpoint']}: {name}" if several else name
-            columns.setdefault(name, []).append(f"{value:.2f} [{a:.2f}, {b:.2f}]{'.' if row['below_detection'] else ' '}")
-    widths = {name: max(map(len, [name, *texts])) + 2 for name, texts in columns.items()}
-    lines = ["".join(f"{name:>{width}}" for name, width in widths.items())]
-    lines += ["".join(f"{text:>{width}}" for text, width in zip(row, widths.values(), strict=True)) for row in zip(*columns.values(), strict=True)]
-    title = f"{batch_ref} x G-SNR of group {group!r}, n = {int(here['n'].iloc[0])}, 95 % interval; '.' = below detection"
-    return "\n".join([title, *lines])
+def target_name(target: str, control: str, projector: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
+    """How a target is called in tables and legends: "uniform mid", "AHPA, shuffled", "AHPA, own projector".
 
-
-def easy(metrics: pd.DataFrame) -> str:
-    """Which targets are easy, and where: those of whose cosine a constant vector reaches the share EASY or more, as text. metrics: the table
-    `alignment.metrics` or `controls`. "" for none."""
-    shares = metrics[metrics["metric"] == "constant_share"]
-    several = len(shares[["run", "checkpoint"]].drop_duplicates()) > 1
-    texts = []
-    for keys, rows in shares.groupby(["run", "checkpoint", "target", "control", "projector"], sort=False):
-        run, checkpoint, *which = map(str, keys)
-        flagged = rows[rows["value"] >= EASY].sort_values("bin")
-        if len(flagged):
-            bins = ", ".join(f"{low:.2f}-{high:.2f}" for low, high in zip(flagged["t_low"], flagged["t_high"], strict=True))
-            where = "at all t" if len(flagged) == len(rows) else f"at t = {bins}"
-            texts.append(f"{f'{run}/{checkpoint}: ' if several else ''}{target_name(*which)} {where}")
-    head = f"easy targets, of whose projector's cosine a constant vector reaches {EASY:.0%} or more:"
-    return "\n  ".join([head, *texts]) if texts else ""
-
-
-def target_name(target: str, control: str, projector: str) -> str:
-    """How a target is called in tables and legends: "uniform mid", "AHPA, shuffled", "AHPA, own projector"."""
-    base = NAMES.get(target, target.replace("_", " "))
+    labels: target -> name for people, such as `read` leaves in a frame's attrs."""
+    base = labels.get(target, target.replace("_", " "))
     return base + (f", {control}" if control != "none" else "") + {"ckpt": ", own projector", "fresh": ", fresh projector"}.get(projector, "")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from gsnr import files, plugins, table
 from gsnr.commandline import Parser
 from gsnr.options import build, check_ranges, did_you_mean
+from gsnr.probes.common import summary
 from gsnr.train.command import overrides
 
 if TYPE_CHECKING:
@@ -145,9 +146,9 @@ def _summarise(chosen: list[Measurement], out: Path) -> None:
     """The main findings, as text."""
     named = {one.name for one in chosen}
     if "alignment" in named:
-        print(table.summary(table.read(out / "alignment.parquet")))
+        print(summary.summary(table.read(out / "alignment.parquet")))
     for name in ("alignment.metrics", "controls"):
-        if name.split(".")[0] in named and (flagged := table.easy(table.read(out / f"{name}.parquet"))):
+        if name.split(".")[0] in named and (flagged := summary.easy(table.read(out / f"{name}.parquet"))):
             print(flagged)
             break
 

@@ -11,6 +11,7 @@ import torch
 
 from gsnr import table
 from gsnr.figures import fig_easy
+from gsnr.probes.common import summary
 from gsnr.probes.common.command import main
 from gsnr.probes.common.easy import Easiness
 from gsnr.train import opening
@@ -65,8 +66,8 @@ def test_a_constant_target_is_flagged_as_easy() -> None:
     metrics = pd.DataFrame(rows)
     shares = metrics[metrics["metric"] == "constant_share"].set_index("target")["value"]
     assert shares["constant"] > 1 and shares["centred"] < 0.3
-    assert table.easy(metrics).splitlines()[1:] == ["  constant at all t"]
-    assert table.easy(metrics[metrics["target"] == "centred"]) == ""
+    assert summary.easy(metrics).splitlines()[1:] == ["  constant at all t"]
+    assert summary.easy(metrics[metrics["target"] == "centred"]) == ""
 
 
 def test_the_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import gsnr
 from gsnr import table
-from gsnr.probes.common import fit
+from gsnr.probes.common import fit, summary
 from gsnr.probes.common.command import main
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.subject import Subject
@@ -234,7 +234,8 @@ def test_easiness_of_every_candidate(probed_run: Path) -> None:
     np.testing.assert_allclose(reached, 1 - loss.loc[reached.index], atol=1e-5)
     constant = metrics[(metrics["metric"] == "constant_cosine") & (metrics["control"] == "constant")]
     np.testing.assert_allclose(constant["value"], 1, atol=1e-6)
-    assert "AHPA, constant at all t" in table.easy(metrics)
+    metrics.attrs["labels"] = {"ahpa": "AHPA"}
+    assert "AHPA, constant at all t" in summary.easy(metrics)
 
 
 @pytest.mark.parametrize(

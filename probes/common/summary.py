@@ -1,0 +1,44 @@
+"""What the probe command prints at its end, from tables. Targets are called as the table's attrs["labels"] say. Never imports torch."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from gsnr.table import EASY, target_name
+
+
+def summary(cells: pd.DataFrame, group: str = "all") -> str:
+    """G-SNR per bin (rows) and target (columns) as text: B * gsnr with its 95 % interval; a dot marks cells below detection."""
+    here = cells[cells["group"] == group]
+    batch_ref = int(here["batch_ref"].iloc[0])
+    several, labels = len(here[["run", "checkpoint"]].drop_duplicates()) > 1, cells.attrs.get("labels", {})
+    columns: dict[str, list[str]] = {"t": []}
+    for (low, high), rows in here.groupby(["t_low", "t_high"]):
+        columns["t"].append(f"{low:.2f}-{high:.2f}")
+        for row in rows.to_dict("records"):
+            value, a, b = (batch_ref * row[x] for x in ("gsnr", "gsnr_low", "gsnr_high"))
+            name = target_name(row["target"], row["control"], row["projector"], labels)
+            name = f"{row['run']}/{row['checkpoint']}: {name}" if several else name
+            columns.setdefault(name, []).append(f"{value:.2f} [{a:.2f}, {b:.2f}]{'.' if row['below_detection'] else ' '}")
+    widths = {name: max(map(len, [name, *texts])) + 2 for name, texts in columns.items()}
+    lines = ["".join(f"{name:>{width}}" for name, width in widths.items())]
+    lines += ["".join(f"{text:>{width}}" for text, width in zip(row, widths.values(), strict=True)) for row in zip(*columns.values(), strict=True)]
+    title = f"{batch_ref} x G-SNR of group {group!r}, n = {int(here['n'].iloc[0])}, 95 % interval; '.' = below detection"
+    return "\n".join([title, *lines])
+
+
+def easy(metrics: pd.DataFrame) -> str:
+    """Which targets are easy, and where: those of whose cosine a constant vector reaches the share EASY or more, as text. metrics: the table
+    `alignment.metrics` or `controls`. "" for none."""
+    shares = metrics[metrics["metric"] == "constant_share"]
+    several, labels = len(shares[["run", "checkpoint"]].drop_duplicates()) > 1, metrics.attrs.get("labels", {})
+    texts = []
+    for keys, rows in shares.groupby(["run", "checkpoint", "target", "control", "projector"], sort=False):
+        run, checkpoint, *which = map(str, keys)
+        flagged = rows[rows["value"] >= EASY].sort_values("bin")
+        if len(flagged):
+            bins = ", ".join(f"{low:.2f}-{high:.2f}" for low, high in zip(flagged["t_low"], flagged["t_high"], strict=True))
+            where = "at all t" if len(flagged) == len(rows) else f"at t = {bins}"
+            texts.append(f"{f'{run}/{checkpoint}: ' if several else ''}{target_name(*which, labels=labels)} {where}")
+    head = f"easy targets, of whose projector's cosine a constant vector reaches {EASY:.0%} or more:"
+    return "\n  ".join([head, *texts]) if texts else ""

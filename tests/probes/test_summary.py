@@ -1,0 +1,44 @@
+"""What the probe command prints at its end, to the letter."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from gsnr.probes.common import summary
+
+
+def cells(**attrs: dict) -> pd.DataFrame:
+    rows = [
+        {"target": target, "control": control, "bin": index, "t_low": low, "t_high": low + 0.5, "gsnr": value, "gsnr_low": value - 0.01}
+        for target, control, values in (("ahpa", "none", (0.5, 0.05)), ("uniform_mid", "none", (0.25, 1.0)), ("ahpa", "shuffled", (0.0, 0.0)))
+        for index, (low, value) in enumerate(zip((0.0, 0.5), values, strict=True))
+    ]
+    frame = pd.DataFrame(rows).assign(run="demo", checkpoint="0000400", group="all", projector="fit", n=24, batch_ref=256)
+    frame = frame.assign(gsnr_high=frame["gsnr"] + 0.01, below_detection=frame["gsnr"] < 0.01)
+    frame.attrs |= attrs
+    return frame
+
+
+def test_the_table() -> None:
+    assert summary.summary(cells(labels={"ahpa": "AHPA"})).splitlines() == [
+        "256 x G-SNR of group 'all', n = 24, 95 % interval; '.' = below detection",
+        "          t                      AHPA               uniform mid       AHPA, shuffled",
+        "  0.00-0.50  128.00 [125.44, 130.56]      64.00 [61.44, 66.56]   0.00 [-2.56, 2.56].",
+        "  0.50-1.00     12.80 [10.24, 15.36]   256.00 [253.44, 258.56]   0.00 [-2.56, 2.56].",
+    ]
+
+
+def test_names_without_labels_and_of_several_runs() -> None:
+    several = pd.concat([cells(), cells().assign(run="other")])
+    head = summary.summary(several).splitlines()[1]
+    assert "demo/0000400: ahpa  " in head and "other/0000400: uniform mid  " in head
+
+
+def test_easy_targets() -> None:
+    rows = cells(labels={"ahpa": "AHPA"}).assign(metric="constant_share", value=lambda frame: frame["gsnr"] * 2)
+    assert summary.easy(rows).splitlines() == [
+        "easy targets, of whose projector's cosine a constant vector reaches 90% or more:",
+        "  AHPA at t = 0.00-0.50",
+        "  uniform mid at t = 0.50-1.00",
+    ]
+    assert summary.easy(rows[rows["control"] == "shuffled"]) == ""
