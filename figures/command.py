@@ -2,7 +2,7 @@
 
 gsnr figures --run runs/demo                     into runs/demo/figures
 gsnr figures --run runs/demo --figure fig5_router --out figures-for-the-paper
-gsnr figures --run runs/raw --run runs/standardised --figure fig_beta          several runs side by side
+gsnr figures --run runs/raw runs/standardised --figure fig_beta          several runs side by side
 """
 
 from __future__ import annotations
@@ -75,13 +75,19 @@ def distinct(runs: list[Path]) -> None:
         raise ValueError(f"--run: two of the folders are called {name!r}; figures tell runs apart by that name")
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr figures", __doc__)
-    parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help="run folder with probes/*.parquet; may be repeated")
+    parser.add_argument(
+        "--run", type=Path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables that `gsnr probe` wrote"
+    )
     parser.add_argument("--figure", metavar="A,B", help=f"figures to draw (default: all that the tables of the runs allow): {', '.join(names())}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     runs: list[Path] = args.run
     distinct(runs)
     asked = args.figure.split(",") if args.figure else [name for name in names() if having(runs, find(name))]

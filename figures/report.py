@@ -161,12 +161,18 @@ read a target against its controls, and rank targets only with projectors fitted
 )
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr report", __doc__)
-    parser.add_argument("--run", type=Path, required=True, action="append", metavar="DIR", help="run folder with probes/*.parquet; may be repeated")
+    parser.add_argument(
+        "--run", type=Path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables that `gsnr probe` wrote"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: figures/report.html in the first run)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     runs: list[Path] = args.run
     drawing.distinct(runs)
     out: Path = args.out or runs[0] / "figures" / "report.html"

@@ -20,7 +20,7 @@ import pandas as pd
 from gsnr import commands, files, table
 from gsnr.commandline import Parser
 from gsnr.estimates import Array, student_interval
-from gsnr.figures.command import tables_in
+from gsnr.figures.command import distinct, tables_in
 from gsnr.figures.targets import labels_of
 
 WHICH = ["run", "checkpoint", "vae", "target", "control", "projector"]
@@ -133,22 +133,33 @@ def _markdown(shown: pd.DataFrame) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in shown.astype(str).to_numpy())]) + "\n"
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr tables", __doc__)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder, or a folder of tables that gsnr.probe wrote")
+    parser.add_argument(
+        "--run", type=Path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables that `gsnr probe` wrote"
+    )
     parser.add_argument("--probe", default="alignment", metavar="NAME", help=f"which table: {', '.join(PROBES)} (default: alignment)")
     parser.add_argument("--group", default="all", metavar="NAME", help="parameter group (default: all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the run)")
-    args = parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     if args.probe not in PROBES:
         raise ValueError(f"--probe {args.probe!r} has no such table; choose from {', '.join(PROBES)}")
-    folder = tables_in(args.run)
-    if not (folder / f"{args.probe}.parquet").is_file():
-        raise ValueError(f"{folder / args.probe}.parquet: no such table; measure it with `gsnr probe --ckpt {args.run} --probe {args.probe}`")
-    title, found = measured(folder, args.probe, args.group)
+    distinct(args.run)
+    parts = []
+    for run in args.run:
+        if not (path := tables_in(run) / f"{args.probe}.parquet").is_file():
+            raise ValueError(f"{path}: no such table; measure it with `gsnr probe --ckpt {run} --probe {args.probe}`")
+        parts.append(measured(path.parent, args.probe, args.group))
+        if parts[-1][0] != parts[0][0]:
+            raise ValueError(f"--run {run}: its table is of {parts[-1][0]}; that of {args.run[0]} of {parts[0][0]}")
+    title, found = parts[0][0], pd.concat([part for _, part in parts], ignore_index=True)
     shown = readable(found)
-    out = args.out or args.run / "figures"
+    out = args.out or args.run[0] / "figures"
     files.check_writable(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     name = f"table_{args.probe}" + ("" if args.group == "all" else f"_{args.group.replace(' ', '_')}")

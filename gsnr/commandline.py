@@ -1,23 +1,98 @@
-"""How every command of this project talks: one clear line and exit code 2 for bad input, no traceback. Imports nothing heavy."""
+"""How every command of this project talks. One grammar:
+
+    --ckpt PATH        what is measured, sampled, evaluated: a run folder (its last checkpoint), a checkpoint folder, or a foreign file
+    --run DIR          what tables are read from: a run folder, or a folder of tables
+                       where several may be named: --run A B, or --run A --run B; so too --ckpt
+    --data DATA        what is read: a cache folder, or `demo`. `gsnr train --data X` is short for --data.path X.
+                       (`gsnr prepare` makes caches: there it is the pictures.)
+    --out PATH         what is written: a folder, or the file that the help names
+    --rows A,B         a list is one word with commas
+    --flip             a yes is a flag; options of a run's configuration also take --compile true, --compile false
+    --precision P      no, bf16 or fp16
+    --seed S           a whole number from 0 to 2^63 - 1
+    --plugins PATH     a file or folder of plug-ins of your own, for any command
+    --optim.lr 1e-4    a section of a configuration and its option; preset < file (--config) < command line
+
+Bad input is one line on stderr, with what may have been meant, and exit code 2; Ctrl-C is 130. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+
+def meant(word: str, known: Iterable[str]) -> list[str]:
+    """What a word may stand for: of dotted names ("optim.lr") the last part will do. [] where nothing is near."""
+    names = list(known)
+    section, dot, last = word.rpartition(".")
+    if exact := [name for name in names if name.rpartition(".")[2] == last]:
+        return exact[:3]
+    if not dot and (near := difflib.get_close_matches(word, names, 1)):
+        return near
+    beside = [name for name in names if dot and name.startswith(f"{section}.")] or names
+    by_last = {name.rpartition(".")[2]: name for name in reversed(beside)}
+    return [by_last[match] for match in difflib.get_close_matches(last, by_last, 1)]
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> str:
+    """One line on a name that does not exist: "--rows 'spa' does not exist; did you mean sra? There are sit, sra"."""
+    names = list(known)
+    near = meant(word, names)
+    return f"{what} {word!r} does not exist; {f'did you mean {near[0]}? There are' if near else 'choose from'} {', '.join(names)}"
+
+
+def choose(what: str, word: str, known: Iterable[str]) -> None:
+    """Raises ValueError for a word that is not one of these."""
+    names = list(known)
+    if word not in names:
+        raise ValueError(unknown(what, word, names))
+
+
+def unknown_flag(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean --optim.lr?", or "" where no flag is near. known: flags without their dashes."""
+    near = meant(word.lstrip("-").partition("=")[0].replace("_", "-"), known)
+    return f"; did you mean {' or '.join(f'--{name}' for name in near)}?" if near else ""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose help keeps the line breaks and shows defaults."""
+    """argparse whose errors are one line, and whose help keeps the line breaks.
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
-        super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    teach: from the words beside --help, what the help says below the flags; called for --help alone."""
+
+    def __init__(self, prog: str, description: str, teach: Callable[[list[str]], list[str]] | None = None) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self.teach = teach
+
+    @property
+    def flags(self) -> list[str]:
+        """Its flags, without their dashes."""
+        return [name.removeprefix("--") for name in self._option_string_actions if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{unknown_flag(rest[0], self.flags)}")
+        return found
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = sys.argv[1:] if args is None else list(args)
+        if self.teach is not None and asks_for_help(words):
+            self.epilog = "\n".join(self.teach([word for word in words if not asks_for_help([word])]))
+        return super().parse_known_args(words, namespace)
+
+
+def asks_for_help(words: Iterable[str]) -> bool:
+    """Whether -h or --help is among the words."""
+    return not {"-h", "--help"}.isdisjoint(words)
 
 
 def seed(text: str) -> int:
@@ -32,7 +107,7 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
 
     extra: what `pip install 'gsnr[EXTRA]'` brings the packages that the command needs; "" for none."""
     try:
-        code = command()
+        code = _code(command)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -43,7 +118,7 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
     except ModuleNotFoundError as error:
         if os.environ.get("GSNR_TRACEBACK") or error.name is None or error.name.split(".")[0] == "gsnr":
             raise
-        print(f"error: {missing(error.name, name, extra)}", file=sys.stderr)
+        print(f"error: {missing(error.name.split('.')[0], name, extra)}", file=sys.stderr)
         code = 2
     except (ValueError, OSError) as error:
         if os.environ.get("GSNR_TRACEBACK"):
@@ -51,6 +126,14 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     raise SystemExit(code)
+
+
+def _code(command: Callable[[], int]) -> Any:
+    """argparse exits by itself, after --help and bad flags; what it printed is still to be written out."""
+    try:
+        return command()
+    except SystemExit as end:
+        return end.code
 
 
 def missing(package: str, what: str, extra: str) -> str:

@@ -10,17 +10,24 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import types
 import typing
-from dataclasses import Field, field, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
 from gsnr import plugins
+from gsnr.commandline import meant, unknown
 
 LARGEST = 2**63  # what numpy and torch take for a whole number
+RULES = (
+    ("low", "at least", lambda x, y: x >= y),
+    ("above", "above", lambda x, y: x > y),
+    ("high", "at most", lambda x, y: x <= y),
+    ("below", "below", lambda x, y: x < y),
+)
 
 
 def option(
@@ -35,8 +42,8 @@ def option(
 ) -> Any:
     """A field with its line of --help. choices: its valid values, or the kind of plug-in whose names they are. low, high: the least and the
     largest value; above, below: the same, not reached."""
-    limits = {"low": low, "high": high, "above": above, "below": below}
-    return field(default=default, metadata={"help": text, "choices": choices} | {k: v for k, v in limits.items() if v is not None})
+    ends = {"low": low, "high": high, "above": above, "below": below}
+    return field(default=default, metadata={"help": text, "choices": choices} | {k: v for k, v in ends.items() if v is not None})
 
 
 def choices(of: Field) -> tuple[str, ...]:
@@ -87,7 +94,7 @@ def _check_names(value: Any, valid: tuple[str, ...], path: str) -> None:
         if isinstance(value, tuple) and isinstance(name, str) and (not name or names.count(name) > 1):
             raise ValueError(f"{path} {','.join(names)!r}: names {'nothing' if not name else f'{name!r} twice'}; a list such as A,B is needed")
         if valid and name not in valid:
-            raise ValueError(f"{path} {name!r} does not exist; choose from {', '.join(valid)}")
+            raise ValueError(unknown(path, name, valid))
 
 
 def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
@@ -102,7 +109,9 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
     for key, value in values.items():
         path = f"{where}{key.replace('_', '-')}" if where.startswith("--") else f"{where}{key}"
         if key not in known:
-            raise ValueError(f"unknown option {path!r}; {where.rstrip('.') or 'the configuration'} has {', '.join(sorted(known))}")
+            near = meant(path, kinds(cls, where))
+            has = f"{where.rstrip('.') or 'the configuration'} has {', '.join(sorted(known))}"
+            raise ValueError(f"unknown option {path!r}; {f'did you mean {near[0]}? ' if near else ''}{has}")
         if is_dataclass(hints[key]):
             made[key] = build(typing.cast(type, hints[key]), value, f"{path}.")
         else:
@@ -111,29 +120,57 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
     return cls(**made)
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
-    """What to say of a word that is not known: the nearest that is, or all of them."""
-    last = {name.rpartition(".")[2].lstrip("-"): name for name in known}
-    near = difflib.get_close_matches(word, known, 1) or [last[x] for x in difflib.get_close_matches(word.lstrip("-"), last, 1)]
-    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-
-
 def out_of_range(f: Field, value: Any) -> str | None:
     """What is wrong with a number, "must be at least 1" say; None where nothing is. A whole number must be below 2^63, any number finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    limits = f.metadata
-    rules = (
-        ("low", "at least", lambda x, y: x >= y),
-        ("above", "above", lambda x, y: x > y),
-        ("high", "at most", lambda x, y: x <= y),
-        ("below", "below", lambda x, y: x < y),
-    )
-    said = [f"{words} {limits[key]}" for key, words, _ in rules if key in limits]
-    holds = all(rule(value, limits[key]) for key, _, rule in rules if key in limits)
-    if holds and math.isfinite(value) and value < LARGEST:
+    holds = all(rule(value, f.metadata[key]) for key, _, rule in RULES if key in f.metadata)
+    sane = math.isfinite(value) and value < LARGEST
+    if holds and sane:
         return None
-    return f"must be {' and '.join(said)}" if said and math.isfinite(value) and value < LARGEST else "must be a finite number below 2^63"
+    return f"must be {limits(f)}" if limits(f) and sane else "must be a finite number below 2^63"
+
+
+def limits(of: Field) -> str:
+    """The range of an option in words, "at least 1 and below 3" say; "" where it has none."""
+    return " and ".join(f"{words} {of.metadata[key]}" for key, words, _ in RULES if key in of.metadata)
+
+
+def help_lines(of: Any, prefix: str = "", owner: str = "", leave_out: tuple[str, ...] = ()) -> list[str]:
+    """One line an option, those of sections too: flag, help, valid values, range, default. of: a dataclass, or an instance, whose values are then
+    the defaults. owner: whose options they are, said at the end of each line."""
+    return [help_line(name, f, written(default), owner) for f, name, default in _every(of, prefix, leave_out)]
+
+
+def help_line(name: str, of: Field, default: str, owner: str = "") -> str:
+    """One option's line of --help."""
+    rules = "; ".join(filter(None, (", ".join(choices(of)), limits(of))))
+    text = of.metadata.get("help", "") + (f": {rules}" if rules else "")
+    return f"  --{name.replace('_', '-'):28} {text}{f' [{default}]' if default else ''}{f' ({owner})' if owner else ''}"
+
+
+def kinds(of: Any, prefix: str = "") -> dict[str, str]:
+    """{"optim.lr": "float", ...}: every option, those of sections too, and its type as written."""
+    return {name: f.type if isinstance(f.type, str) else f.type.__name__ for f, name, _ in _every(of, prefix)}
+
+
+def _every(of: Any, prefix: str, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[Field, str, Any]]:
+    """(field, dotted name, default) of every option."""
+    for f in fields(of):
+        default = f.default if isinstance(of, type) else getattr(of, f.name)
+        if is_dataclass(default):
+            yield from _every(default, f"{prefix}{f.name}.")
+        elif f.name not in leave_out:
+            yield f, f"{prefix}{f.name}", default
+
+
+def written(default: Any) -> str:
+    """A default as it would be typed; "" for none."""
+    if default in ("", None, ()) or default is MISSING:
+        return ""
+    if isinstance(default, tuple | list):
+        return json.dumps(default) if any(isinstance(item, dict) for item in default) else ",".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def check_ranges(options: Any, where: str = "--") -> None:

@@ -27,7 +27,8 @@ from tests.conftest import REPO, call, run_module
         (("train", "--preset", "nope", "--out", "x"), "preset 'nope' does not exist; choose demo, smoke, or ROW-demo"),
         (("train", "--preset", "smoke", "--out", "x", "--optim.nope", "1"), "unknown option 'optim.nope'"),
         (("train", "--preset", "smoke", "--out", "x", "--batch"), "--batch needs a value"),
-        (("train", "--preset", "smoke"), "--out and one of --preset and --config are needed"),
+        (("train", "--preset", "smoke"), "--out is needed, the run folder to create"),
+        (("train", "--out", "x"), "--data.path is missing"),
         (("train", "--preset", "sit-b2", "--out", "x"), "--data.path is missing"),
         (("train", "--preset", "sit-b2", "--data.path", "nowhere", "--out", "x"), "nowhere: not a gsnr cache"),
         (("train", "--config", "nowhere.json", "--out", "x"), "--config nowhere.json: cannot be read"),
@@ -49,37 +50,11 @@ def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], message: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "train",
-        "gsnr.probe",
-        "figures",
-        "train.sample",
-        "train.evaluate",
-        "train.prepare",
-        "train.fit_demo_vae",
-        "train.fit_demo_teacher",
-        "train.grid",
-        "train.cost",
-        "train.convert",
-    ],
-)
-def test_help_teaches(module: str) -> None:
+@pytest.mark.parametrize("module", ["train", "gsnr.probe", "figures", "train.sample", "train.prepare", "train.convert"])
+def test_modules_of_a_checkout_teach(module: str) -> None:
     done = run_module(module, "--help")
     assert done.returncode == 0
-    assert f"python -m {module}" in done.stdout and len(done.stdout.splitlines()) > 8
-
-
-def test_train_help_lists_every_option() -> None:
-    from dataclasses import fields, is_dataclass
-
-    from gsnr.train.config import TrainConfig
-
-    text = run_module("train", "--help").stdout
-    for f in fields(TrainConfig):
-        for name in [f"{f.name}.{s.name}" for s in fields(f.default)] if is_dataclass(f.default) else [f.name]:
-            assert f"--{name.replace('_', '-')}" in text, name
+    assert f"gsnr {module.rpartition('.')[2]}" in done.stdout and len(done.stdout.splitlines()) > 8
 
 
 def test_presets_are_listed() -> None:

@@ -6,24 +6,37 @@ import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gsnr.commands import COMMANDS
 from tests.conftest import REPO, call
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+CALLED = {"PIL": "pillow", "sklearn": "scikit-learn"}  # import name -> distribution
+
+
+def requirements(*extras: str) -> set[str]:
+    """What `pip install 'gsnr[EXTRAS]'` asks for, extras that name others resolved; without extras, the plain package."""
+    found = set(PROJECT["dependencies"])
+    for extra in extras:
+        for text in PROJECT["optional-dependencies"][extra]:
+            inner = re.fullmatch(r"gsnr\[(.+)\]", text)
+            found |= requirements(*inner[1].split(",")) if inner else {text}
+    return found
+
+
+ALL = requirements(*PROJECT["optional-dependencies"])
 
 
 def test_environment_yml_is_in_step_with_pyproject() -> None:
-    wanted = set(PROJECT["dependencies"])
-    for extra in PROJECT["optional-dependencies"].values():
-        wanted |= set(extra)
     listed = yaml.safe_load((REPO / "environment.yml").read_text())["dependencies"]
     pip = next(item["pip"] for item in listed if isinstance(item, dict))
-    assert set(pip) - {"-e ."} == wanted
+    assert set(pip) - {"-e ."} == ALL
     assert f"python{PROJECT['requires-python']}" in listed
 
 
@@ -33,18 +46,41 @@ def test_constraints_pin_every_package_within_its_range() -> None:
     lines = [line for line in (REPO / "constraints.txt").read_text().splitlines() if "==" in line]
     pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.split("==") for line in lines)}
     assert pins["torch"] == "2.13.0"
-    for text in PROJECT["dependencies"] + [x for extra in PROJECT["optional-dependencies"].values() for x in extra]:
+    for text in ALL:
         requirement = Requirement(text)
         pin = pins[re.sub(r"[-_.]+", "-", requirement.name).lower()]
         assert requirement.specifier.contains(pin), text
 
 
+def test_every_import_is_declared() -> None:
+    """By the extra of the commands of the folder, as `gsnr/commands.py` names it; gsnr itself by the plain package."""
+    extra = {"train": ("train",), "probes": ("probe",), "figures": ("figures",), "gsnr": ()}
+    assert {command.extra for command in COMMANDS.values()} == {"", "train", "probe", "figures"}
+    for folder, extras in extra.items():
+        declared = {re.split(r"[<>=]", text)[0] for text in requirements(*extras)}
+        for path in (REPO / folder).rglob("*.py"):
+            if folder == "gsnr" and path.relative_to(REPO / folder).parts[0] in extra:
+                continue  # a link to another of the folders
+            for name in imported(path) - sys.stdlib_module_names - {"gsnr"}:
+                assert CALLED.get(name, name) in declared, f"{path} imports {name}"
+    assert requirements("all") == requirements("probe", "train", "figures")
+
+
+def imported(path: Path) -> set[str]:
+    """The packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
 def test_nothing_imports_what_crashes_beside_the_cpu_torch() -> None:
     forbidden = {"torchvision", "timm", "torch_fidelity", "cleanfid"}
     for path in [p for folder in ("gsnr", "probes", "train", "figures", "tests") for p in (REPO / folder).rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {n.split(".")[0] for n in names} & forbidden, path
+        assert not imported(path) & forbidden, path
 
 
 def test_mandated_folders_and_files() -> None:
@@ -52,14 +88,16 @@ def test_mandated_folders_and_files() -> None:
         assert (REPO / name).exists()
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", ".ci/run"):
         assert (REPO / name).is_file()
-    assert set(PROJECT["scripts"]) == {"gsnr-train", "gsnr-probe"}
+    assert set(PROJECT["scripts"]) == {"gsnr", "gsnr-train", "gsnr-probe"}
 
 
 def test_commands_in_the_readme_exist() -> None:
-    """Every `make target` and `python -m module` that the README names is there."""
+    """Every `make target`, `gsnr command` and `python -m module` that the README names is there."""
     text = (REPO / "README.md").read_text()
     targets = set(re.findall(r"^([a-z]+):.*##", (REPO / "Makefile").read_text(), re.M))
     assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets | {"sure"}
+    for command in set(re.findall(r"^ *(?:torchrun .* -m )?gsnr ([a-z-]+) -|`gsnr ([a-z-]+)", text, re.M)):
+        assert "".join(command) in COMMANDS, command
     for module in set(re.findall(r"(?:python|-m|torchrun[^`\n]*) -?m? ?(train(?:\.\w+)?|gsnr\.\w+|figures)\b", text)):
         path = REPO / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module

@@ -2,58 +2,116 @@
 
 gsnr train --preset demo --out runs/demo                      minutes on two CPU cores
 gsnr train --preset demo --out runs/demo --steps 1600 --resume
-torchrun --nproc-per-node 8 -m gsnr train --preset ahpa-xl2 --data.path CACHE --out runs/ahpa-xl2
-gsnr train --preset router-lookup-b2 --data.path CACHE --out runs/lookup      a row of Table D.17; --list-presets shows them all
-gsnr train --preset ahpa-b2 --data.path CACHE --alignment uniform --alignment.source mid --out runs/uniform-mid
+torchrun --nproc-per-node 8 -m gsnr train --preset ahpa-xl2 --data CACHE --out runs/ahpa-xl2
+gsnr train --preset router-lookup-b2 --data CACHE --out runs/lookup      a row of Table D.17; --list-presets shows them all
+gsnr train --preset ahpa-b2 --data CACHE --alignment uniform --alignment.source mid --out runs/uniform-mid
+gsnr train --preset ahpa-b2 --help                            its values, and the options of its alignment
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections import Counter
+from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from gsnr.commandline import Parser
+from gsnr import plugins
+from gsnr.commandline import Parser, unknown_flag
+from gsnr.declared import declared
+from gsnr.options import build, help_line, help_lines, kinds, written
 
 
-def _option_lines() -> list[str]:
-    """One line an option of the configuration, for --help."""
-    from gsnr import plugins
-    from gsnr.options import choices
+def _parser() -> Parser:
+    assert __doc__ is not None
+    parser = Parser("gsnr train", __doc__, _teach)
+    parser.add_argument(
+        "--preset", metavar="NAME", help="what to start from: demo, smoke, ahpa-b2, repa-xl2, router-lookup-demo, ... (--list-presets)"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON laid over the preset (a run's config.json will do)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder to create or, with --resume, to continue")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out (start it if there is none); --steps may grow")
+    parser.add_argument("--list-presets", action="store_true", help="list the presets with the table of the paper they belong to, and stop")
+    return parser
+
+
+def _options_of(alignment: str) -> type:
+    """The class of an alignment's options, without what its file imports. Raises ValueError for an unknown alignment."""
+    return declared(plugins.get("alignments", alignment).path, "Config")
+
+
+def _teach(words: list[str]) -> list[str]:
+    """The options of the configuration, each once. With --preset, --config or --alignment: their values as defaults, and of alignments theirs."""
+    from gsnr.train import presets
+    from gsnr.train.config import TrainConfig, nest, overlay
+
+    args, rest = _parser().parse_known_args(words)
+    flat = {key: value for key, value in overrides(rest).items() if not key.startswith("alignment.")}
+    layers = [presets.find(args.preset) if args.preset else {}, _read(args.config), nest(flat)]
+    values = asdict(TrainConfig())
+    for layer in layers:
+        values = overlay(values, layer)
+    chosen = values.pop("alignment")
+    config = build(TrainConfig, values)
+    lines = ["options of the configuration [default]; --data is short for --data.path:", *help_lines(config, leave_out=("alignment",))]
+    if any("alignment" in layer for layer in layers):
+        name = chosen.pop("name", "none")
+        cls = _options_of(name)
+        options = cls(**{f.name: chosen[f.name] for f in fields(cls) if f.name in chosen})
+        shown = options if chosen.get("parts") else options.for_depth(config.model.depth)
+        return [*lines, "", f"--alignment {name}; its options [default]:", *help_lines(shown, "alignment.")]
+    names = plugins.names("alignments")
+    return [*lines, "", "options of alignments [default] (whose they are):", f"  {'--alignment':30} {', '.join(names)} [none]", *_of_all(names)]
+
+
+def _of_all(alignments: list[str]) -> list[str]:
+    """The options of these alignments, each once: the default that most of them have, then those of others; owners, where not all have it."""
+    found: dict[str, dict[str, Field]] = {}
+    for alignment in alignments:
+        for f in fields(_options_of(alignment)):
+            found.setdefault(f.name, {})[alignment] = f
+    lines = []
+    for name, by_owner in found.items():
+        defaults = {owner: written(f.default) for owner, f in by_owner.items()}
+        (most, _), *_ = Counter(defaults.values()).most_common(1)
+        shown = "; ".join([most, *(f"{owner}: {default}" for owner, default in defaults.items() if default != most)])
+        owners = "" if len(by_owner) == len(alignments) else ", ".join(by_owner)
+        lines.append(help_line(f"alignment.{name}", next(iter(by_owner.values())), shown, owners))
+    return lines
+
+
+def _known() -> dict[str, str]:
+    """Every option -> its type as written, those of all alignments included."""
     from gsnr.train.config import TrainConfig
 
-    def line(flag: str, f: Field) -> str:
-        default = f.default if f.default is not MISSING else ""
-        valid = f": {', '.join(choices(f))}" if choices(f) else ""
-        return f"  --{flag.replace('_', '-'):28} {f.metadata.get('help', '')}{valid}{f' [{default}]' if default not in ('', None, ()) else ''}"
-
-    lines = ["", "options of the configuration [default before the preset]:"]
-    for f in fields(TrainConfig):
-        if is_dataclass(f.default):
-            lines += [line(f"{f.name}.{sub.name}", sub) for sub in fields(f.default)]
-        elif f.name != "alignment" and f.name not in ("steps", "seed"):
-            lines.append(line(f.name, f))
-    lines += ["", "options of alignments [default]:", f"  --alignment                    {', '.join(plugins.names('alignments'))}"]
-    owners: dict[str, list[str]] = {}
+    known = {"data": "str", "alignment": "str", "alignment.name": "str", **kinds(TrainConfig)}
     for name in plugins.names("alignments"):
-        for f in fields(plugins.find("alignments", name).Config):
-            owners.setdefault(line(f"alignment.{f.name}", f), []).append(name)
-    return lines + [text if len(names) == len(plugins.names("alignments")) else f"{text} ({', '.join(names)})" for text, names in owners.items()]
+        known |= kinds(_options_of(name), "alignment.")
+    return known
 
 
 def overrides(rest: list[str]) -> dict[str, Any]:
-    """["--optim.lr", "1e-4", "--batch=8"] -> {"optim.lr": "1e-4", "batch": "8"}. Raises ValueError for what is no flag with a value."""
+    """["--optim.lr", "1e-4", "--batch=8", "--compile"] -> {"optim.lr": "1e-4", "batch": "8", "compile": "true"}.
+
+    Raises ValueError for what is no flag of the configuration, and for one that lacks its value."""
+    known = _known()
     flat: dict[str, Any] = {}
-    words = iter(rest)
-    for word in words:
+    words = list(reversed(rest))
+    while words:
+        word = words.pop()
         if not word.startswith("--"):
             raise ValueError(f"unexpected argument {word!r}")
-        key, equals, inline = word[2:].partition("=")
-        value = inline if equals else next(words, None)
-        if value is None:
-            raise ValueError(f"{word} needs a value")
-        flat[key.replace("-", "_")] = value
+        name, equals, value = word[2:].partition("=")
+        key = name.replace("-", "_")
+        if key not in known and (near := unknown_flag(name, [option.replace("_", "-") for option in known] + _parser().flags)):
+            raise ValueError(f"unknown option {key!r}{near}")
+        if not equals and known.get(key) == "bool" and (not words or words[-1].lower() not in ("true", "false")):
+            value = "true"
+        elif not equals:
+            if not words:
+                raise ValueError(f"{word} needs a value")
+            value = words.pop()
+        flat[key] = value
     return flat
 
 
@@ -74,28 +132,16 @@ def _list_presets() -> None:
 
 def main(argv: list[str]) -> int:
     from gsnr.train import presets
+    from gsnr.train.config import nest, resolve
 
-    wants_help = "-h" in argv or "--help" in argv
-    assert __doc__ is not None
-    parser = Parser("gsnr train", __doc__, "\n".join(_option_lines()) if wants_help else None)
-    parser.add_argument(
-        "--preset", metavar="NAME", help="what to start from: demo, smoke, ahpa-b2, repa-xl2, router-lookup-demo, ... (--list-presets)"
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON laid over the preset (a run's config.json will do)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder to create or, with --resume, to continue")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps in all")
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out (start it if there is none); --steps may grow")
-    parser.add_argument("--list-presets", action="store_true", help="list the presets with the table of the paper they belong to, and stop")
+    parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if args.list_presets:
         _list_presets()
         return 0
-    if args.out is None or (args.preset is None and args.config is None):
-        parser.error("--out and one of --preset and --config are needed")
-    from gsnr.train.config import nest, resolve
-
-    flat = overrides(rest) | {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    flat = overrides(rest)
+    if args.out is None:
+        parser.error("--out is needed, the run folder to create")
     preset = presets.find(args.preset) if args.preset else {}
     config = resolve(preset, _read(args.config), nest(flat))
     from gsnr.train.trainer import train

@@ -11,7 +11,6 @@ from typing import Any
 
 from gsnr import plugins
 from gsnr.options import build, check_ranges, option
-from gsnr.train.priors.features import RESAMPLINGS
 
 DEEPEST, LARGEST = 2**10, 2**20  # nobody means a deeper or larger model
 
@@ -20,7 +19,9 @@ DEEPEST, LARGEST = 2**10, 2**20  # nobody means a deeper or larger model
 class DataConfig:
     path: str = option("", "`demo`, a cache folder made by `gsnr prepare`, or latents prepared by REPA or iREPA")
     vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's and iREPA's latents")
-    resampling: str = option("adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", tuple(RESAMPLINGS))
+    resampling: str = option(
+        "adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", ("adaptive", "bilinear")
+    )
     heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random", low=1)
     latent_stats: str = option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
     demo_train: int = option(4096, "demo only: number of training images", low=1)
@@ -109,10 +110,10 @@ def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"optim.lr": 1} -> {"optim": {"lr": 1}}; a bare "alignment" means its name."""
+    """{"optim.lr": 1} -> {"optim": {"lr": 1}}; a bare "alignment" means its name, a bare "data" its path."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
-        section, _, name = ("alignment.name" if key == "alignment" else key).rpartition(".")
+        section, _, name = {"alignment": "alignment.name", "data": "data.path"}.get(key, key).rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     return nested
 

@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from gsnr import commands
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, choose
+from gsnr.train import presets
 from gsnr.train.config import ModelConfig, TrainConfig, resolve
 from gsnr.train.data.batches import Batch
 from gsnr.train.models.sit import SiT
@@ -36,6 +37,7 @@ from gsnr.train.objective import Objective, make_alignment
 #            layers, channels: SD-VAE's groups and DINOv2-B's tokens; and the demo's
 FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), "teacher": (1, 768)}
 DEMO_GROUPS = {"G1": (4, 16), "G2": (3, 32), "G3": (4, 64), "G4": (4, 64), "teacher": (1, 128)}
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,30 +162,31 @@ def _measure(found: dict[str, dict[str, Any]], configs: dict[str, TrainConfig], 
         found[row] |= {"peak": flops / seconds / peak}
 
 
-def main(argv: list[str]) -> int:
-    from gsnr.train import presets
-
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr cost", __doc__)
-    parser.add_argument("--size", default="b2", help=f"{', '.join(presets.SIZES)} or demo (default: b2)")
+    parser.add_argument("--size", default="b2", metavar="SIZE", help=f"{', '.join(presets.SIZES)} or demo (default: b2)")
     parser.add_argument("--rows", default="sit,ahpa,uniform-both,repa,irepa,sra,sra2", metavar="A,B", help="rows of `gsnr train --list-presets`")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples of a step (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns of each row (default: 5)")
-    parser.add_argument("--precision", default="no", help="no (fp32), bf16 or fp16 (default: no)")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks, as `gsnr train --compile true` does")
+    parser.add_argument("--precision", default="no", metavar="P", help="autocast to: no, bf16, fp16 (default: no, fp32)")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, as `gsnr train --compile` does")
     parser.add_argument("--macs-only", action="store_true", help="count, do not measure")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     if min(args.batch, args.rounds) < 1:
         raise ValueError("--batch and --rounds must be at least 1")
-    if args.size not in (*presets.SIZES, presets.DEMO):
-        raise ValueError(f"--size {args.size!r} does not exist; choose from {', '.join(presets.SIZES)}, demo")
+    choose("--size", args.size, (*presets.SIZES, presets.DEMO))
+    choose("--precision", args.precision, PRECISIONS)
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--precision fp16: needs a GPU; choose no or bf16")
     rows = list(dict.fromkeys(args.rows.split(",")))
     for row in rows:
-        if row not in presets.ROWS:
-            raise ValueError(f"--rows {row!r} does not exist; choose from {', '.join(presets.ROWS)}")
+        choose("--rows", row, presets.ROWS)
     configs = {row: resolve(presets.at(row, args.size), {"precision": args.precision, "compile": args.compile}) for row in rows}
     found: dict[str, dict[str, Any]] = {}
     for row, config in configs.items():

@@ -109,7 +109,7 @@ def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], sampl
     }
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr evaluate", __doc__)
     parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
@@ -118,6 +118,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--n-images", type=int, metavar="N", help="held-out images (default: all)")
     parser.add_argument("--frechet", type=int, default=0, metavar="N", help="also draw N samples for the Fréchet distance (default: 0, none)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and samples (default: 0)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    parser = _parser()
     args = parser.parse_args(argv)
     if args.n_images is not None and args.n_images < 2:
         parser.error("--n-images must be at least 2")

@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gsnr import commands, files
-from gsnr.commandline import Parser, seed
+from gsnr.commandline import Parser, choose, seed
 from gsnr.train.evaluate import LEAST_SAMPLES
 
 RESULT = "evaluation.json"
@@ -143,22 +143,25 @@ def _check_options(rows: list[str], options: list[str]) -> None:
         resolve(presets.at(row, presets.DEMO), nest(dict(flat)))
 
 
-def main(argv: list[str]) -> int:
-    from gsnr.train import presets
-
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr grid", __doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and the table")
     parser.add_argument("--rows", metavar="A,B", help="rows of `gsnr train --list-presets` (default: all); the first is the baseline")
-    parser.add_argument("--seeds", default="0", metavar="S,S", help="seeds (default: 0)")
+    parser.add_argument("--seeds", default="0", metavar="A,B", help="seeds (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each run (default: the demo's)")
     parser.add_argument("--frechet", type=int, default=0, metavar="N", help="samples for the Fréchet distance (default: 0, none)")
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs side by side, which share the cores (default: 1)")
-    args, options = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    from gsnr.train import presets
+
+    args, options = _parser().parse_known_args(argv)
     rows = list(presets.ROWS) if args.rows is None else args.rows.split(",")
     for row in rows:
-        if row not in presets.ROWS:
-            raise ValueError(f"--rows {row!r} does not exist; choose from {', '.join(presets.ROWS)}")
+        choose("--rows", row, presets.ROWS)
     seeds = _seeds(args.seeds)
     for flag, values in (("--rows", rows), ("--seeds", seeds)):
         if len(set(values)) < len(values):

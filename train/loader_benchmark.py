@@ -2,7 +2,7 @@
 
     gsnr loader --preset ahpa-demo                                      the demo, as it is trained
     gsnr loader --preset ahpa-b2 --synthetic 512 --batch 16             random data of B/2's shapes, on a CPU
-    torchrun --nproc-per-node 8 -m gsnr loader --preset ahpa-xl2 --data.path CACHE       your data, your machine
+    torchrun --nproc-per-node 8 -m gsnr loader --preset ahpa-xl2 --data CACHE       your data, your machine
 
 Trains as `gsnr train` does, for a few steps in a temporary folder (with room for a checkpoint), and says which share of the time the
 loop waited for a batch; then one process reads as many batches without training, which is the most that the data could feed it. The first
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gsnr import commands
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, choose
 
 if TYPE_CHECKING:
     from gsnr.train.config import TrainConfig
@@ -117,17 +117,19 @@ def fed(config: TrainConfig) -> tuple[float, float]:
     return (config.steps - first) * config.batch / seconds, size / seconds
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr loader", __doc__)
     parser.add_argument("--preset", default="demo", metavar="NAME", help="as of `gsnr train` (default: demo)")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help=f"steps to train, at least {WINDOWS} (default: 50)")
-    parser.add_argument(
-        "--synthetic", type=int, default=0, metavar="N", help="train on N random images of the preset's shapes (default: --data.path)"
-    )
+    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="train on N random images of the preset's shapes (default: --data)")
     parser.add_argument("--dtype", default="float16", metavar="float16|int8", help="of the synthetic features (default: float16)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where run and synthetic data are put for the while (default: the system's)")
-    args, rest = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args, rest = _parser().parse_known_args(argv)
 
     from gsnr.train import presets
     from gsnr.train.command import overrides
@@ -137,8 +139,7 @@ def main(argv: list[str]) -> int:
 
     if args.steps < WINDOWS:
         raise ValueError(f"--steps {args.steps}: must be at least {WINDOWS}")
-    if args.dtype not in quantise.DTYPES:
-        raise ValueError(f"--dtype {args.dtype!r} does not exist; choose from {', '.join(quantise.DTYPES)}")
+    choose("--dtype", args.dtype, quantise.DTYPES)
     if args.synthetic < 0:
         raise ValueError(f"--synthetic {args.synthetic}: must be at least 0")
     if args.folder is not None and not args.folder.is_dir():

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from gsnr.commandline import meant
+
 #              depth  hidden_size  num_heads  input_size     (SiT Table 1; input 32 is 256 pixels, 64 is 512)
 SIZES = {
     "s2":      (12,     384,          6,        32),
@@ -169,6 +171,8 @@ NAMES: dict[str, tuple[str, str]] = {
 def find(name: str) -> dict[str, Any]:
     """The preset of that name. Raises ValueError listing the valid ones."""
     if name not in NAMES:
+        if near := meant(name, NAMES):
+            raise ValueError(f"preset {name!r} does not exist; did you mean {near[0]}? (--list-presets shows all)")
         sizes = ", ".join(SIZES)
         raise ValueError(
             f"preset {name!r} does not exist; choose demo, smoke, or ROW-demo and ROW-b2 for ROW in {', '.join(ROWS)}; "

@@ -103,7 +103,7 @@ def write(picture: Image.Image, path: Path) -> None:
         picture.save(aside, format="PNG")
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr sample", __doc__)
     parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
@@ -115,6 +115,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cfg", type=float, default=1.0, metavar="W", help="guidance weight; 1 is none (default: 1)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--out", type=Path, metavar="PNG", help="file to write (default: RUN/figures/samples.png)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    parser = _parser()
     args = parser.parse_args(argv)
     if min(args.per_class, args.sampling_steps, 1 if args.classes is None else args.classes) < 1:
         parser.error("--per-class, --classes and --sampling-steps must be at least 1")

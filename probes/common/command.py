@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsnr import files, plugins, table
-from gsnr.commandline import Parser
-from gsnr.options import build, check_ranges, did_you_mean
+from gsnr.commandline import Parser, unknown_flag
+from gsnr.options import build, check_ranges
 from gsnr.probes.common import summary
 from gsnr.train.command import overrides
 
@@ -85,8 +85,8 @@ def _options(asked: tuple[str, ...], flat: dict[str, Any]) -> dict[str, ProbeOpt
         owners = [name for name, keys in has.items() if key in keys]
         flag = f"--{key.replace('_', '-')}"
         if not owners:
-            known = sorted({f"--{key.replace('_', '-')}" for keys in has.values() for key in keys})
-            raise ValueError(f"{flag}: no option of any probe; {did_you_mean(flag, known)}")
+            known = [*sorted({key.replace("_", "-") for keys in has.values() for key in keys}), *_parser().flags]
+            raise ValueError(f"{flag}: no option of any probe{unknown_flag(flag, known)}")
         if not set(owners) & set(chosen):
             raise ValueError(f"{flag}: no option of {', '.join(chosen)}, but of {', '.join(owners)}")
     made = {name: build(classes[name], {k: v for k, v in flat.items() if k in has[name]}, "--") for name in chosen}

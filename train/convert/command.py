@@ -14,7 +14,7 @@ from gsnr.commandline import Parser
 from gsnr.train.convert import conversion, foreign
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr convert", __doc__)
     parser.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="file of torch.save; nothing in it is run")
@@ -25,7 +25,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--model", metavar="NAME", help="SiT-XL/2, ...: checked; needed for a size that is not published, as SiT-DEPTHxWIDTHxHEADS/PATCH"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     if args.ckpt.is_dir():
         raise ValueError(f"--ckpt {args.ckpt}: a folder; name a file of torch.save (a run or checkpoint of ours needs no conversion)")
     conversion.check_out(args.out)

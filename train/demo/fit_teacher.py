@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsnr import commands
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, seed
 from gsnr.train import teacher as teachers
 from gsnr.train.demo import images as demo
 from gsnr.train.demo.fit_vae import learning_rate
@@ -101,16 +101,20 @@ def save(net: ConvNet, out: Path, made: dict) -> dict:
     return made
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr fit-demo-teacher", __doc__)
     parser.add_argument("--check", action="store_true", help="measure the teacher in --out (the shipped one by default) and stop")
     parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=2500, metavar="N", help="training steps (default: 2500)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default: 64)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="seed of everything random (default: 0)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     if args.check:
         result = measure(args.out)
     elif (args.out / "made.json").exists():

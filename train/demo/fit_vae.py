@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsnr import commands
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, seed
 from gsnr.train import vae as vaes
 from gsnr.train.demo import images as demo
 from gsnr.train.prepare.encode import to_pixels
@@ -131,17 +131,21 @@ def picture(folder: Path, path: Path, columns: int = 12) -> None:
     Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(path)
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr fit-demo-vae", __doc__)
     parser.add_argument("--check", action="store_true", help="measure the VAE in --out (the shipped one by default) and stop")
     parser.add_argument("--picture", type=Path, help="also write held-out images above their reconstructions to this PNG")
     parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=4500, metavar="N", help="training steps (default: 4500)")
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images a step (default: 16)")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="seed of everything random (default: 0)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     if args.check:
         result = measure(args.out)
     elif (args.out / "made.json").exists():

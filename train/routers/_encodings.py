@@ -38,6 +38,11 @@ class _Waves(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def linear() -> nn.Module:
+    """Learned (the paper's choice)."""
+    return Linear()
+
+
 def sinusoidal() -> nn.Module:
     """Geometric frequencies from 1000 to 0.1 (Ho et al. 2020)."""
     half = CHANNELS // 2
@@ -49,7 +54,7 @@ def fourier() -> nn.Module:
     return _Waves(2 * math.pi * FOURIER_SIGMA * torch.randn(CHANNELS // 2))
 
 
-ENCODINGS: dict[str, Callable[[], nn.Module]] = {"linear": Linear, "sinusoidal": sinusoidal, "fourier": fourier}
+ENCODINGS: dict[str, Callable[[], nn.Module]] = {"linear": linear, "sinusoidal": sinusoidal, "fourier": fourier}
 
 
 def make(name: str) -> nn.Module:
