@@ -122,8 +122,8 @@ def _representation(run: str, probe: str) -> Rows:
 
 
 def _variance(run: str, probe: str) -> Rows:
-    places = [{"target": "features", "group": group, "bin": i} for group in ("G1", "G4") for i in range(3)]
-    return [_metric(run, probe, "explained_variance", 0.4 / (1 + place["bin"]), **place) for place in places]
+    places = [(group, i) for group in ("G1", "G4") for i in range(3)]
+    return [_metric(run, probe, "explained_variance", 0.4 / (1 + i), target="features", group=group, bin=i) for group, i in places]
 
 
 def _maps(run: str, probe: str) -> Rows:

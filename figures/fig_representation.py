@@ -39,9 +39,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, metric: str) ->
         axes.errorbar(t, curve["value"], errors, color=colour, marker=MARKERS[i % len(MARKERS)], elinewidth=0.6, label=block)
     if not chance.empty:
         control, of_what = CHANCE[metric]
-        colour, _ = CONTROLS[control][0]
+        grey, _ = CONTROLS[control][0]
         level = chance.groupby("bin")[["t_low", "t_high", "value"]].mean()
-        axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=colour, ls=CONTROL_LINES[control], label=of_what)
+        axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=grey, ls=CONTROL_LINES[control], label=of_what)
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
         axes.legend(handles=axes.get_lines()[-1:], loc="upper right")

@@ -63,7 +63,7 @@ def looks(targets: Iterable[str]) -> dict[str, Look]:
 def _greys(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Look]:
     """(target, control) -> (colour, marker); no two are alike. Raises ValueError where looks run out."""
     pairs = sorted(pairs)
-    found = {}
+    found: dict[tuple[str, str], Look] = {}
     for kind, greys in CONTROLS.items():
         mine = [pair for pair in pairs if (pair[1] if pair[1] in CONTROL_LINES else "other") == kind]
         if len(mine) > len(greys):

@@ -209,7 +209,7 @@ def provenance(path: Path) -> dict[str, Any]:
     return _header(path)["provenance"]
 
 
-def target_name(target: str, control: str, projector: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
+def target_name(target: str, control: str, projector: str, *, labels: Mapping[str, str] = MappingProxyType({})) -> str:
     """How a target is called in tables and legends: "uniform mid", "AHPA, shuffled", "AHPA, own projector".
 
     labels: target -> name for people, such as `read` leaves in a frame's attrs."""

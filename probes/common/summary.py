@@ -17,7 +17,7 @@ def summary(cells: pd.DataFrame, group: str = "all") -> str:
         columns["t"].append(f"{low:.2f}-{high:.2f}")
         for row in rows.to_dict("records"):
             value, a, b = (batch_ref * row[x] for x in ("gsnr", "gsnr_low", "gsnr_high"))
-            name = target_name(row["target"], row["control"], row["projector"], labels)
+            name = target_name(row["target"], row["control"], row["projector"], labels=labels)
             name = f"{row['run']}/{row['checkpoint']}: {name}" if several else name
             columns.setdefault(name, []).append(f"{value:.2f} [{a:.2f}, {b:.2f}]{'.' if row['below_detection'] else ' '}")
     widths = {name: max(map(len, [name, *texts])) + 2 for name, texts in columns.items()}

@@ -106,7 +106,7 @@ def test_runs_of_one_target_are_told_apart() -> None:
 def test_labels(tmp_path: Path) -> None:
     """A table's labels count most, then ours, then the name; those of several runs are merged."""
     assert table.target_name("of_mine", "shuffled", "fit") == "of mine, shuffled"
-    assert table.target_name("of_mine", "none", "ckpt", {"of_mine": "Mine"}) == "Mine, own projector"
+    assert table.target_name("of_mine", "none", "ckpt", labels={"of_mine": "Mine"}) == "Mine, own projector"
     rows, samples = (_examples.EXAMPLES[f"alignment{kind}"]("one", "alignment") for kind in ("", ".samples"))
     for run, labels in (("one", {"repa": "REPA*"}), ("other", {"repa": "else", _examples.STRANGER: "Mine"}), ("none", None)):
         provenance = {"labels": labels} if labels is not None else {}
