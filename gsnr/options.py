@@ -14,12 +14,13 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
 from gsnr import plugins
-from gsnr.commandline import meant, unknown
+from gsnr.commandline import meant, unknown, unknown_flag
 
 LARGEST = 2**63  # what numpy and torch take for a whole number
 RULES = (
@@ -147,6 +148,48 @@ def help_line(name: str, of: Field, default: str, owner: str = "") -> str:
     rules = "; ".join(filter(None, (", ".join(choices(of)), limits(of))))
     text = of.metadata.get("help", "") + (f": {rules}" if rules else "")
     return f"  --{name.replace('_', '-'):28} {text}{f' [{default}]' if default else ''}{f' ({owner})' if owner else ''}"
+
+
+def help_of_several(classes: dict[str, type], prefix: str = "") -> list[str]:
+    """Lines of --help on the options of several classes, each option once: its usual default, then those of others; and whose it is, where not
+    all have it. classes: owner -> dataclass."""
+    found: dict[str, dict[str, Field]] = {}
+    for owner, cls in classes.items():
+        for f in fields(cls):
+            found.setdefault(f.name, {})[owner] = f
+    lines = []
+    for name, by_owner in found.items():
+        defaults = {owner: written(f.default) for owner, f in by_owner.items()}
+        (most, _), *_ = Counter(defaults.values()).most_common(1)
+        shown = "; ".join([most, *(f"{owner}: {default}" for owner, default in defaults.items() if default != most)])
+        owners = "" if len(by_owner) == len(classes) else ", ".join(by_owner)
+        lines.append(help_line(f"{prefix}{name}", next(iter(by_owner.values())), shown, owners))
+    return lines
+
+
+def values_of(words: list[str], known: dict[str, str], flags: Iterable[str]) -> dict[str, str]:
+    """["--optim.lr", "1e-4", "--batch=8", "--compile"] -> {"optim.lr": "1e-4", "batch": "8", "compile": "true"}.
+
+    known: every option and its type as written (see `kinds`). flags: of the command beside them. Raises ValueError for what is no flag, for one
+    that is like a known one, and for one that lacks its value; other names are passed on."""
+    flat: dict[str, str] = {}
+    left = list(reversed(words))
+    while left:
+        word = left.pop()
+        if not word.startswith("--"):
+            raise ValueError(f"unexpected argument {word!r}")
+        name, equals, value = word[2:].partition("=")
+        key = name.replace("-", "_")
+        if key not in known and (near := unknown_flag(name, [*(option.replace("_", "-") for option in known), *flags])):
+            raise ValueError(f"unknown option {key!r}{near}")
+        if not equals and known.get(key) == "bool" and (not left or left[-1].lower() not in ("true", "false")):
+            value = "true"
+        elif not equals:
+            if not left:
+                raise ValueError(f"{word} needs a value")
+            value = left.pop()
+        flat[key] = value
+    return flat
 
 
 def kinds(of: Any, prefix: str = "") -> dict[str, str]:

@@ -11,15 +11,14 @@ gsnr train --preset ahpa-b2 --help                            its values, and th
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import Field, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from gsnr import plugins
-from gsnr.commandline import Parser, unknown_flag
+from gsnr.commandline import Parser
 from gsnr.declared import declared
-from gsnr.options import build, help_line, help_lines, kinds, written
+from gsnr.options import build, help_lines, help_of_several, kinds, values_of
 
 
 def _parser() -> Parser:
@@ -60,24 +59,9 @@ def _teach(words: list[str]) -> list[str]:
         options = cls(**{f.name: chosen[f.name] for f in fields(cls) if f.name in chosen})
         shown = options if chosen.get("parts") else options.for_depth(config.model.depth)
         return [*lines, "", f"--alignment {name}; its options [default]:", *help_lines(shown, "alignment.")]
-    names = plugins.names("alignments")
-    return [*lines, "", "options of alignments [default] (whose they are):", f"  {'--alignment':30} {', '.join(names)} [none]", *_of_all(names)]
-
-
-def _of_all(alignments: list[str]) -> list[str]:
-    """The options of these alignments, each once: the default that most of them have, then those of others; owners, where not all have it."""
-    found: dict[str, dict[str, Field]] = {}
-    for alignment in alignments:
-        for f in fields(_options_of(alignment)):
-            found.setdefault(f.name, {})[alignment] = f
-    lines = []
-    for name, by_owner in found.items():
-        defaults = {owner: written(f.default) for owner, f in by_owner.items()}
-        (most, _), *_ = Counter(defaults.values()).most_common(1)
-        shown = "; ".join([most, *(f"{owner}: {default}" for owner, default in defaults.items() if default != most)])
-        owners = "" if len(by_owner) == len(alignments) else ", ".join(by_owner)
-        lines.append(help_line(f"alignment.{name}", next(iter(by_owner.values())), shown, owners))
-    return lines
+    classes = {name: _options_of(name) for name in plugins.names("alignments")}
+    named = f"  {'--alignment':30} {', '.join(classes)} [none]"
+    return [*lines, "", "options of alignments [default] (whose they are):", named, *help_of_several(classes, "alignment.")]
 
 
 def _known() -> dict[str, str]:
@@ -94,25 +78,7 @@ def overrides(rest: list[str]) -> dict[str, Any]:
     """["--optim.lr", "1e-4", "--batch=8", "--compile"] -> {"optim.lr": "1e-4", "batch": "8", "compile": "true"}.
 
     Raises ValueError for what is no flag of the configuration, and for one that lacks its value."""
-    known = _known()
-    flat: dict[str, Any] = {}
-    words = list(reversed(rest))
-    while words:
-        word = words.pop()
-        if not word.startswith("--"):
-            raise ValueError(f"unexpected argument {word!r}")
-        name, equals, value = word[2:].partition("=")
-        key = name.replace("-", "_")
-        if key not in known and (near := unknown_flag(name, [option.replace("_", "-") for option in known] + _parser().flags)):
-            raise ValueError(f"unknown option {key!r}{near}")
-        if not equals and known.get(key) == "bool" and (not words or words[-1].lower() not in ("true", "false")):
-            value = "true"
-        elif not equals:
-            if not words:
-                raise ValueError(f"{word} needs a value")
-            value = words.pop()
-        flat[key] = value
-    return flat
+    return values_of(rest, _known(), _parser().flags)
 
 
 def _list_presets() -> None:

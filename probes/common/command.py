@@ -16,15 +16,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gsnr import files, plugins, table
-from gsnr.commandline import Parser, unknown_flag
-from gsnr.options import build, check_ranges
-from gsnr.probes.common import summary
-from gsnr.train.command import overrides
+from gsnr import files, plugins
+from gsnr.commandline import Parser
+from gsnr.declared import declared
+from gsnr.options import build, check_ranges, help_of_several, kinds, values_of
 
 if TYPE_CHECKING:
     from gsnr.probes.common.measuring import Measurement
@@ -37,9 +35,22 @@ def names() -> list[str]:
     return plugins.names("probes")
 
 
+def _classes() -> dict[str, type]:
+    """probe -> the class of its options, without what its file imports."""
+    return {name: declared(plugin.path, "Options") for name, plugin in plugins.every("probes").items()}
+
+
+def _teach(words: list[str]) -> list[str]:
+    """What --help says of the probes and their options; with --probe of these alone."""
+    asked = _asked(_parser().parse_known_args(words)[0].probe)
+    classes = {name: cls for name, cls in _classes().items() if name in asked or not asked}
+    said = [f"  {name:16} {plugins.constant('probes', name, 'SUMMARY')}" for name in classes]
+    return ["probes:", *said, "", "options of probes [default] (whose they are, where not all have them):", *help_of_several(classes)]
+
+
 def _parser() -> Parser:
     assert __doc__ is not None
-    parser = Parser("gsnr probe", __doc__)
+    parser = Parser("gsnr probe", __doc__, _teach)
     parser.add_argument(
         "--ckpt",
         type=Path,
@@ -74,24 +85,23 @@ def _asked(text: str | None) -> tuple[str, ...]:
     return listed
 
 
-def _options(asked: tuple[str, ...], flat: dict[str, Any]) -> dict[str, ProbeOptions]:
+def _options(asked: tuple[str, ...], words: list[str]) -> dict[str, ProbeOptions]:
     """probe -> its options, from the words of the command line.
 
     Raises ValueError for an option that no probe has, or none of those asked for, and for a value that is wrong."""
-    classes = {name: plugins.find("probes", name).Options for name in names()}
-    has = {name: {f.name for f in fields(cls)} for name, cls in classes.items()}
+    classes = _classes()
+    has = {name: kinds(cls) for name, cls in classes.items()}
     chosen = asked or tuple(classes)
+    flat = values_of(words, {key: kind for keys in has.values() for key, kind in keys.items()}, _parser().flags)
     for key in flat:
         owners = [name for name, keys in has.items() if key in keys]
-        flag = f"--{key.replace('_', '-')}"
-        if not owners:
-            known = [*sorted({key.replace("_", "-") for keys in has.values() for key in keys}), *_parser().flags]
-            raise ValueError(f"{flag}: no option of any probe{unknown_flag(flag, known)}")
         if not set(owners) & set(chosen):
-            raise ValueError(f"{flag}: no option of {', '.join(chosen)}, but of {', '.join(owners)}")
-    made = {name: build(classes[name], {k: v for k, v in flat.items() if k in has[name]}, "--") for name in chosen}
-    for options in made.values():
-        check_ranges(options)
+            of = f"no option of {', '.join(chosen)}, but of {', '.join(owners)}" if owners else "no option of any probe (see gsnr probe --help)"
+            raise ValueError(f"--{key.replace('_', '-')}: {of}")
+    made = {}
+    for name in chosen:
+        made[name] = build(plugins.find("probes", name).Options, {k: v for k, v in flat.items() if k in has[name]}, "--")
+        check_ranges(made[name])
     return made
 
 
@@ -144,6 +154,9 @@ def _say(chosen: list[Measurement], todo: list[Measurement]) -> None:
 
 def _summarise(chosen: list[Measurement], out: Path) -> None:
     """The main findings, as text."""
+    from gsnr import table
+    from gsnr.probes.common import summary
+
     named = {one.name for one in chosen}
     if "alignment" in named:
         print(summary.summary(table.read(out / "alignment.parquet")))
@@ -165,7 +178,7 @@ def main(argv: list[str]) -> int:
     if len(args.ckpt) > 1 and args.out is None:
         parser.error("--out is needed for several checkpoints")
     asked = _asked(args.probe)
-    options = _options(asked, overrides(rest))
+    options = _options(asked, rest)
     subjects = _open(args)
     out = args.out or subjects[0].default_out
     chosen = _choose(asked, options, subjects, out)
