@@ -124,7 +124,7 @@ def test_what_they_lack_is_said(repa: Path, irepa: Path) -> None:
     for folder, pictures, kind in ((repa, repa / "images", "REPA"), (irepa, irepa / "imagenet-latents-images", "iREPA")):
         with pytest.raises(ValueError, match=rf"{kind} latents do not say which VAE made them; name it with --data\.vae"):
             opened(folder, vae="")
-        command = rf"hold no features of G3, G4; .*train\.prepare --data {pictures} --vae demo --features G3,G4 --out CACHE"
+        command = rf"hold no features of G3, G4; .*gsnr prepare --data {pictures} --vae demo --features G3,G4 --out CACHE"
         with pytest.raises(ValueError, match=command):
             opened(folder, "ahpa")
         with pytest.raises(ValueError, match=r"--vae ID --teacher facebook/dinov2-base --out CACHE"):
