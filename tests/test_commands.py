@@ -92,6 +92,8 @@ def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
         f"{name}.{suffix}" for name in ("fig_beta", "fig_methods") for suffix in ("pdf", "png")
     ]
+    assert call(main, "--run", probed_run, other, "--out", tmp_path / "again") == 0, "several in one --run are the same"
+    assert len(list((tmp_path / "again").iterdir())) == 4
     with pytest.raises(ValueError, match="figure 'fig2_gsnr' is of one run; 2 were named with --run"):
         call(main, "--run", probed_run, "--run", other, "--figure", "fig2_gsnr")
     with pytest.raises(ValueError, match=f"--run: two of the folders are called '{probed_run.name}'"):

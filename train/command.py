@@ -35,9 +35,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _options_of(alignment: str) -> type:
-    """The class of an alignment's options, without what its file imports. Raises ValueError for an unknown alignment."""
-    return declared(plugins.get("alignments", alignment).path, "Config")
+def _options() -> dict[str, type]:
+    """alignment -> the class of its options, without what its file imports."""
+    return {name: declared(plugin.path, "Config") for name, plugin in plugins.every("alignments").items()}
 
 
 def _teach(words: list[str]) -> list[str]:
@@ -56,19 +56,19 @@ def _teach(words: list[str]) -> list[str]:
     lines = ["options of the configuration [default]; --data is short for --data.path:", *help_lines(config, leave_out=("alignment",))]
     if any("alignment" in layer for layer in layers):
         name = chosen.pop("name", "none")
-        cls = _options_of(name)
+        cls = declared(plugins.get("alignments", name).path, "Config")
         options = cls(**{f.name: chosen[f.name] for f in fields(cls) if f.name in chosen})
         shown = options if chosen.get("parts") else options.for_depth(config.model.depth)
         return [*lines, "", f"--alignment {name}; its options [default]:", *help_lines(shown, "alignment.")]
-    names = plugins.names("alignments")
-    return [*lines, "", "options of alignments [default] (whose they are):", f"  {'--alignment':30} {', '.join(names)} [none]", *_of_all(names)]
+    every = _options()
+    return [*lines, "", "options of alignments [default] (whose they are):", f"  {'--alignment':30} {', '.join(every)} [none]", *_of_all(every)]
 
 
-def _of_all(alignments: list[str]) -> list[str]:
+def _of_all(alignments: dict[str, type]) -> list[str]:
     """The options of these alignments, each once: the default that most of them have, then those of others; owners, where not all have it."""
     found: dict[str, dict[str, Field]] = {}
-    for alignment in alignments:
-        for f in fields(_options_of(alignment)):
+    for alignment, cls in alignments.items():
+        for f in fields(cls):
             found.setdefault(f.name, {})[alignment] = f
     lines = []
     for name, by_owner in found.items():
@@ -85,13 +85,13 @@ def _known() -> dict[str, str]:
     from gsnr.train.config import TrainConfig
 
     known = {"data": "str", "alignment": "str", "alignment.name": "str", **kinds(TrainConfig)}
-    for name in plugins.names("alignments"):
-        known |= kinds(_options_of(name), "alignment.")
+    for cls in _options().values():
+        known |= kinds(cls, "alignment.")
     return known
 
 
 def overrides(rest: list[str]) -> dict[str, Any]:
-    """["--optim.lr", "1e-4", "--batch=8", "--compile"] -> {"optim.lr": "1e-4", "batch": "8", "compile": "true"}.
+    """["--optim.lr", "1e-4", "--data=demo", "--compile"] -> {"optim.lr": "1e-4", "data.path": "demo", "compile": "true"}.
 
     Raises ValueError for what is no flag of the configuration, and for one that lacks its value."""
     known = _known()
@@ -111,7 +111,7 @@ def overrides(rest: list[str]) -> dict[str, Any]:
             if not words:
                 raise ValueError(f"{word} needs a value")
             value = words.pop()
-        flat[key] = value
+        flat["data.path" if key == "data" else key] = value
     return flat
 
 
