@@ -63,6 +63,8 @@ def cast(annotation: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: {value!r} is not a list")
         return tuple(cast(inner, item, where) for item in items)
     if dict in (annotation, typing.get_origin(annotation)):
+        if not isinstance(value, dict) and annotation is dict:  # an item of a list
+            raise ValueError(f"{where}: {value!r} is not of type dict")
         if not isinstance(value, dict):
             raise ValueError(f'{where} is a section, not a value; name one with {{"name": ...}}')
         return dict(value)
@@ -122,7 +124,7 @@ def out_of_range(f: Field, value: Any) -> str | None:
 
 def limits(of: Field) -> str:
     """The range of an option in words, "at least 1 and below 3" say; "" where it has none."""
-    return " and ".join(f"{words} {of.metadata[key]:g}" for key, words, _ in RULES if key in of.metadata)
+    return " and ".join(f"{words} {of.metadata[key]}" for key, words, _ in RULES if key in of.metadata)
 
 
 def help_lines(of: Any, prefix: str = "", owner: str = "", leave_out: tuple[str, ...] = ()) -> list[str]:

@@ -94,7 +94,7 @@ def overrides(rest: list[str]) -> dict[str, Any]:
     """["--optim.lr", "1e-4", "--data=demo", "--compile"] -> {"optim.lr": "1e-4", "data.path": "demo", "compile": "true"}.
 
     Raises ValueError for what is no flag of the configuration, and for one that lacks its value."""
-    known = _known()
+    known, flags = _known(), _parser().flags
     flat: dict[str, Any] = {}
     words = list(reversed(rest))
     while words:
@@ -103,7 +103,7 @@ def overrides(rest: list[str]) -> dict[str, Any]:
             raise ValueError(f"unexpected argument {word!r}")
         name, equals, value = word[2:].partition("=")
         key = name.replace("-", "_")
-        if key not in known and (near := unknown_flag(name, [option.replace("_", "-") for option in known] + _parser().flags)):
+        if key not in known and name not in flags and (near := unknown_flag(name, [*(option.replace("_", "-") for option in known), *flags])):
             raise ValueError(f"unknown option {key!r}{near}")
         if not equals and known.get(key) == "bool" and (not words or words[-1].lower() not in ("true", "false")):
             value = "true"
