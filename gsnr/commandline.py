@@ -40,10 +40,10 @@ def meant(word: str, known: Iterable[str]) -> list[str]:
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    """One line on a name that does not exist: "--rows 'spa' does not exist; did you mean sra? There are sit, sra"."""
+    """One line on a name that does not exist: "--rows 'spa' does not exist; choose from sit, sra (did you mean sra?)"."""
     names = list(known)
     near = meant(word, names)
-    return f"{what} {word!r} does not exist; {f'did you mean {near[0]}? There are' if near else 'choose from'} {', '.join(names)}"
+    return f"{what} {word!r} does not exist; choose from {', '.join(names)}{f' (did you mean {near[0]}?)' if near else ''}"
 
 
 def choose(what: str, word: str, known: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ import math
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
@@ -64,6 +64,8 @@ def cast(annotation: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: {value!r} is not a list")
         return tuple(cast(inner, item, where) for item in items)
     if dict in (annotation, typing.get_origin(annotation)):
+        if not isinstance(value, dict) and annotation is dict:  # an item of a list
+            raise ValueError(f"{where}: {value!r} is not of type dict")
         if not isinstance(value, dict):
             raise ValueError(f'{where} is a section, not a value; name one with {{"name": ...}}')
         return dict(value)
@@ -167,7 +169,7 @@ def help_of_several(classes: dict[str, type], prefix: str = "") -> list[str]:
     return lines
 
 
-def values_of(words: list[str], known: dict[str, str], flags: Iterable[str]) -> dict[str, str]:
+def values_of(words: list[str], known: dict[str, str], flags: list[str]) -> dict[str, str]:
     """["--optim.lr", "1e-4", "--batch=8", "--compile"] -> {"optim.lr": "1e-4", "batch": "8", "compile": "true"}.
 
     known: every option and its type as written (see `kinds`). flags: of the command beside them. Raises ValueError for what is no flag, for one
@@ -180,7 +182,7 @@ def values_of(words: list[str], known: dict[str, str], flags: Iterable[str]) -> 
             raise ValueError(f"unexpected argument {word!r}")
         name, equals, value = word[2:].partition("=")
         key = name.replace("-", "_")
-        if key not in known and (near := unknown_flag(name, [*(option.replace("_", "-") for option in known), *flags])):
+        if key not in known and name not in flags and (near := unknown_flag(name, [*(option.replace("_", "-") for option in known), *flags])):
             raise ValueError(f"unknown option {key!r}{near}")
         if not equals and known.get(key) == "bool" and (not left or left[-1].lower() not in ("true", "false")):
             value = "true"

@@ -8,7 +8,6 @@ figure). Files are looked for in the kind's own folder, in the files and folders
 from __future__ import annotations
 
 import ast
-import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+
+from gsnr.commandline import unknown
 
 ENVIRONMENT = "GSNR_PLUGINS"
 GROUP = "gsnr.plugins"
@@ -156,9 +157,7 @@ def get(kind: str, name: str) -> Plugin:
     """The plug-in of that name. Raises ValueError listing the valid names."""
     found = every(kind)
     if name not in found:
-        near = difflib.get_close_matches(name, found, 1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{kind.removesuffix('s')} {name!r} does not exist; {meant}choose from {', '.join(found)}, or name its file with --plugins")
+        raise ValueError(f"{unknown(kind.removesuffix('s'), name, found)}; a file of your own is named with --plugins")
     return found[name]
 
 

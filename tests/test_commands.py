@@ -92,6 +92,8 @@ def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
     written = {p.name for p in (tmp_path / "figures").iterdir()}
     assert written >= {f"{name}.{suffix}" for name in ("fig_beta", "fig_methods") for suffix in ("pdf", "png")}
     assert not {f"{name}.png" for name in ("fig2_gsnr", "fig4_pca", "fig5_router", "fig_blocks", "fig_controls", "fig_direction")} & written
+    assert call(main, "--run", probed_run, other, "--out", tmp_path / "again") == 0, "several in one --run are the same"
+    assert {p.name for p in (tmp_path / "again").iterdir()} == written
     with pytest.raises(ValueError, match=r"does not exist; .*fig2_gsnr, .*fig4_pca, .*fig5_router"):
         call(main, "--run", probed_run, "--run", other, "--figure", "fig9")
     with pytest.raises(ValueError, match="figure 'fig2_gsnr' is of one run; 2 were named with --run"):

@@ -112,14 +112,14 @@ def test_help_of_a_preset_shows_its_values() -> None:
         ("train --preset demo --optim.wd 1 --out x", "unknown option 'optim.wd'; optim has beta1, beta2, clip"),
         ("train --preset demo --weigth-decay 1 --out x", "unknown option 'weigth_decay'; did you mean --optim.weight-decay?"),
         ("train --preset demo --otu x", "unknown option 'otu'; did you mean --out?"),
-        ("train --preset demo --precision bf6 --out x", "precision 'bf6' does not exist; did you mean bf16?"),
+        ("train --preset demo --precision bf6 --out x", "precision 'bf6' does not exist; choose from ... (did you mean bf16?)"),
         ("train --preset demo --alignment rpea --out x", "alignment 'rpea' does not exist; did you mean repa?"),
         ("loader --optm.lr 1", "unknown option 'optm.lr'; did you mean --optim.lr?"),
-        ("grid --out x --rows ahpaa", "--rows 'ahpaa' does not exist; did you mean ahpa?"),
-        ("cost --precision bf61", "--precision 'bf61' does not exist; did you mean bf16?"),
+        ("grid --out x --rows ahpaa", "--rows 'ahpaa' does not exist; choose from ... (did you mean ahpa?)"),
+        ("cost --precision bf61", "--precision 'bf61' does not exist; choose from ... (did you mean bf16?)"),
         ("sample --ckp x --ckpt y", "unrecognized arguments: --ckp x; did you mean --ckpt?"),
-        ("bench --methods gost", "--methods 'gost' does not exist; did you mean ghost?"),
-        ("coverage --only clam", "--only 'clam' does not exist; did you mean claim?"),
+        ("bench --methods gost", "--methods 'gost' does not exist; choose from ... (did you mean ghost?)"),
+        ("coverage --only clam", "--only 'clam' does not exist; choose from ... (did you mean claim?)"),
         ("figures --run x --figure fig5_ruter", "figure 'fig5_ruter' does not exist; did you mean fig5_router?"),
     ],
 )
@@ -129,7 +129,7 @@ def test_what_was_meant(words: str, message: str, tmp_path: Path, monkeypatch: p
     with pytest.raises(SystemExit) as end:
         main()
     said = capsys.readouterr().err
-    assert end.value.code == 2 and message in said and len(said.strip().splitlines()) == 1
+    assert end.value.code == 2 and all(part in said for part in message.split("...")) and len(said.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -184,7 +184,7 @@ def test_booleans_are_flags_or_said() -> None:
 
     assert overrides(["--compile", "--batch", "8"]) == {"compile": "true", "batch": "8"}
     assert overrides(["--checkpointing", "false", "--compile"]) == {"checkpointing": "false", "compile": "true"}
-    assert overrides(["--data", "demo", "--alignment=none"]) == {"data": "demo", "alignment": "none"}
+    assert overrides(["--data", "demo", "--alignment=none"]) == {"data.path": "demo", "alignment": "none"}
     with pytest.raises(ValueError, match="--batch needs a value"):
         overrides(["--batch"])
 

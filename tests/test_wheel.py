@@ -62,7 +62,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
-    assert {n.split("/")[0] for n in names} == {"gsnr", "gsnr-0.1.0.dist-info"}
+    assert {n.partition("/")[0] for n in names} == {"gsnr", "gsnr-0.1.0.dist-info"}
     held = {"gsnr/py.typed", "gsnr/train/trainer.py", "gsnr/train/alignments/repa.py", "gsnr/probes/alignment.py", "gsnr/figures/fig2_gsnr.py"}
     assert held <= set(names)
     for folder in ("demo_vae", "demo_teacher"):

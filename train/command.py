@@ -34,9 +34,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _options_of(alignment: str) -> type:
-    """The class of an alignment's options, without what its file imports. Raises ValueError for an unknown alignment."""
-    return declared(plugins.get("alignments", alignment).path, "Config")
+def _options() -> dict[str, type]:
+    """alignment -> the class of its options, without what its file imports."""
+    return {name: declared(plugin.path, "Config") for name, plugin in plugins.every("alignments").items()}
 
 
 def _teach(words: list[str]) -> list[str]:
@@ -55,13 +55,13 @@ def _teach(words: list[str]) -> list[str]:
     lines = ["options of the configuration [default]; --data is short for --data.path:", *help_lines(config, leave_out=("alignment",))]
     if any("alignment" in layer for layer in layers):
         name = chosen.pop("name", "none")
-        cls = _options_of(name)
+        cls = declared(plugins.get("alignments", name).path, "Config")
         options = cls(**{f.name: chosen[f.name] for f in fields(cls) if f.name in chosen})
         shown = options if chosen.get("parts") else options.for_depth(config.model.depth)
         return [*lines, "", f"--alignment {name}; its options [default]:", *help_lines(shown, "alignment.")]
-    classes = {name: _options_of(name) for name in plugins.names("alignments")}
-    named = f"  {'--alignment':30} {', '.join(classes)} [none]"
-    return [*lines, "", "options of alignments [default] (whose they are):", named, *help_of_several(classes, "alignment.")]
+    every = _options()
+    named = f"  {'--alignment':30} {', '.join(every)} [none]"
+    return [*lines, "", "options of alignments [default] (whose they are):", named, *help_of_several(every, "alignment.")]
 
 
 def _known() -> dict[str, str]:
@@ -69,16 +69,17 @@ def _known() -> dict[str, str]:
     from gsnr.train.config import TrainConfig
 
     known = {"data": "str", "alignment": "str", "alignment.name": "str", **kinds(TrainConfig)}
-    for name in plugins.names("alignments"):
-        known |= kinds(_options_of(name), "alignment.")
+    for cls in _options().values():
+        known |= kinds(cls, "alignment.")
     return known
 
 
 def overrides(rest: list[str]) -> dict[str, Any]:
-    """["--optim.lr", "1e-4", "--batch=8", "--compile"] -> {"optim.lr": "1e-4", "batch": "8", "compile": "true"}.
+    """["--optim.lr", "1e-4", "--data=demo", "--compile"] -> {"optim.lr": "1e-4", "data.path": "demo", "compile": "true"}.
 
     Raises ValueError for what is no flag of the configuration, and for one that lacks its value."""
-    return values_of(rest, _known(), _parser().flags)
+    flat = values_of(rest, _known(), _parser().flags)
+    return {"data.path" if key == "data" else key: value for key, value in flat.items()}
 
 
 def _list_presets() -> None:

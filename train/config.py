@@ -110,10 +110,10 @@ def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"optim.lr": 1} -> {"optim": {"lr": 1}}; a bare "alignment" means its name, a bare "data" its path."""
+    """{"optim.lr": 1} -> {"optim": {"lr": 1}}; a bare "alignment" means its name."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
-        section, _, name = {"alignment": "alignment.name", "data": "data.path"}.get(key, key).rpartition(".")
+        section, _, name = ("alignment.name" if key == "alignment" else key).rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     return nested
 

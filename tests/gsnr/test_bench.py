@@ -133,7 +133,7 @@ def test_bad_input_names_the_choices(words: tuple[str, ...], message: str) -> No
 
 
 def test_bad_input_is_one_line_and_exit_code_2() -> None:
-    done = run_module("gsnr.bench", "--methods", "nope")
+    done = run_module("gsnr", "bench", "--methods", "nope")
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1 and "choose from loop, vmap" in done.stderr
 
@@ -147,6 +147,6 @@ def test_peak_is_that_of_the_call_alone() -> None:
 
 
 def test_the_process_that_measures_memory_prints_bytes() -> None:
-    done = run_module("gsnr.bench", "--memory-of", STEP, "--subjects", "conv", "--batches", "1")
+    done = run_module("gsnr", "bench", "--memory-of", STEP, "--subjects", "conv", "--batches", "1")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 1 << 20

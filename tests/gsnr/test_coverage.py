@@ -83,7 +83,7 @@ def test_table_is_deterministic_and_json_is_parseable(capsys: pytest.CaptureFixt
 
 
 def test_bad_input_is_one_line() -> None:
-    done = run_module("gsnr.coverage", "--only", "everything")
+    done = run_module("gsnr", "coverage", "--only", "everything")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "claim" in done.stderr
