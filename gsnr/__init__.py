@@ -13,7 +13,7 @@
 
     for model in (mlp, conv):
         result = gsnr.measure(model, loss, batches, groups=lambda name: name.split(".")[0])
-        print(result["all"].gsnr, result["all"].ci(0.95), result.groups)
+        print(result.summary(), result["all"].ci(0.95), result.groups)
 
     measure         one loss -> Result: signal, noise, gsnr, interval, detection limit, effective dimension, cautions, per group
     compare         two losses on the same samples -> cosine of their mean gradients, constructive G-SNR, paired difference
@@ -21,9 +21,15 @@
     pool            one G-SNR over several bins;   Result.save, .load, .merge: disjoint samples, measured apart
     Monitor         measures every K steps of any training loop, which stays the same bit for bit
     check           is every engine right on this model and loss, and are samples uncoupled? prints a table
+    load_model      the backbone of a run or checkpoint folder, in eval mode (needs the extra `train`)
 
-`gsnr bench` says what it costs, `gsnr coverage` how often the intervals cover. The package knows nothing of diffusion.
-`gsnr.table`, `gsnr.estimates`, `gsnr.comparison` and `gsnr.bins` import without torch.
+Batches are dicts, tuples or any nesting of tensors, also from a DataLoader that shuffles; `Result.to_frame()` is a pandas frame. The library
+needs torch, numpy, scipy and pandas, and knows nothing of diffusion. `gsnr.table`, `gsnr.estimates`, `gsnr.intervals` and `gsnr.comparison`
+import without torch.
+
+The command `gsnr` holds the rest: `gsnr bench` says what measuring costs, `gsnr coverage` how often the intervals cover, `gsnr --help` lists
+all. What it trains, probes and draws is in gsnr.train, gsnr.probes and gsnr.figures, whose packages come with the extras:
+pip install 'gsnr[train]', 'gsnr[probe]', 'gsnr[figures]' or 'gsnr[all]'.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches: any nesting of dicts, lists, tuples and registered pytrees that holds tensors, every tensor with the same leading dimension B.
+"""Batches: dicts, lists, tuples and registered pytrees of tensors, nested in any way, all with the same leading dimension B.
 
 What is not a tensor (a string, a number, None) is handed to the loss as it is, for every sample.
 """

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-# Of a normal law, two-sided at 95 %, rounded as it is quoted (scipy's is 1.959964): detection limits, intervals of metrics, and tables on disk
-# that were written with it, from which tr(Cov^2) is read off again, all use this very number.
+# Of a normal law, two-sided at 95 %, rounded as it is quoted (1.959964 is closer). It must stay: tr(Cov^2) is read off again from
+# detection limits in tables on disk (`gsnr.table.estimate_again`), and printed intervals were made with it.
 NORMAL_95 = 1.96
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gsnr.batches import Batch, batch_size, moved, rows
 from gsnr.coupling import losses_of, spot_check
-from gsnr.engines import Engine, Loss, Visit, chunk_within, ghost, loop
+from gsnr.engines import Engine, Loss, NotCovered, Visit, chunk_within, ghost, loop
 from gsnr.estimates import Array
 from gsnr.gradients import PerSample, inner
 from gsnr.moments import ALL, Labels, Moments, by_group
@@ -152,7 +152,10 @@ def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tenso
         if not by_ghost and not number:  # the other engines never saw the samples together
             losses = losses_of(plan.model, loss, chunk).detach()
         i = n // 2 if number == 1 else n - 1 - number % n
-        same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, q)
+        try:
+            same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, q)
+        except NotCovered as error:
+            raise NotCovered(f"{error}; {ghost.SHAPES}" if by_ghost else str(error)) from error
         if not same and by_ghost and not number:
             ghost.verify(plan.model, loss, chunk, plan.selected)
 

@@ -33,7 +33,7 @@ def _matching(patterns: Any, names: list[str], where: str) -> set[str]:
 
 
 def select(model: nn.Module, parameters: Parameters | None) -> dict[str, nn.Parameter]:
-    """name -> parameter for all that require grad and are asked for. Raises ValueError where none is, or for a glob that matches none."""
+    """name -> parameter for all that require grad and are asked for. Raises ValueError where none is, and for a glob without match."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if parameters is None or callable(parameters):
         chosen = {name: p for name, p in trainable.items() if parameters is None or parameters(name)}
@@ -70,7 +70,7 @@ def label(selected: list[str], groups: Groups | None) -> Labels:
 
 
 def check_kinds(parameters: Any, groups: Any) -> None:
-    """Raises ValueError where either is of a kind that cannot select: both take functions, parameters also globs, groups also a mapping to globs."""
+    """Raises ValueError where either is of a kind that cannot select."""
     if not (parameters is None or callable(parameters) or isinstance(parameters, str | list | tuple | set)):
         raise ValueError(f"parameters must be a function, a glob or a list of globs, not {type(parameters).__name__}")
     if not (groups is None or callable(groups) or isinstance(groups, Mapping)):

@@ -55,8 +55,8 @@ def _generators(batches: Any) -> list[torch.Generator]:
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device, batches: Any = None) -> Iterator[None]:
-    """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; random state (that of a loader's generators too) and
-    buffers are put back, so every pass begins with the same."""
+    """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; buffers and random state (also that of a loader's
+    generators) are put back, so every pass begins with the same."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     generators = [(generator, generator.get_state()) for generator in _generators(batches)]
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gsnr
-from gsnr.batches import Batch
+from gsnr.batches import Batch, double, rows
 from gsnr.benchmarks import peers
 from gsnr.benchmarks.subjects import Subject
 from gsnr.engines import Loss
@@ -74,8 +74,8 @@ def prepare(name: str, subject: Subject) -> Method:
 
 def reference(subject: Subject) -> tuple[Array, float]:
     """||g_i||^2 of the first batch and ||S||^2, by the loop in float64."""
-    batch = {key: x.double() if x.is_floating_point() else x for key, x in subject.batches[0].items()}
-    estimate = gsnr.measure(copy.deepcopy(subject.model).double(), subject.loss, [batch], engine="loop", interval=False)["all"]
+    exact = copy.deepcopy(subject.model).double()
+    estimate = gsnr.measure(exact, subject.loss, [double(subject.batches[0])], engine="loop", interval=False)["all"]
     return estimate.q_n, estimate.sum_sq
 
 
@@ -125,5 +125,5 @@ def peak_bytes(work: Callable[[], object]) -> int:
 def memory_of(name: str, subject: Subject) -> int:
     """`peak_bytes` of the method on all batches, once two samples have loaded libraries and started threads."""
     method = prepare(name, subject)
-    method([{key: x[:2] for key, x in subject.batches[0].items()}])
+    method([rows(subject.batches[0], 0, 2)])
     return peak_bytes(lambda: method(subject.batches))

@@ -6,7 +6,8 @@ that autograd would have kept as well, to the rule, which makes the parameter's 
 parameter is an edge to it in autograd's graph: an error that names the parameter, so none is ever left out.
 
 No module is hooked, so functional code, modules called twice, tied parameters, autocast, train mode and activation checkpointing
-(use_reentrant=False) need no special care. Samples must lie first in every input: [N, ...], or folded with others as in [N*T, D], N slowest.
+(use_reentrant=False) need no special care. What parameters make alone, for all samples (positions, class tokens), is followed to where it meets
+the samples (`gsnr.engines.shared`). Samples must lie first in every input: [N, ...], or folded with others as in [N*T, D], N slowest.
 Shapes do not prove that they do; `gsnr.coupling.spot_check` tries single samples while measuring (`verify` where the loss is random).
 """
 
@@ -18,38 +19,54 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gsnr.batches import Batch, batch_size, each
+from gsnr.batches import Batch, batch_size, each, take_apart
 from gsnr.engines import Loss, NotCovered, Visit, check_losses
 from gsnr.engines.rules import RULES, Rule
+from gsnr.engines.shared import Shared, step, tensors
 from gsnr.gradients import PerSample, Sum, Zero
+
+HINTS = {
+    **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum"), "write it as F.linear(x, weight)"),
+    "multi_head_attention_forward": "give q, k and v an nn.Linear each, and use F.scaled_dot_product_attention",
+    **dict.fromkeys(("cat", "concat", "stack", "where"), "give every sample its own first: p.expand(B, ...)"),
+    "__getitem__": "look rows up by F.embedding(index, table)",
+}
+COVERED = "ghost knows linear, convolution, embedding and norm layers, x + p, x * p and p.expand(B, ...)"
+SHAPES = "samples must lie first in a layer's input, and what all samples share needs a first dimension of 1"
 
 
 class _Tap(torch.autograd.Function):
     """The identity, which hands its gradient to `rule`. `anchor` is a leaf whose gradient is asked for, so that backward comes by."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, anchor: Tensor, rule: Callable[..., None], saved: Tensor | None) -> Tensor:
+    def forward(ctx: Any, y: Tensor, anchor: Tensor, rule: Callable[..., None], saved: Tensor | None, in_place: bool) -> Tensor:
         ctx.rule = rule
         ctx.save_for_backward(saved)
+        if in_place:
+            ctx.mark_dirty(y)
+            return y
         return y.detach()  # not y itself: the caller may change its output in place
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         rule, ctx.rule = ctx.rule, None
         rule(outputs[0], *ctx.saved_tensors)
-        return outputs[0], None, None, None
+        return outputs[0], None, None, None, None
 
 
 class _Capture(TorchFunctionMode):
     """Intercepts the uses of selected parameters, counts them, and collects what the rules make of them."""
 
-    def __init__(self, selected: dict[str, nn.Parameter], samples: int, visit: Visit) -> None:
+    def __init__(self, selected: dict[str, nn.Parameter], batch: Batch, visit: Visit) -> None:
         super().__init__()
         self.names = {id(p): name for name, p in selected.items()}
-        self.samples, self.visit = samples, visit
+        self.sources = {id(p): Shared.parameter(name, p) for name, p in selected.items()}  # and what they make alone, by id as well
+        self.samples, self.visit = batch_size(batch), visit
+        self.storages = {x.untyped_storage().data_ptr() for x in take_apart(batch)[0]}
         self.anchor = torch.zeros((), requires_grad=True)
         self.forward_runs = True  # false during backward, when activation checkpointing runs parts of it again
         self.uses: Counter[str] = Counter()
@@ -59,39 +76,62 @@ class _Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        used = {name for x in (*args, *kwargs.values()) if (name := self.names.get(id(x))) is not None}
+        used = [source for x in tensors(args, kwargs) if (source := self.sources.get(id(x))) is not None]
         if not used or not torch.is_grad_enabled():
             if self.forward_runs:
-                self.without_gradient.update(used)
+                self.without_gradient.update(name for source in used for name in source.roots)
             return func(*args, **kwargs)
         try:
-            call = self._rule(func, args, kwargs)
+            return self._tapped(self._rule(func, args, kwargs))
         except NotCovered as error:
-            result = func(*args, **kwargs)  # harmless unless it reaches the loss, which autograd's graph will tell
-            if any(isinstance(x, Tensor) and x.requires_grad for x in (result if isinstance(result, tuple) else (result,))):
-                for name in used:
-                    self.without_rule.setdefault(name, str(error))
-            return result
-        for name in used - {self.names.get(id(p)) for p in call.parameters.values()}:
-            self.without_rule.setdefault(name, f"{func.__name__}, as its input")
-        return self._tapped(call)
+            return self._untapped(func, args, kwargs, used, str(error))
+
+    def _untapped(self, func: Any, args: Any, kwargs: Any, used: list[Shared], reason: str) -> Any:
+        """Runs what has no rule: a step towards one, or harmless unless it reaches the loss, which autograd's graph will tell."""
+        result = func(*args, **kwargs)
+        if any(result is source.tensor and source.is_as_made for source in used):
+            return result  # nothing was to be done, as for x.to(x.device)
+        made = step(func, args, kwargs, result, used)
+        if made is not None:
+            self.sources |= {id(made.tensor): made, id(made.stand_in): made}
+        elif result is None or any(isinstance(x, Tensor) and x.requires_grad for x in (result if isinstance(result, tuple) else (result,))):
+            for name in (name for source in used for name in source.roots):
+                self.without_rule.setdefault(name, reason)
+        return result
 
     def _split(self, x: Tensor) -> Tensor:
         """(N m, ...) -> (N, m, ...) of N samples."""
         return x.unflatten(0, (self.samples, -1))
 
     def _rule(self, func: Any, args: Any, kwargs: Any) -> Rule:
+        name = getattr(func, "__name__", str(func))
         if func not in RULES:
-            raise NotCovered(getattr(func, "__name__", str(func)))
-        rule = RULES[func](args, kwargs, self._split)
-        if rule.input.shape[0] % self.samples:
-            raise NotCovered(f"{func.__name__} on an input of shape {tuple(rule.input.shape)}: {self.samples} samples do not lie first")
+            raise NotCovered(f"{name}; {HINTS.get(name, COVERED)}")
+        if not all(self.sources[id(x)].is_as_made for x in tensors(args, kwargs) if id(x) in self.sources):
+            raise NotCovered(f"{name}, after it was changed in place")
+        stand_in = lambda x: self.sources[id(x)].stand_in if id(x) in self.sources else x
+        rule = RULES[func](tuple(map(stand_in, args)), {key: stand_in(x) for key, x in kwargs.items()}, self._split)
+        if id(rule.input) in self.sources:
+            raise NotCovered(f"{name}, as its input; {COVERED}")
+        if rule.input.shape[0] % self.samples or (func is F.embedding and self._for_all(rule.input)):
+            raise NotCovered(f"{name} on an input of shape {tuple(rule.input.shape)}: {self.samples} samples do not lie first; {SHAPES}")
+        if not rule.takes_shared and any(id(p) in self.sources and not self.sources[id(p)].is_parameter for p in rule.parameters.values()):
+            raise NotCovered(f"{name}, whose weight is computed from it; {COVERED}")
         return rule
 
+    def _for_all(self, index: Tensor) -> bool:
+        """Whether an index is one for all samples, even where its length is a multiple of B: no part of the batch, and a list that counts
+        upwards (positions) or a table (relative positions)."""
+        if self.samples == 1 or index.untyped_storage().data_ptr() in self.storages:
+            return False
+        if index.ndim > 1:
+            return index.shape[0] != self.samples
+        return len(index) > 1 and bool((index.diff() == 1).all())
+
     def _tapped(self, call: Rule) -> Tensor:
-        parameters = {slot: p for slot, p in call.parameters.items() if id(p) in self.names}
+        parameters = {slot: p for slot, p in call.parameters.items() if id(p) in self.sources}
         if self.forward_runs:
-            self.uses.update(self.names[id(p)] for p in parameters.values())
+            self.uses.update(name for p in parameters.values() for name in self.sources[id(p)].roots)
         y = call.run({slot: p.detach() if slot in parameters else p for slot, p in call.parameters.items()})
         saved = None if set(parameters) <= call.without_input else call.input.detach()
         if saved is not None and saved.is_floating_point() and saved.dtype != y.dtype:
@@ -104,9 +144,14 @@ class _Capture(TorchFunctionMode):
             if self.forward_runs:
                 raise NotCovered("the loss takes gradients itself, through the parameters' layers")
             for slot, gradients in made(gy, saved, tuple(parameters)):
-                self._collect(self.names[id(parameters[slot])], gradients)
+                source = self.sources[id(parameters[slot])]
+                if source.is_parameter:
+                    self._collect(self.names[id(source.tensor)], gradients)
+                    continue
+                for name, own in source.back(gradients.dense()):
+                    self._collect(name, own)
 
-        return _Tap.apply(y, self.anchor, rule, saved)
+        return _Tap.apply(y, self.anchor, rule, saved, call.in_place)
 
     def _collect(self, name: str, gradients: PerSample) -> None:
         """Passes a parameter's gradients on as soon as all its uses have reported, so that their factors can be freed."""
@@ -172,7 +217,7 @@ def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, n
     for name, p in selected.items():
         if p._backward_hooks:
             raise NotCovered(f"parameter {name!r} has a gradient hook, which needs its whole gradient")
-    capture = _Capture(selected, b, visit)
+    capture = _Capture(selected, batch, visit)
     with _on(capture):
         losses = check_losses(loss(model, batch), b)
         _backward(capture, losses.sum())
@@ -190,8 +235,9 @@ def verify(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Pa
             if not gradients.vanishes(other):
                 raise NotCovered(f"parameter {name!r}: samples do not lie first in its input, or one sample's loss depends on another sample")
 
-        capture = _Capture(selected, 2, is_zero)
+        pair = each(batch, lambda x: x[[0, b - 1]])
+        capture = _Capture(selected, pair, is_zero)
         with _on(capture):
-            losses = check_losses(loss(model, each(batch, lambda x: x[[0, b - 1]])), 2)
+            losses = check_losses(loss(model, pair), 2)
             _backward(capture, losses[own])
         capture.finish(selected)

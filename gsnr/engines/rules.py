@@ -31,6 +31,8 @@ class Rule:
     gradients: Callable[[Tensor, Tensor | None, tuple[str, ...]], Found]
     arguments: dict[str, Any] = field(default_factory=dict)  # of the call, as `gradients` sees them; "input" is taken out once it has run
     without_input: frozenset[str] = field(default_factory=frozenset)  # slots whose gradient needs the output's gradient alone
+    takes_shared: bool = False  # whether a tensor made of parameters may take a parameter's place (`gsnr.engines.shared`)
+    in_place: bool = False  # whether `run` returns its first argument, changed
 
 
 BIAS = frozenset({"bias"})
@@ -68,6 +70,32 @@ def _linear(args: Any, kwargs: Any, split: Split) -> Rule:
         input=v["input"],
         without_input=BIAS,
         run=lambda p: F.linear(v["input"], p["weight"], p.get("bias")),
+        gradients=gradients,
+    )
+
+
+def _addmm(args: Any, kwargs: Any, split: Split) -> Rule:
+    """bias + input @ weight: a linear layer with its weight the other way round (GPT-2's Conv1D)."""
+    v = _bind("bias input weight", args, kwargs)
+    if len(args) != 3 or kwargs:
+        raise NotCovered("addmm with beta or alpha")
+
+    def gradients(gy: Tensor, x: Tensor | None, slots: tuple[str, ...]) -> Found:
+        if "weight" in slots:
+            assert x is not None
+            b, a = (split(z).flatten(1, -2).unsqueeze(1) for z in (x, gy))
+            yield "weight", Outer(a, b, v["weight"].shape)
+        if "bias" in slots:
+            yield "bias", Dense(_per_channel(gy, split).reshape(-1, *v["bias"].shape))
+
+    if v["bias"].shape[-1] != v["weight"].shape[1] or v["bias"].numel() != v["bias"].shape[-1]:
+        raise NotCovered(f"addmm with a first argument of shape {tuple(v['bias'].shape)}")
+    return Rule(
+        parameters=_tensors(v, "weight", "bias"),
+        arguments=v,
+        input=v["input"],
+        without_input=BIAS,
+        run=lambda p: torch.addmm(p["bias"], v["input"], p["weight"]),
         gradients=gradients,
     )
 
@@ -118,11 +146,17 @@ def _conv(function: Callable[..., Tensor], spatial: int) -> Callable[[Any, Any, 
     return rule
 
 
-def _embedding(args: Any, kwargs: Any, split: Split) -> Rule:
+def bind_embedding(args: Any, kwargs: Any) -> dict[str, Any]:
+    """Its arguments by name. Raises NotCovered for kinds whose gradients are not plain sums over rows."""
     names = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
     v = _bind(names, args, kwargs, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False)
     if v["max_norm"] is not None or v["scale_grad_by_freq"] or v["sparse"]:
         raise NotCovered("an embedding with max_norm, scale_grad_by_freq or sparse")
+    return v
+
+
+def _embedding(args: Any, kwargs: Any, split: Split) -> Rule:
+    v = bind_embedding(args, kwargs)
 
     def gradients(gy: Tensor, index: Tensor | None, slots: tuple[str, ...]) -> Found:
         assert index is not None
@@ -219,23 +253,27 @@ def _with_others(x: Tensor, own: int) -> Tensor:
     return x
 
 
-def _broadcast(function: Callable[[Tensor, Tensor], Tensor], product: bool) -> Callable[[Any, Any, Split], Rule]:
+def _unbroadcast(g: Tensor, w: Tensor, split: Split) -> Dense:
+    """Gradients (N, *shape) of w, from those of what it was broadcast to, (N m, ...)."""
+    g = split(g)
+    kept = w.ndim - (w.ndim == g.ndim - 1)  # trailing dimensions that are w's
+    g = g.flatten(1, g.ndim - 1 - kept).sum(1)  # (N, *tail), where w is not broadcast
+    over = [k for k, size in enumerate(w.shape[w.ndim - kept :], start=1) if size != g.shape[k]]
+    return Dense((g.sum(over, keepdim=True) if over else g).reshape(len(g), *w.shape))
+
+
+def _broadcast(function: Callable[[Tensor, Tensor], Tensor], product: bool, in_place: bool = False) -> Callable[[Any, Any, Split], Rule]:
     """x * weight and x + weight, the parameter broadcast over samples (LayerScale, hand-written norms, learned positions)."""
 
     def rule(args: Any, kwargs: Any, split: Split) -> Rule:
         if kwargs or len(args) != 2 or not all(isinstance(x, Tensor) for x in args):
             raise NotCovered(f"{function.__name__} with a number or a keyword")
-        x, w = args if isinstance(args[1], torch.nn.Parameter) else args[::-1]
+        x, w = args if isinstance(args[1], torch.nn.Parameter) or in_place else args[::-1]
         if isinstance(x, torch.nn.Parameter) or x.ndim < max(w.ndim, 1) or (w.ndim == x.ndim and w.shape[0] != 1):
             raise NotCovered(f"{function.__name__} of shapes {tuple(x.shape)} and {tuple(w.shape)}")
-        kept = w.ndim - (w.ndim == x.ndim)  # trailing dimensions of the output that are the parameter's
-        tail = w.shape[w.ndim - kept :]
 
         def gradients(gy: Tensor, x: Tensor | None, slots: tuple[str, ...]) -> Found:
-            g = split(wide(gy) * wide(x) if x is not None else wide(gy))
-            g = g.flatten(1, g.ndim - 1 - kept).sum(1)  # (N, *tail), where the parameter is not broadcast
-            over = [k for k, size in enumerate(tail, start=1) if size != g.shape[k]]
-            yield "weight", Dense((g.sum(over, keepdim=True) if over else g).reshape(len(g), *w.shape))
+            yield "weight", _unbroadcast(wide(gy) * wide(x) if x is not None else wide(gy), w, split)
 
         return Rule(
             parameters={"weight": w},
@@ -243,14 +281,47 @@ def _broadcast(function: Callable[[Tensor, Tensor], Tensor], product: bool) -> C
             without_input=frozenset() if product else frozenset({"weight"}),
             run=lambda p: function(x, p["weight"]),
             gradients=gradients,
+            takes_shared=True,
+            in_place=in_place,
+        )
+
+    return rule
+
+
+def _expand(function: Callable[..., Tensor]) -> Callable[[Any, Any, Split], Rule]:
+    """weight.expand(B, ...): every sample gets its own (class and mask tokens)."""
+
+    def rule(args: Any, kwargs: Any, split: Split) -> Rule:
+        w = args[0]
+        shape = function(w.detach().to("meta"), *args[1:], **kwargs).shape
+        tail = shape[len(shape) - w.ndim :]
+        if not (len(shape) > w.ndim or w.shape[:1] == (1,)) or any(old not in (1, new) for old, new in zip(w.shape, tail, strict=True)):
+            raise NotCovered(f"{function.__name__} from shape {tuple(w.shape)} to {tuple(shape)}")
+
+        def run(p: dict[str, Tensor]) -> Tensor:
+            y = function(p["weight"], *args[1:], **kwargs)
+            return y.clone() if y.numel() == w.numel() else y  # not the parameter's own memory, which the caller might then change in place
+
+        def gradients(gy: Tensor, x: Tensor | None, slots: tuple[str, ...]) -> Found:
+            yield "weight", _unbroadcast(wide(gy), w, split)
+
+        return Rule(
+            parameters={"weight": w},
+            input=w.new_empty(shape[0], 0),  # as many rows as the output has
+            without_input=frozenset({"weight"}),
+            run=run,
+            gradients=gradients,
+            takes_shared=True,
         )
 
     return rule
 
 
 _mul, _add = _broadcast(torch.mul, True), _broadcast(torch.add, False)
+EXPANDING: tuple[Any, ...] = (torch.Tensor.expand, torch.Tensor.expand_as, torch.Tensor.repeat, torch.Tensor.broadcast_to, torch.broadcast_to)
 RULES: dict[Any, Callable[[Any, Any, Split], Rule]] = {
     F.linear: _linear,
+    torch.addmm: _addmm,
     F.conv2d: _conv(F.conv2d, 2),
     F.conv1d: _conv(F.conv1d, 1),
     F.embedding: _embedding,
@@ -262,4 +333,6 @@ RULES: dict[Any, Callable[[Any, Any, Split], Rule]] = {
     torch.mul: _mul,
     torch.Tensor.add: _add,
     torch.add: _add,
+    torch.Tensor.add_: _broadcast(torch.Tensor.add_, False, in_place=True),  # also x += weight
+    **{function: _expand(function) for function in EXPANDING},
 }

@@ -32,6 +32,9 @@ class Outer(Factored):
     b: Tensor
     shape: torch.Size
 
+    def vanishes(self, i: int) -> bool:
+        return not (self.a[i].any() and self.b[i].any())
+
     def _materialise(self) -> bool:
         """True where forming the gradients costs less than Gram matrices over tokens."""
         (_, _, t, d), p = self.a.shape, self.b.shape[-1]

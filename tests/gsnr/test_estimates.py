@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gsnr
-from gsnr.estimates import Estimate, delete_one, noise, signal, trace_cov_sq
+from gsnr.estimates import Estimate, delete_one, trace_cov_sq
 from tests.gsnr.problems import LinearRegression
 
 
@@ -101,8 +101,3 @@ def test_zero_gradients_are_undefined_not_zero() -> None:
     assert np.isnan(e.gsnr)
     assert e.n_zero == 5
     assert e.below_detection
-
-
-def test_formulas_are_pure_arithmetic() -> None:
-    assert signal(10.0, 4.0, 3) == pytest.approx(1.0)
-    assert noise(9.0, 4.0, 3) == pytest.approx(0.5)
