@@ -60,9 +60,7 @@ def _target(axes: Axes, target: pd.DataFrame) -> None:
         axes.errorbar(t, rows["value"], errors, elinewidth=0.6, label=label, **style)
     easy = target[(target["metric"] == "constant_share") & (target["value"] >= EASY)]
     for i, (low, high) in enumerate(zip(easy["t_low"], easy["t_high"], strict=True)):
-        axes.axvspan(
-            low, high, color="0.9", lw=0, zorder=-1, label=None if i else f"easy: constant reaches {EASY:.0%} or more"
-        )
+        axes.axvspan(low, high, color="0.9", lw=0, zorder=-1, label=None if i else f"easy: constant reaches {EASY:.0%} or more")
     axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel=T_LABEL, ylabel="cosine to the target")
     axes.legend(loc="best")
     axes.set_title("(b) the checkpoint's own target", loc="left")
