@@ -55,6 +55,7 @@ def _parser() -> Parser:
         "--ckpt",
         type=Path,
         nargs="+",
+        action="extend",
         metavar="PATH",
         help="run folder (its last checkpoint), checkpoint folder, or .pt file of SiT, REPA, iREPA, SRA; several make one table",
     )

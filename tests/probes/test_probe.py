@@ -234,7 +234,6 @@ def test_easiness_of_every_candidate(probed_run: Path) -> None:
     np.testing.assert_allclose(reached, 1 - loss.loc[reached.index], atol=1e-5)
     constant = metrics[(metrics["metric"] == "constant_cosine") & (metrics["control"] == "constant")]
     np.testing.assert_allclose(constant["value"], 1, atol=1e-6)
-    metrics.attrs["labels"] = {"ahpa": "AHPA"}
     assert "AHPA, constant at all t" in summary.easy(metrics)
 
 

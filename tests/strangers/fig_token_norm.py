@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
 from gsnr.figures.style import COLUMN, T_LABEL, paper
+from gsnr.table import METRIC_COLUMNS, NAN
 
 TABLE = "token_norm"
-KIND = ""
 TITLE = "Norm of tokens"
 CAPTION = "Mean norm of tokens at the aligned block over t, with 95 % intervals over images."
+
+
+def example() -> list[dict[str, Any]]:
+    """A table such as the stranger's probe makes, for the contract test."""
+    plain = {"string": "none", "int64": 1, "float64": NAN}
+    row = {column: plain[dtype] for column, dtype in METRIC_COLUMNS.items()} | {"probe": TABLE, "metric": "token_norm"}
+    bins = ((0, 0.0, 0.5, 2.0), (1, 0.5, 1.0, 3.0))
+    return [row | {"bin": i, "t_low": a, "t_high": b, "value": x, "low": x - 0.2, "high": x + 0.2} for i, a, b, x in bins]
 
 
 def draw(metrics: pd.DataFrame) -> Figure:
