@@ -9,6 +9,7 @@ with --plugins does, and so do processes with the environment variable GSNR_PLUG
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -28,6 +29,17 @@ def main(argv: list[str]) -> int:
         assert kind is not None  # or `add` had refused it
         plugins.get(kind, path.stem)
         print(f"{path}: {kind.removesuffix('s')} {path.stem!r}", flush=True)
-        for line in import_module(plugins.KINDS[kind].contract).check(path.stem):
-            print(f"  {line}")
+        print("\n".join(f"  {line}" for line in _check(path, kind)))
     return 0
+
+
+def _check(path: Path, kind: str) -> list[str]:
+    """Raises ValueError for a rule that is broken, and for whatever the plug-in itself raises."""
+    try:
+        return import_module(plugins.KINDS[kind].contract).check(path.stem)
+    except (ValueError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if os.environ.get("GSNR_TRACEBACK"):
+            raise
+        raise ValueError(f"{path}: fails ({type(error).__name__}: {error}); GSNR_TRACEBACK=1 shows where") from error

@@ -109,6 +109,7 @@ BROKEN = {
     "averaged": ("spread", (".flatten(1).logsumexp(1)", ".mean()"), r"loss of shape \(\)"),
     "undetached": ("repa_l1", (".detach()", ""), "a gradient flows into 'teacher'"),
     "unreached": ("spread", ("hidden[self.tap].float()", "hidden[self.tap].detach().float()"), "no gradient reaches the hidden state"),
+    "failing": ("spread", ("/ self.temperature", "/ self.heat"), "fails .AttributeError: .*heat"),
     "helpless": ("spread", ('option(0.5, "of the softmax over pairs of tokens", above=0)', "0.5"), "option 'temperature' has no line of help"),
     "narrow": ("wide", ("out_channels)", "out_channels - 1)"), r"makes \(2, 4, 9\)"),
     "mute": ("token_norm", ("SUMMARY", "SAID"), "SUMMARY is no literal str"),

@@ -63,7 +63,9 @@ def _gradients(name: str, alignment: AlignmentModule) -> list[str]:
     leaves = {key: x.float().requires_grad_(True) if x.is_floating_point() else x for key, x in batch.items() if key not in ("t", "offset_u")}
     inputs = {k: hidden().requires_grad_(True) for k in alignment.taps}
     alignment.zero_grad()
-    alignment.loss(inputs, batch | leaves).sum().backward()
+    loss = alignment.loss(inputs, batch | leaves)
+    hold(loss.requires_grad, name, "no gradient reaches the hidden state at the tap")
+    loss.sum().backward()
     hold(all(x.grad is not None and x.grad.abs().sum() > 0 for x in inputs.values()), name, "no gradient reaches the hidden state at the tap")
     for key in [*alignment.needs, *(key for key in leaves if key.startswith("ema_"))]:
         hold(leaves[key].grad is None, name, f"a gradient flows into {key!r}; detach what is not trained")
