@@ -23,6 +23,7 @@ from gsnr.train.demo.cache import demo_cache
 from gsnr.train.runs import checkpoint
 from tests.benchmarks import agreement
 from tests.conftest import call
+from tests.listing import choose_from
 from tests.probes.subjects import subject_of
 
 OPTIONS = TargetOptions(bins=3, n_images=24, fit_steps=10)
@@ -352,7 +353,7 @@ def test_bad_input_is_named(smoke_run: Path, copied_run: Path, tmp_path: Path) -
 
     fails("no such run or checkpoint", "--ckpt", tmp_path / "nope")
     fails("neither a run folder", "--ckpt", tmp_path)
-    fails("choose from alignment, controls, denoising", "--ckpt", smoke_run, "--probe", "alignment,nope")
+    fails(choose_from("alignment, controls, denoising, representation, router, vae_pca, vae_swap"), "--ckpt", smoke_run, "--probe", "alignment,nope")
     fails("choose from auto, loop, vmap", "--ckpt", smoke_run, "--engine", "nope")
     fails("--bins 0: must be at least 1", "--ckpt", smoke_run, "--bins", "0")
     fails("--n-images 257: the held-out split of 'demo' has 256", "--ckpt", smoke_run, "--n-images", "257")

@@ -18,6 +18,7 @@ from gsnr.train.projectors.conv3x3 import Projector
 from gsnr.train.projectors.repa import Projector as RepaProjector
 from gsnr.train.routers import RouterConfig
 from gsnr.train.routers.mlp import Router
+from tests.listing import choose_from
 
 
 def f64(x: torch.Tensor) -> np.ndarray:
@@ -289,11 +290,11 @@ def test_full_size_parameter_counts() -> None:
 
 
 def test_bad_names_and_shapes() -> None:
-    with pytest.raises(ValueError, match="choose from ahpa, heuristic, irepa, multi, none, repa, sra, sra2, static, uniform"):
+    with pytest.raises(ValueError, match=choose_from("ahpa, heuristic, irepa, multi, none, repa, sra, sra2, static, uniform")):
         made("nope")
-    with pytest.raises(ValueError, match="choose from attention, content, fixed, linear, lookup, mlp, sigmoid, static"):
+    with pytest.raises(ValueError, match=choose_from("attention, content, fixed, linear, lookup, mlp, sigmoid, static")):
         made("ahpa", router="nope")
-    with pytest.raises(ValueError, match="choose from conv1x1, conv2, conv3, conv3x3, conv5, linear, mlp3, mlp5, repa, sra"):
+    with pytest.raises(ValueError, match=choose_from("conv1x1, conv2, conv3, conv3x3, conv5, linear, mlp3, mlp5, repa, sra")):
         made("ahpa", projector="nope")
     with pytest.raises(ValueError, match=r"alignment.loss 'nope' does not exist; choose from cosine, l1, smooth_l1"):
         made("ahpa", loss="nope")
