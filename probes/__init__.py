@@ -6,8 +6,8 @@
     Options                                   a class of `gsnr.probes.common.options`, or a child of one with options of its own
     cannot(subject, options)                  why this checkpoint cannot be probed so, or None; ValueError for bad options
     plan(subject, options) -> list[str]       what would be measured, for --dry-run
-    run(subject, options, parts, sums) -> {kind: rows}, notes   rows as `gsnr.table` names them ("samples" beside "cells"); notes go into
-                                              provenance; parts: a ResumeCache, where finished pieces are kept; sums: folder for gradient
+    run(subject, options, resume, sums) -> {kind: rows}, notes   rows as `gsnr.table` names them ("samples" beside "cells"); notes go into
+                                              provenance; resume: a ResumeCache, where finished pieces are kept; sums: folder for gradient
                                               sums, or None
     identity(subject, options) -> str         what else the measurement depends on (optional)
 

@@ -40,5 +40,5 @@ def plan(subject: Subject, options: Options) -> list[str]:
     ]
 
 
-def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
-    return measure_all(subject, options, "alignment", parts, sums)
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+    return measure_all(subject, options, "alignment", resume, sums)

@@ -113,13 +113,13 @@ def _router(subject: Subject, shared: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics": constant_cosine, norm, mean_share per layer (target = group of layers) and of the own target per bin (group
     "target"); projector_cosine and constant_share per bin; router_weight per layer."""
     shared = subject.columns("controls", options) | {"control": "none", "projector": "none"}
-    rows: Rows = {"metrics": list(parts.rows("layers", partial(_layers, subject, options, shared))["metrics"])}
+    rows: Rows = {"metrics": list(resume.rows("layers", partial(_layers, subject, options, shared))["metrics"])}
     if _target_of(subject):
         for index in tqdm(range(options.bins), desc="controls", unit="bin", leave=False):
-            rows["metrics"] += parts.rows(f"bin{index}", partial(_target, subject, options, shared, index))["metrics"]
+            rows["metrics"] += resume.rows(f"bin{index}", partial(_target, subject, options, shared, index))["metrics"]
     rows["metrics"] += _router(subject, shared)
     return rows, {}

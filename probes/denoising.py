@@ -76,10 +76,10 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
     return rows
 
 
-def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "cells", "samples" and (several draws) "metrics"."""
     rows: Rows = {"cells": [], "samples": [], "metrics": []}
     for index in tqdm(range(options.bins), desc="denoising", unit="bin", mininterval=0.5, leave=False):
-        for kind, values in parts.rows(f"bin{index}", partial(_bin, subject, options, index)).items():
+        for kind, values in resume.rows(f"bin{index}", partial(_bin, subject, options, index)).items():
             rows[kind] += values
     return rows, {}

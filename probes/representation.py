@@ -168,10 +168,10 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
     return {"metrics": rows}
 
 
-def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics": linear_probe_accuracy (target "label"; control "constant") and cknna (target "teacher"; control "shuffled"), group =
     block."""
     rows: Rows = {"metrics": []}
     for index in tqdm(range(options.bins), desc="representation", unit="bin", leave=False):
-        rows["metrics"] += parts.rows(f"bin{index}", partial(_bin, subject, options, index))["metrics"]
+        rows["metrics"] += resume.rows(f"bin{index}", partial(_bin, subject, options, index))["metrics"]
     return rows, {"neighbours": NEIGHBOURS, "probe_train": min(PROBE_TRAIN, subject.splits["train"].size)}

@@ -52,7 +52,7 @@ def _rows(base: dict[str, Any], times: list[float], weights: dict[str, list[list
     return rows
 
 
-def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics"; target "router" is the checkpoint, "router_log" the run's log (raw weights) up to that step."""
     empty = {"control": "none", "projector": "ckpt", "low": float("nan"), "high": float("nan")}
     shared = subject.columns("router", options) | empty

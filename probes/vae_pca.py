@@ -85,7 +85,7 @@ def _map_rows(key: dict[str, Any], rgb_Nhw3: NDArray[np.float32]) -> list[dict[s
     return [key | {"image_id": i, "y": y, "x": x, "red": r, "green": g, "blue": b} for i, y, x, (r, g, b) in place]
 
 
-def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics" (explained_variance, group, bin = component) and "maps"."""
     shown = min(SHOWN, options.n_images)
     shared = subject.columns("vae_pca", options) | {"target": "features", "control": "none", "projector": "none"}

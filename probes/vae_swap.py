@@ -65,14 +65,14 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [f"targets {', '.join(options.targets)} with the features of {names}: {options.bins} bins x {options.n_images} images each"]
 
 
-def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows as `alignment` writes them, once for each VAE."""
     rows: Rows = {}
     notes = {}
     alike = replace(options, projector=("fit",))  # features of another VAE have no projector of their own
     for i, other in enumerate(_subjects(subject, options)):
         its_sums = sums / f"vae{i}" if sums is not None else None
-        found, notes[f"{i} {other.header.vae}"] = measure_all(other, alike, "vae_swap", ResumeCache(parts.folder / f"vae{i}"), its_sums)
+        found, notes[f"{i} {other.header.vae}"] = measure_all(other, alike, "vae_swap", ResumeCache(resume.folder / f"vae{i}"), its_sums)
         for kind, values in found.items():
             rows.setdefault(kind, []).extend(values)
     return rows, notes

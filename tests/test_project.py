@@ -144,3 +144,13 @@ def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, m
         "weight": 0.5,
         "projector": "conv3x3",
     }
+
+
+def test_files_and_functions_are_short() -> None:
+    """No function over 60 lines, no file over 350, in what is installed."""
+    for path in [p for folder in ("gsnr", "probes", "train", "figures") for p in (REPO / folder).rglob("*.py")]:
+        text = path.read_text()
+        assert text.count("\n") <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None and node.end_lineno - node.lineno <= 60, (path, node.name)

@@ -164,7 +164,7 @@ def _bin(subject: Subject, options: TargetOptions, probe: str, made: list[Candid
     return rows
 
 
-def measure_all(subject: Subject, options: TargetOptions, probe: str, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+def measure_all(subject: Subject, options: TargetOptions, probe: str, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "cells", "samples" and "metrics" for every candidate; notes: how the projectors were fitted and the loss
     they ended at."""
     made = candidates(subject, options)
@@ -176,14 +176,14 @@ def measure_all(subject: Subject, options: TargetOptions, probe: str, parts: Res
         weights = {f"{i}|{name}": x for i, head in heads.items() for name, x in head.state_dict().items()}
         return weights | {"final_loss": torch.tensor([losses[made[i].name] for i in heads], dtype=torch.float64)}
 
-    kept = parts.tensors("projectors", fitted)
+    kept = resume.tensors("projectors", fitted)
     for i, head in heads.items():
         head.load_state_dict({key.partition("|")[2]: x for key, x in kept.items() if key.startswith(f"{i}|")})
     final = dict(zip((made[i].name for i in heads), kept["final_loss"].tolist(), strict=True))
     rows: Rows = {"cells": [], "samples": [], "metrics": []}
     with tqdm(total=options.bins * len(made), desc=probe, unit="cell", mininterval=0.5, leave=False) as bar:
         for index in range(options.bins):
-            of_bin = parts.rows(f"bin{index}", partial(_bin, subject, options, probe, made, index, bar, sums))
+            of_bin = resume.rows(f"bin{index}", partial(_bin, subject, options, probe, made, index, bar, sums))
             bar.update((index + 1) * len(made) - bar.n)
             for kind, values in of_bin.items():
                 rows[kind] += values

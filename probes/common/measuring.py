@@ -59,7 +59,7 @@ class Measurement:
 
     def run(self, *, resume: bool, overwrite: bool, save_sums: bool) -> None:
         """Measures every checkpoint, and writes the tables; finished pieces stay beside them until they are all there."""
-        kept = ResumeCache(self.out / f".{self.name}.parts")
+        kept = ResumeCache(self.out / f".{self.name}.resume")
         if overwrite and not resume:
             kept.remove()
         kept.begin(self.settings, resume)

@@ -51,7 +51,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         call(main, *words, "--out", out)
-    kept = out / ".alignment.parts"
+    kept = out / ".alignment.resume"
     assert sorted(p.name for p in (kept / "ckpt0").iterdir()) == ["bin0.json", "bin1.json", "projectors.safetensors"]
     assert not (out / "alignment.parquet").exists()
     monkeypatch.undo()

@@ -294,7 +294,7 @@ def test_a_forecast_tells_the_fit_from_the_rest() -> None:
 
     clock = [0.0]
 
-    def run(subject: Subject, options: TargetOptions, parts: object, sums: None) -> tuple[dict, dict]:
+    def run(subject: Subject, options: TargetOptions, resume: object, sums: None) -> tuple[dict, dict]:
         clock[0] += 0.02 * options.fit_steps + 0.1 * options.bins * options.n_images
         return {}, {}
 

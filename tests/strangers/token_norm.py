@@ -49,6 +49,6 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
     return {"metrics": [row | {"value": value, "low": value - float(error), "high": value + float(error)}]}
 
 
-def run(subject: Subject, options: Options, parts: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
-    pieces = [parts.rows(f"bin{i}", partial(_bin, subject, options, i))["metrics"] for i in range(options.bins)]
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+    pieces = [resume.rows(f"bin{i}", partial(_bin, subject, options, i))["metrics"] for i in range(options.bins)]
     return {"metrics": [row for piece in pieces for row in piece]}, {}
