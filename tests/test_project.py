@@ -154,3 +154,11 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None and node.end_lineno - node.lineno <= 60, (path, node.name)
+
+
+def test_tests_share_helpers_in_modules_of_their_own() -> None:
+    """No module of tests is imported by another, and none reads a file beside the repository."""
+    for path in (REPO / "tests").rglob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"^\s*(?:from|import) tests\S*\.test_|^\s*from tests\S* import .*\btest_", text, re.M), path
+        assert "../" + "shared" not in text and "DESIGN" + ".md" not in text, path

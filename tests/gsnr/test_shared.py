@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gsnr
+from tests.gsnr.ghost_checks import agrees, squares
 from tests.gsnr.problems import naive_gradients
-from tests.gsnr.test_ghost import agrees, squares
 
 L, D = 6, 8
 
