@@ -26,17 +26,22 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 
+def _nearest(word: str, known: Iterable[str]) -> list[str]:
+    """The known word that is most like it and about as long; [] for none."""
+    return difflib.get_close_matches(word, [name for name in known if abs(len(name) - len(word)) <= 2], 1)
+
+
 def meant(word: str, known: Iterable[str]) -> list[str]:
     """What a word may stand for: of dotted names ("optim.lr") the last part will do. [] where nothing is near."""
     names = list(known)
     section, dot, last = word.rpartition(".")
     if exact := [name for name in names if name.rpartition(".")[2] == last]:
         return exact[:3]
-    if not dot and (near := difflib.get_close_matches(word, names, 1)):
+    if not dot and (near := _nearest(word, names)):
         return near
     beside = [name for name in names if dot and name.startswith(f"{section}.")] or names
     by_last = {name.rpartition(".")[2]: name for name in reversed(beside)}
-    return [by_last[match] for match in difflib.get_close_matches(last, by_last, 1)]
+    return [by_last[match] for match in _nearest(last, by_last)]
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:

@@ -188,7 +188,7 @@ def values_of(words: list[str], known: dict[str, str], flags: list[str]) -> dict
             value = "true"
         elif not equals:
             if not left:
-                raise ValueError(f"{word} needs a value")
+                raise ValueError(f"{word} needs a value" if key in known else f"unknown option {key!r} (see --help)")
             value = left.pop()
         flat[key] = value
     return flat

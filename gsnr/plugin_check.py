@@ -17,11 +17,15 @@ from gsnr import plugins
 from gsnr.commandline import Parser
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr check-plugin", __doc__)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="file of an alignment, router, projector, probe or figure")
-    for path in parser.parse_args(argv).files:
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    for path in _parser().parse_args(argv).files:
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
         plugins.add(str(path))

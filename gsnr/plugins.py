@@ -115,16 +115,24 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_"))
 
 
+@lru_cache(maxsize=8)
+def _offered(places: tuple[str, ...]) -> tuple[tuple[Path, str], ...]:
+    """(file, module) of the entry points of what is installed in these places; reading all metadata takes a tenth of a second."""
+    found = []
+    for point in entry_points(group=GROUP):
+        spec = find_spec(point.value)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"entry point {point.name!r} of {GROUP}: there is no module {point.value!r}")
+        found.append((Path(spec.origin), point.value))
+    return tuple(found)
+
+
 def _outside() -> Iterator[tuple[Path, str | None]]:
     """(file, module or None) of every plug-in that lies elsewhere."""
     for text in filter(None, os.environ.get(ENVIRONMENT, "").split(os.pathsep)):
         place = Path(text)
         yield from ((path, None) for path in (_files(place) if place.is_dir() else [place]))
-    for point in entry_points(group=GROUP):
-        spec = find_spec(point.value)
-        if spec is None or spec.origin is None:
-            raise ValueError(f"entry point {point.name!r} of {GROUP}: there is no module {point.value!r}")
-        yield Path(spec.origin), point.value
+    yield from _offered(tuple(sys.path))
 
 
 def every(kind: str) -> dict[str, Plugin]:

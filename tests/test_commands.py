@@ -21,8 +21,8 @@ from tests.conftest import REPO, call, run_module
     ("words", "message"),
     [
         (("gsnr.probe", "--ckpt", "nowhere"), "nowhere: no such run or checkpoint folder"),
-        (("gsnr.probe", "--ckpt", "runs", "--bins", "zero"), "argument --bins: invalid int value: 'zero'"),
-        (("gsnr.probe", "--nope"), "unrecognized arguments: --nope"),
+        (("gsnr.probe", "--ckpt", "runs", "--bins", "zero"), "--bins: 'zero' is not of type int"),
+        (("gsnr.probe", "--nope"), "unknown option 'nope' (see --help)"),
         (("gsnr.probe",), "--ckpt is needed"),
         (("train", "--preset", "nope", "--out", "x"), "preset 'nope' does not exist; choose demo, smoke, or ROW-demo"),
         (("train", "--preset", "smoke", "--out", "x", "--optim.nope", "1"), "unknown option 'optim.nope'"),

@@ -113,14 +113,14 @@ def test_help_of_a_preset_shows_its_values() -> None:
         ("train --preset demo --weigth-decay 1 --out x", "unknown option 'weigth_decay'; did you mean --optim.weight-decay?"),
         ("train --preset demo --otu x", "unknown option 'otu'; did you mean --out?"),
         ("train --preset demo --precision bf6 --out x", "precision 'bf6' does not exist; choose from ... (did you mean bf16?)"),
-        ("train --preset demo --alignment rpea --out x", "alignment 'rpea' does not exist; did you mean repa?"),
+        ("train --preset demo --alignment rpea --out x", "alignment 'rpea' does not exist; choose from ... (did you mean repa?)"),
         ("loader --optm.lr 1", "unknown option 'optm.lr'; did you mean --optim.lr?"),
         ("grid --out x --rows ahpaa", "--rows 'ahpaa' does not exist; choose from ... (did you mean ahpa?)"),
         ("cost --precision bf61", "--precision 'bf61' does not exist; choose from ... (did you mean bf16?)"),
         ("sample --ckp x --ckpt y", "unrecognized arguments: --ckp x; did you mean --ckpt?"),
         ("bench --methods gost", "--methods 'gost' does not exist; choose from ... (did you mean ghost?)"),
         ("coverage --only clam", "--only 'clam' does not exist; choose from ... (did you mean claim?)"),
-        ("figures --run x --figure fig5_ruter", "figure 'fig5_ruter' does not exist; did you mean fig5_router?"),
+        ("figures --run x --figure fig5_ruter", "figure 'fig5_ruter' does not exist; choose from ... (did you mean fig5_router?)"),
     ],
 )
 def test_what_was_meant(words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

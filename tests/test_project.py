@@ -55,7 +55,7 @@ def test_constraints_pin_every_package_within_its_range() -> None:
 def test_every_import_is_declared() -> None:
     """By the extra of the commands of the folder, as `gsnr/commands.py` names it; gsnr itself by the plain package."""
     extra = {"train": ("train",), "probes": ("probe",), "figures": ("figures",), "gsnr": ()}
-    assert {command.extra for command in COMMANDS.values()} == {"", "train", "probe", "figures"}
+    assert {command.extra for command in COMMANDS.values()} == {"", "train", "probe", "figures", "all"}
     for folder, extras in extra.items():
         declared = {re.split(r"[<>=]", text)[0] for text in requirements(*extras)}
         for path in (REPO / folder).rglob("*.py"):
@@ -96,7 +96,7 @@ def test_commands_in_the_readme_exist() -> None:
     text = (REPO / "README.md").read_text()
     targets = set(re.findall(r"^([a-z]+):.*##", (REPO / "Makefile").read_text(), re.M))
     assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets | {"sure"}
-    for command in set(re.findall(r"^ *(?:torchrun .* -m )?gsnr ([a-z-]+) -|`gsnr ([a-z-]+)", text, re.M)):
+    for command in set(re.findall(r"^ *(?:torchrun .* -m )?gsnr ([a-z-]+) -|`gsnr ([a-z][a-z-]*)", text, re.M)):
         assert "".join(command) in COMMANDS, command
     for module in set(re.findall(r"(?:python|-m|torchrun[^`\n]*) -?m? ?(train(?:\.\w+)?|gsnr\.\w+|figures)\b", text)):
         path = REPO / module.replace(".", "/")

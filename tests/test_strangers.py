@@ -176,19 +176,20 @@ def test_rows_of_a_kept_piece_are_checked_again(run: Path, tmp_path: Path) -> No
         cache.rows("bin0", lambda: good)
 
 
-def test_a_package_offers_a_plug_in_by_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["broad", "nothing"])
+def test_a_package_offers_a_plug_in_by_an_entry_point(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plugins.ENVIRONMENT)
-    package = tmp_path / "somebodys_package"
+    package, info = tmp_path / "somebodys_package", tmp_path / "somebodys_package-1.0.dist-info"
     package.mkdir()
+    info.mkdir()
     (package / "__init__.py").write_text("")
     (package / "broad.py").write_text((STRANGERS / "wide.py").read_text())
-    info = tmp_path / "somebodys_package-1.0.dist-info"
-    info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nbroad = somebodys_package.broad\n")
+    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nbroad = somebodys_package.{module}\n")
     assert "broad" not in plugins.names("projectors")
     monkeypatch.syspath_prepend(tmp_path)
-    assert plugins.find("projectors", "broad").__name__ == "somebodys_package.broad"
-    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nbroad = somebodys_package.nothing\n")
+    if module == "broad":
+        assert plugins.find("projectors", "broad").__name__ == "somebodys_package.broad"
+        return
     with pytest.raises(ValueError, match=r"entry point 'broad' of gsnr.plugins: there is no module 'somebodys_package.nothing'"):
         plugins.names("projectors")

@@ -86,22 +86,26 @@ def _asked(text: str | None) -> tuple[str, ...]:
     return listed
 
 
-def _options(asked: tuple[str, ...], words: list[str]) -> dict[str, ProbeOptions]:
-    """probe -> its options, from the words of the command line.
+def _given(asked: tuple[str, ...], words: list[str]) -> dict[str, dict[str, str]]:
+    """probe -> the options given to it on the command line, as they are written.
 
-    Raises ValueError for an option that no probe has, or none of those asked for, and for a value that is wrong."""
-    classes = _classes()
-    has = {name: kinds(cls) for name, cls in classes.items()}
-    chosen = asked or tuple(classes)
+    Raises ValueError for one that no probe has, or none of those asked for."""
+    has = {name: kinds(cls) for name, cls in _classes().items()}
+    chosen = asked or tuple(has)
     flat = values_of(words, {key: kind for keys in has.values() for key, kind in keys.items()}, _parser().flags)
     for key in flat:
         owners = [name for name, keys in has.items() if key in keys]
         if not set(owners) & set(chosen):
             of = f"no option of {', '.join(chosen)}, but of {', '.join(owners)}" if owners else "no option of any probe (see gsnr probe --help)"
             raise ValueError(f"--{key.replace('_', '-')}: {of}")
+    return {name: {key: value for key, value in flat.items() if key in has[name]} for name in chosen}
+
+
+def _options(given: dict[str, dict[str, str]]) -> dict[str, ProbeOptions]:
+    """probe -> its options. Raises ValueError for a value that is wrong."""
     made = {}
-    for name in chosen:
-        made[name] = build(plugins.find("probes", name).Options, {k: v for k, v in flat.items() if k in has[name]}, "--")
+    for name, values in given.items():
+        made[name] = build(plugins.find("probes", name).Options, values, "--")
         check_ranges(made[name])
     return made
 
@@ -174,12 +178,13 @@ def main(argv: list[str]) -> int:
         for name in names():
             print(f"{name:14} {plugins.constant('probes', name, 'SUMMARY')}")
         return 0
+    asked = _asked(args.probe)
+    given = _given(asked, rest)
     if args.ckpt is None:
         parser.error("--ckpt is needed (or --list)")
     if len(args.ckpt) > 1 and args.out is None:
         parser.error("--out is needed for several checkpoints")
-    asked = _asked(args.probe)
-    options = _options(asked, rest)
+    options = _options(given)
     subjects = _open(args)
     out = args.out or subjects[0].default_out
     chosen = _choose(asked, options, subjects, out)
