@@ -60,7 +60,7 @@ methods: $(STAMP) ## the methods at the demo's full length, three seeds each, wi
 	$(BIN)/gsnr figures --run runs/methods/routers --figure fig_beta
 
 test: $(STAMP) ## runs the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP) ## lint, format, types, import rules
 	$(BIN)/ruff check .

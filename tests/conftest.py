@@ -12,6 +12,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: each, and every process that a test starts, takes one
+    os.environ["OMP_NUM_THREADS"] = "1"
 REPO = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess]
 
