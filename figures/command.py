@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gsnr import plugins, table
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, a_path
 from gsnr.figures.style import save
 
 
@@ -79,10 +79,16 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr figures", __doc__)
     parser.add_argument(
-        "--run", type=Path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables that `gsnr probe` wrote"
+        "--run",
+        type=a_path,
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="run folders, or folders of tables",
     )
     parser.add_argument("--figure", metavar="A,B", help=f"figures to draw (default: all that the tables of the runs allow): {', '.join(names())}")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
+    parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
     return parser
 
 
@@ -104,12 +110,12 @@ def main(argv: list[str]) -> int:
         except ValueError as error:
             if args.figure:
                 raise
-            left_out.append(f"{name} is left out: {error}")
+            left_out.append(f"{name} is left out: {str(error).removeprefix(f'{name}: ')}")
             continue
         for suffix in ("png", "pdf"):
             written.append(out / f"{name}.{suffix}")
             save(drawn, written[-1])
     print("\n".join([*(f"wrote {path}" for path in written), *left_out]))
     if not written:
-        raise ValueError(f"{tables_in(runs[0])}: no figure can be drawn of these tables")
+        raise ValueError(f"{tables_in(runs[0])}: no figure can be drawn of these tables ({left_out[0]})")
     return 0

@@ -25,7 +25,7 @@ def draw(cells: pd.DataFrame) -> Figure:
     targets, cells = Targets(cells), single(cells)
     controlled = cells.loc[cells["control"] != "none", "target"]
     if controlled.empty:
-        raise ValueError("fig_controls: the table has no controls; measure again with --controls shuffled,constant")
+        raise ValueError("fig_controls: the table has no controls; measure a target with --controls shuffled,constant")
     cells = cells[cells["target"] == controlled.iloc[0]]
     projectors = [p for p in TITLES if p in set(cells["projector"])]
     batch_ref = int(cells["batch_ref"].iloc[0])

@@ -33,7 +33,7 @@ def resolved_only(cells: pd.DataFrame) -> pd.DataFrame:
 def draw(cells: pd.DataFrame) -> Figure:
     """cells: an `alignment` table of one checkpoint. Raises ValueError for one of several, or without fitted projectors."""
     targets, cells = Targets(cells), single(cells)
-    panels = panels_of(keys_of(cells[cells["projector"] == "fit"]))
+    panels = panels_of(keys_of(cells[cells["projector"].isin(("fit", "none"))]))
     if not panels:
         raise ValueError("fig_direction: the table has no projectors that were fitted alike; measure again with --projector fit")
     batch_ref = int(cells["batch_ref"].iloc[0])

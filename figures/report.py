@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gsnr import commands, files, table
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, a_path
 from gsnr.figures import command as drawing
 from gsnr.figures import tables
 from gsnr.figures.style import paper
@@ -165,9 +165,15 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr report", __doc__)
     parser.add_argument(
-        "--run", type=Path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables that `gsnr probe` wrote"
+        "--run",
+        type=a_path,
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="run folders, or folders of tables",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: figures/report.html in the first run)")
+    parser.add_argument("--out", type=a_path, metavar="FILE", help="page to write (default: figures/report.html in the first run)")
     return parser
 
 
@@ -178,8 +184,8 @@ def main(argv: list[str]) -> int:
     out: Path = args.out or runs[0] / "figures" / "report.html"
     if out.is_dir():
         raise ValueError(f"--out {out}: a folder; name the page, such as {out / 'report.html'}")
-    made = sections(runs)
     files.check_writable(out.parent, "--out")
+    made = sections(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(out, PAGE.render(title=f"G-SNR report: {', '.join(folder.resolve().name for folder in runs)}", sections=made))
     print(f"wrote {out}")

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from gsnr import commands, files, table
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, a_path
 from gsnr.estimates import Array, student_interval
 from gsnr.figures.command import distinct, tables_in
 from gsnr.figures.targets import labels_of
@@ -137,11 +137,17 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr tables", __doc__)
     parser.add_argument(
-        "--run", type=Path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables that `gsnr probe` wrote"
+        "--run",
+        type=a_path,
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="run folders, or folders of tables",
     )
     parser.add_argument("--probe", default="alignment", metavar="NAME", help=f"which table: {', '.join(PROBES)} (default: alignment)")
     parser.add_argument("--group", default="all", metavar="NAME", help="parameter group (default: all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
+    parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
     return parser
 
 

@@ -23,6 +23,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -72,6 +73,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, teach: Callable[[list[str]], list[str]] | None = None) -> None:
         super().__init__(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         self.teach = teach
+        self.add_argument("--plugins", metavar="PATH", help="file or folder of plug-ins of your own; may be repeated")
 
     @property
     def flags(self) -> list[str]:
@@ -100,6 +102,13 @@ def asks_for_help(words: Iterable[str]) -> bool:
     return not {"-h", "--help"}.isdisjoint(words)
 
 
+def a_path(text: str) -> Path:
+    """The type of a path: an empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("names nothing")
+    return Path(text)
+
+
 def seed(text: str) -> int:
     """The type of a --seed: what numpy and torch both take."""
     if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
@@ -125,7 +134,7 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
             raise
         print(f"error: {missing(error.name.split('.')[0], name, extra)}", file=sys.stderr)
         code = 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("GSNR_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

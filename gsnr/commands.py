@@ -67,9 +67,14 @@ def _help() -> str:
 
 def main() -> NoReturn:
     """Entry point of `gsnr`."""
-    name, *rest = sys.argv[1:] or ["--help"]
+    plugged: list[str] = []
+    words = sys.argv[1:]
+    while words and words[0].partition("=")[0] == "--plugins":  # it may also stand before the command
+        many = 1 if "=" in words[0] else 2
+        plugged, words = plugged + words[:many], words[many:]
+    name, *rest = words or ["--help"]
     if name in COMMANDS:
-        run(name, rest)
+        run(name, plugged + rest)
     if name in ("-h", "--help"):
         commandline.run(lambda: print(_help()) or 0, "gsnr", "")
     if name == "--version":

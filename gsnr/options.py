@@ -17,10 +17,12 @@ import typing
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from gsnr import plugins
 from gsnr.commandline import meant, unknown, unknown_flag
+from gsnr.declared import declared
 
 LARGEST = 2**63  # what numpy and torch take for a whole number
 RULES = (
@@ -90,14 +92,27 @@ def _json_list(value: str, where: str) -> Any:
         raise ValueError(f"{where}: {value!r} is not a JSON list ({error})") from error
 
 
-def _check_names(value: Any, valid: tuple[str, ...], path: str) -> None:
+def _check_names(value: Any, of: Field, path: str) -> None:
     """Raises ValueError for a name that is not valid, and for a list of names that names one twice, or nothing."""
-    names = value if isinstance(value, tuple) else (value,)
+    names, valid = value if isinstance(value, tuple) else (value,), choices(of)
     for name in names:
         if isinstance(value, tuple) and isinstance(name, str) and (not name or names.count(name) > 1):
             raise ValueError(f"{path} {','.join(names)!r}: names {'nothing' if not name else f'{name!r} twice'}; a list such as A,B is needed")
         if valid and name not in valid:
-            raise ValueError(unknown(path, name, valid))
+            raise plugins.missing(path, name, valid) if isinstance(of.metadata["choices"], str) else ValueError(unknown(path, name, valid))
+
+
+def declared_options(path: Path, name: str) -> type:
+    """The class of options that a plug-in's file declares, without what the file imports. Raises ValueError naming a file where there is none."""
+    try:
+        found = declared(path, name)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: its {name} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(found, type) or not is_dataclass(found):
+        raise ValueError(f"{path}: its {name} is no dataclass of options; `gsnr check-plugin {path}` says what a plug-in has to hold")
+    return found
 
 
 def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
@@ -119,7 +134,7 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
             made[key] = build(typing.cast(type, hints[key]), value, f"{path}.")
         else:
             made[key] = cast(hints[key], value, path)
-            _check_names(made[key], choices(known[key]), path)
+            _check_names(made[key], known[key], path)
     return cls(**made)
 
 

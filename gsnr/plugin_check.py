@@ -14,21 +14,23 @@ from importlib import import_module
 from pathlib import Path
 
 from gsnr import plugins
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, a_path
 
 
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr check-plugin", __doc__)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="file of an alignment, router, projector, probe or figure")
+    parser.add_argument("files", type=a_path, nargs="+", metavar="FILE", help="file of an alignment, router, projector, probe or figure")
     return parser
 
 
 def main(argv: list[str]) -> int:
-    for path in _parser().parse_args(argv).files:
+    paths = _parser().parse_args(argv).files
+    for path in paths:
         if not path.is_file():
-            raise ValueError(f"{path}: no such file")
+            raise ValueError(f"{path}: {'a folder; name the files in it' if path.is_dir() else 'no such file'}")
         plugins.add(str(path))
+    for path in paths:
         kind = plugins.kind_of(path)
         assert kind is not None  # or `add` had refused it
         plugins.get(kind, path.stem)

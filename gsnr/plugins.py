@@ -1,7 +1,7 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
-A file is of the kind whose mark it defines: `class Alignment`, `class Router`, `class Projector`, or a function `run` (a probe) or `draw` (a
-figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry points of group
+A file is of the kind whose mark it defines: `class Alignment`, `class Router`, `class Projector`, functions `run` and `cannot` (a probe), or a
+function `draw` and `TABLE` (a figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry points of group
 `gsnr.plugins` (their values are modules). Files whose name starts with an underscore are not plug-ins. Imports nothing heavy.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -27,19 +27,19 @@ GROUP = "gsnr.plugins"
 
 @dataclass(frozen=True)
 class Kind:
-    """package: where ours lie. mark: what a file of this kind defines. contract: the module whose check(name) is the kind's contract test."""
+    """package: where ours lie. marks: what a file of this kind defines at its top. contract: the module whose check(name) is its contract test."""
 
     package: str
-    mark: str
+    marks: tuple[str, ...]
     contract: str
 
 
 KINDS = {
-    "alignments": Kind("gsnr.train.alignments", "Alignment", "gsnr.train.contracts.alignments"),
-    "routers": Kind("gsnr.train.routers", "Router", "gsnr.train.contracts.routers"),
-    "projectors": Kind("gsnr.train.projectors", "Projector", "gsnr.train.contracts.projectors"),
-    "probes": Kind("gsnr.probes", "run", "gsnr.probes.common.contract"),
-    "figures": Kind("gsnr.figures", "draw", "gsnr.figures.contract"),
+    "alignments": Kind("gsnr.train.alignments", ("Alignment",), "gsnr.train.contracts.alignments"),
+    "routers": Kind("gsnr.train.routers", ("Router",), "gsnr.train.contracts.routers"),
+    "projectors": Kind("gsnr.train.projectors", ("Projector",), "gsnr.train.contracts.projectors"),
+    "probes": Kind("gsnr.probes", ("run", "cannot"), "gsnr.probes.common.contract"),
+    "figures": Kind("gsnr.figures", ("draw", "TABLE"), "gsnr.figures.contract"),
 }
 
 
@@ -61,7 +61,7 @@ class Plugin:
         module = sys.modules[self.module] = module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[self.module]
             raise ValueError(f"{self.path}: cannot be imported ({type(error).__name__}: {error})") from error
         return module
@@ -74,8 +74,10 @@ def add(paths: str) -> None:
     for path in paths.split(os.pathsep):
         if not Path(path).exists():
             raise ValueError(f"--plugins {path}: no such file or folder")
-        if Path(path).is_file() and kind_of(Path(path)) is None:
-            raise ValueError(f"--plugins {path}: no plug-in; one defines {', '.join(k.mark for k in KINDS.values())}")
+        place = Path(path)
+        if not any(kind_of(file) for file in (_files(place) if place.is_dir() else [place])):
+            marks = ", ".join(" and ".join(k.marks) for k in KINDS.values())
+            raise ValueError(f"--plugins {path}: {'holds no plug-in' if place.is_dir() else 'no plug-in'}; one defines {marks}")
     before = os.environ.get(ENVIRONMENT)
     os.environ[ENVIRONMENT] = os.pathsep.join([*([before] if before else []), *(str(Path(p).absolute()) for p in paths.split(os.pathsep))])
 
@@ -97,18 +99,20 @@ def take(words: list[str]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _marks(path: Path, changed: float) -> frozenset[str]:
-    """Names of the classes and functions that a file defines at its top."""
+    """What a file defines at its top."""
     try:
         tree = ast.parse(path.read_text())
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: not a Python file ({error})") from error
-    return frozenset(node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+    values = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
+    made = (node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+    return frozenset([*made, *(target.id for target in values if isinstance(target, ast.Name))])
 
 
 def kind_of(path: Path) -> str | None:
     """The kind of plug-in that a file is; None for none. Raises ValueError naming a file that is no Python."""
     marks = _marks(path, path.stat().st_mtime)
-    return next((kind for kind, k in KINDS.items() if k.mark in marks), None)
+    return next((kind for kind, k in KINDS.items() if marks.issuperset(k.marks)), None)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -156,6 +160,15 @@ def every(kind: str) -> dict[str, Plugin]:
     return dict(sorted(found.items()))
 
 
+class Missing(ValueError):
+    """A plug-in that is not there; a checkpoint that was trained with it is not damaged for that."""
+
+
+def missing(what: str, name: str, known: Iterable[str]) -> Missing:
+    """What to raise for a plug-in's name that there is not."""
+    return Missing(f"{unknown(what, name, known)}; a file of your own is named with --plugins, or in the environment variable {ENVIRONMENT}")
+
+
 def names(kind: str) -> list[str]:
     """The plug-ins of a kind ("alignments", "routers", "projectors", "probes", "figures"), sorted."""
     return list(every(kind))
@@ -165,7 +178,7 @@ def get(kind: str, name: str) -> Plugin:
     """The plug-in of that name. Raises ValueError listing the valid names."""
     found = every(kind)
     if name not in found:
-        raise ValueError(f"{unknown(kind.removesuffix('s'), name, found)}; a file of your own is named with --plugins")
+        raise missing(kind.removesuffix("s"), name, found)
     return found[name]
 
 

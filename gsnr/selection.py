@@ -18,7 +18,9 @@ Groups = Callable[[str], str | tuple[str, ...]] | Mapping[str, Patterns]
 
 def _matching(patterns: Any, names: list[str], where: str) -> set[str]:
     """The names that one pattern or more matches. Raises ValueError for a pattern that matches none, with names near it."""
-    several = [patterns] if isinstance(patterns, str) else list(patterns)
+    several = [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, list | tuple | set) else []
+    if not several:
+        raise ValueError(f"{where}: {patterns!r} is no name or glob of parameters, nor a list of them")
     found: set[str] = set()
     for pattern in several:
         if not isinstance(pattern, str):

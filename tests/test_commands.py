@@ -32,6 +32,7 @@ from tests.conftest import REPO, call, run_module
         (("train", "--preset", "sit-b2", "--out", "x"), "--data.path is missing"),
         (("train", "--preset", "sit-b2", "--data.path", "nowhere", "--out", "x"), "nowhere: not a gsnr cache"),
         (("train", "--config", "nowhere.json", "--out", "x"), "--config nowhere.json: cannot be read"),
+        (("train", "--preset", "smoke", "--out", ""), "argument --out: names nothing"),
         (("train", "--preset", "smoke", "--out", "/proc/x"), "--out /proc/x: cannot be written to"),
         (("figures", "--run", "nowhere"), "no tables; measure first with `gsnr probe --ckpt nowhere`"),
         (("figures", "--run", "nowhere", "--figure", "fig9"), "figure 'fig9' does not exist; choose from "),
@@ -114,7 +115,7 @@ def test_figures_that_a_table_cannot_give_are_left_out(probed_run: Path, tmp_pat
     table.write(tmp_path / "alignment.parquet", "cells", cells[cells["control"] == "none"].to_dict("records"), table.provenance(path))
     assert call(main, "--run", tmp_path, "--out", tmp_path / "figures") == 0
     printed = capsys.readouterr().out
-    assert "fig_controls is left out: fig_controls: the table has no controls" in printed
+    assert "fig_controls is left out: the table has no controls" in printed
     written = {p.stem for p in (tmp_path / "figures").iterdir()}
     assert written >= {"fig2_gsnr", "fig_blocks", "fig_direction"} and not {"fig_controls", "fig5_router", "fig_methods"} & written
     with pytest.raises(ValueError, match="the table has no controls"):

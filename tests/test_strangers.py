@@ -78,6 +78,9 @@ def test_an_alignment_without_a_target(tmp_path: Path) -> None:
     assert set(own["control"]) == {"none"} and set(own["projector"]) == {"none"} and len(own) == 2
     assert (own["signal"] + own["noise"] > 0).all()
     assert set(cells[cells["target"] == "uniform_mid"]["projector"]) == {"fit"}
+    alone = ("--ckpt", tmp_path / "run", "--probe", "alignment", "--bins", 1, "--n-images", 8, "--targets", "own", "--out", tmp_path / "alone")
+    assert call(probe, *alone) == 0, "a table without a target to be easy or not"
+    assert set(table.read(tmp_path / "alone" / "alignment.parquet")["target"]) == {"spread"}
 
 
 def test_a_probe_and_a_figure(run: Path, tmp_path: Path) -> None:
@@ -141,8 +144,9 @@ def test_check_plugin_says_what_is_broken(name: str, tmp_path: Path, smoke_run: 
 def test_bad_plugins_are_refused_when_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plugins.ENVIRONMENT)
     for name, text, said in (
-        ("nothing", "x = 1", "no plug-in; one defines Alignment, Router, Projector, run, draw"),
+        ("nothing", "x = 1", "no plug-in; one defines Alignment, Router, Projector, run and cannot, draw and TABLE"),
         ("broken", "def run(:", "not a Python file"),
+        ("script", "def run():\n    pass\n", "no plug-in"),
     ):
         (tmp_path / f"{name}.py").write_text(text)
         with pytest.raises(ValueError, match=said):
@@ -151,6 +155,19 @@ def test_bad_plugins_are_refused_when_they_are_named(tmp_path: Path, monkeypatch
         plugins.take(["--plugins", "nowhere"])
     with pytest.raises(ValueError, match="--plugins needs a file or folder"):
         plugins.take(["--plugins"])
+    with pytest.raises(ValueError, match="holds no plug-in"):
+        (tmp_path / "empty").mkdir()
+        plugins.take(["--plugins", str(tmp_path / "empty")])
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n\n\nclass Projector:\n    pass\n")
+    plugins.add(str(tmp_path / "exits.py"))
+    with pytest.raises(ValueError, match=r"exits.py: cannot be imported \(SystemExit: 3\)"):
+        plugins.find("projectors", "exits")
+    monkeypatch.delenv(plugins.ENVIRONMENT)
+    (tmp_path / "loose.py").write_text("class Config:\n    pass\n\n\nclass Alignment:\n    pass\n")
+    plugins.add(str(tmp_path / "loose.py"))
+    with pytest.raises(ValueError, match=r"loose.py: its Config is no dataclass of options"):
+        call(train, "--preset", "smoke", "--batch", "1", "--out", tmp_path / "never")
+    monkeypatch.delenv(plugins.ENVIRONMENT)
     (tmp_path / "fails.py").write_text("import torch\n\n1 / 0\n\n\nclass Projector:\n    pass\n")
     assert plugins.take(["a", "--plugins", str(tmp_path / "fails.py"), "b"]) == ["a", "b"]
     with pytest.raises(ValueError, match=r"fails.py: cannot be imported \(ZeroDivisionError: division by zero\)"):
@@ -159,6 +176,25 @@ def test_bad_plugins_are_refused_when_they_are_named(tmp_path: Path, monkeypatch
     plugins.add(str(tmp_path / "repa.py"))
     with pytest.raises(ValueError, match=r"alignment 'repa' is there already, in .*rename the file"):
         plugins.names("alignments")
+
+
+def test_a_run_without_its_plug_in_is_not_called_damaged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gsnr
+
+    monkeypatch.delenv(plugins.ENVIRONMENT)
+    with pytest.raises(ValueError, match=r"alignment 'repa_l1' does not exist; .*named with --plugins, or in the environment variable") as error:
+        gsnr.load_model(run)
+    assert "damaged" not in str(error.value)
+    monkeypatch.setenv(plugins.ENVIRONMENT, str(STRANGERS / "repa_l1.py"))
+    with pytest.raises(ValueError, match=r"alignment.projector 'wide' does not exist; .*named with --plugins"):
+        gsnr.load_model(run)
+
+
+def test_a_loss_of_another_shape_does_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "averaged.py").write_text((STRANGERS / "spread.py").read_text().replace(".flatten(1).logsumexp(1)", ".mean()"))
+    plugins.add(str(tmp_path / "averaged.py"))
+    with pytest.raises(ValueError, match=r"alignment 'averaged': its loss has shape \(\), not \(16,\), one value per sample"):
+        call(train, "--preset", "smoke", "--alignment", "averaged", "--steps", 1, "--out", tmp_path / "run")
 
 
 def test_rows_of_a_kept_piece_are_checked_again(run: Path, tmp_path: Path) -> None:

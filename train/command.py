@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gsnr import plugins
-from gsnr.commandline import Parser
-from gsnr.declared import declared
-from gsnr.options import build, help_lines, help_of_several, kinds, values_of
+from gsnr.commandline import Parser, a_path
+from gsnr.options import build, declared_options, help_lines, help_of_several, kinds, values_of
 
 
 def _parser() -> Parser:
@@ -27,8 +26,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--preset", metavar="NAME", help="what to start from: demo, smoke, ahpa-b2, repa-xl2, router-lookup-demo, ... (--list-presets)"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON laid over the preset (a run's config.json will do)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder to create or, with --resume, to continue")
+    parser.add_argument("--config", type=a_path, metavar="FILE", help="JSON laid over the preset (a run's config.json will do)")
+    parser.add_argument("--out", type=a_path, metavar="DIR", help="run folder to create or, with --resume, to continue")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out (start it if there is none); --steps may grow")
     parser.add_argument("--list-presets", action="store_true", help="list the presets with the table of the paper they belong to, and stop")
     return parser
@@ -36,7 +35,7 @@ def _parser() -> Parser:
 
 def _options() -> dict[str, type]:
     """alignment -> the class of its options, without what its file imports."""
-    return {name: declared(plugin.path, "Config") for name, plugin in plugins.every("alignments").items()}
+    return {name: declared_options(plugin.path, "Config") for name, plugin in plugins.every("alignments").items()}
 
 
 def _teach(words: list[str]) -> list[str]:
@@ -55,7 +54,7 @@ def _teach(words: list[str]) -> list[str]:
     lines = ["options of the configuration [default]; --data is short for --data.path:", *help_lines(config, leave_out=("alignment",))]
     if any("alignment" in layer for layer in layers):
         name = chosen.pop("name", "none")
-        cls = declared(plugins.get("alignments", name).path, "Config")
+        cls = declared_options(plugins.get("alignments", name).path, "Config")
         options = cls(**{f.name: chosen[f.name] for f in fields(cls) if f.name in chosen})
         shown = options if chosen.get("parts") else options.for_depth(config.model.depth)
         return [*lines, "", f"--alignment {name}; its options [default]:", *help_lines(shown, "alignment.")]

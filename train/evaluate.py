@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gsnr import commands
-from gsnr.commandline import Parser, seed
+from gsnr.commandline import Parser, a_path, seed
 
 if TYPE_CHECKING:
     from gsnr.train.data.cache import Header, Split
@@ -112,7 +112,7 @@ def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], sampl
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr evaluate", __doc__)
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
+    parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
     parser.add_argument("--n-images", type=int, metavar="N", help="held-out images (default: all)")

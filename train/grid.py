@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gsnr import commands, files
-from gsnr.commandline import Parser, choose, seed
+from gsnr.commandline import Parser, a_path, choose, seed
 from gsnr.train.evaluate import LEAST_SAMPLES
 
 RESULT = "evaluation.json"
@@ -146,7 +146,7 @@ def _check_options(rows: list[str], options: list[str]) -> None:
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr grid", __doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs and the table")
+    parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="folder of the runs and the table")
     parser.add_argument("--rows", metavar="A,B", help="rows of `gsnr train --list-presets` (default: all); the first is the baseline")
     parser.add_argument("--seeds", default="0", metavar="A,B", help="seeds (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each run (default: the demo's)")

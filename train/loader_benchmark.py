@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gsnr import commands
-from gsnr.commandline import Parser, choose
+from gsnr.commandline import Parser, a_path, choose
 
 if TYPE_CHECKING:
     from gsnr.train.config import TrainConfig
@@ -124,7 +124,7 @@ def _parser() -> Parser:
     parser.add_argument("--steps", type=int, default=50, metavar="N", help=f"steps to train, at least {WINDOWS} (default: 50)")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="train on N random images of the preset's shapes (default: --data)")
     parser.add_argument("--dtype", default="float16", metavar="float16|int8", help="of the synthetic features (default: float16)")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where run and synthetic data are put for the while (default: the system's)")
+    parser.add_argument("--folder", type=a_path, metavar="DIR", help="where run and synthetic data are put for the while (default: the system's)")
     return parser
 
 

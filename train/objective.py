@@ -37,6 +37,9 @@ class Objective(nn.Module):
         losses = {"velocity": velocity_loss(predicted, velocity(batch["latent"], batch["noise"]))}
         if taps:
             losses["align"] = self.alignment.loss(hidden, batch)
+            if losses["align"].shape != losses["velocity"].shape:
+                got, wanted = (tuple(losses[name].shape) for name in ("align", "velocity"))
+                raise ValueError(f"alignment {self.alignment.name!r}: its loss has shape {got}, not {wanted}, one value per sample")
         return losses
 
 

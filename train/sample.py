@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gsnr import commands, files
-from gsnr.commandline import Parser, seed
+from gsnr.commandline import Parser, a_path, seed
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.latents import Scaling
 from gsnr.train.vae import FrozenVAE
@@ -106,7 +106,7 @@ def write(picture: Image.Image, path: Path) -> None:
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr sample", __doc__)
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="run folder or checkpoint folder")
+    parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--vae", metavar="ID", help="VAE that decodes (default: the one the checkpoint names)")
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="images a class (default: 8)")
@@ -114,7 +114,7 @@ def _parser() -> Parser:
     parser.add_argument("--sampling-steps", type=int, default=50, metavar="N", help="Heun steps (default: 50)")
     parser.add_argument("--cfg", type=float, default=1.0, metavar="W", help="guidance weight; 1 is none (default: 1)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of the noise (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="file to write (default: RUN/figures/samples.png)")
+    parser.add_argument("--out", type=a_path, metavar="PNG", help="file to write (default: RUN/figures/samples.png)")
     return parser
 
 

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsnr import files, plugins
-from gsnr.commandline import Parser
-from gsnr.declared import declared
-from gsnr.options import build, check_ranges, help_of_several, kinds, values_of
+from gsnr.commandline import Parser, a_path
+from gsnr.options import build, check_ranges, declared_options, help_of_several, kinds, values_of
 
 if TYPE_CHECKING:
     from gsnr.probes.common.measuring import Measurement
@@ -37,7 +36,7 @@ def names() -> list[str]:
 
 def _classes() -> dict[str, type]:
     """probe -> the class of its options, without what its file imports."""
-    return {name: declared(plugin.path, "Options") for name, plugin in plugins.every("probes").items()}
+    return {name: declared_options(plugin.path, "Options") for name, plugin in plugins.every("probes").items()}
 
 
 def _teach(words: list[str]) -> list[str]:
@@ -53,18 +52,18 @@ def _parser() -> Parser:
     parser = Parser("gsnr probe", __doc__, _teach)
     parser.add_argument(
         "--ckpt",
-        type=Path,
+        type=a_path,
         nargs="+",
         action="extend",
         metavar="PATH",
         help="run folder (its last checkpoint), checkpoint folder, or .pt file of SiT, REPA, iREPA, SRA; several make one table",
     )
     parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")
+    parser.add_argument("--out", type=a_path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
     parser.add_argument(
-        "--align-from", type=Path, metavar="RUN", help="checkpoint whose alignment is target `own`, for a backbone trained without it"
+        "--align-from", type=a_path, metavar="RUN", help="checkpoint whose alignment is target `own`, for a backbone trained without it"
     )
     parser.add_argument("--vae", metavar="ID", help="check that the cache was made with this VAE")
     parser.add_argument("--model", metavar="NAME", help="of a .pt file whose size is not published: SiT-DEPTHxWIDTHxHEADS/PATCH")
@@ -166,7 +165,8 @@ def _summarise(chosen: list[Measurement], out: Path) -> None:
     if "alignment" in named:
         print(summary.summary(table.read(out / "alignment.parquet")))
     for name in ("alignment.metrics", "controls"):
-        if name.split(".")[0] in named and (flagged := summary.easy(table.read(out / f"{name}.parquet"))):
+        path = out / f"{name}.parquet"
+        if name.split(".")[0] in named and path.is_file() and (flagged := summary.easy(table.read(path))):
             print(flagged)
             break
 

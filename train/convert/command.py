@@ -8,17 +8,15 @@ docs/convert.md says what each format becomes and what is refused.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, a_path
 from gsnr.train.convert import conversion, foreign
 
 
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr convert", __doc__)
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="file of torch.save; nothing in it is run")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    parser.add_argument("--ckpt", type=a_path, required=True, metavar="FILE", help="file of torch.save; nothing in it is run")
+    parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument(
         "--from", dest="kind", default="auto", metavar="FORMAT", help=f"auto, {', '.join(foreign.KINDS)} (default: auto, by the tensors)"
     )

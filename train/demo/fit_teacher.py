@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from gsnr import commands
-from gsnr.commandline import Parser, seed
+from gsnr import commands, files
+from gsnr.commandline import Parser, a_path, seed
 from gsnr.train import teacher as teachers
 from gsnr.train.demo import images as demo
 from gsnr.train.demo.fit_vae import learning_rate
@@ -105,7 +105,7 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr fit-demo-teacher", __doc__)
     parser.add_argument("--check", action="store_true", help="measure the teacher in --out (the shipped one by default) and stop")
-    parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
+    parser.add_argument("--out", type=a_path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
     parser.add_argument("--steps", type=int, default=2500, metavar="N", help="training steps (default: 2500)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default: 64)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
@@ -120,6 +120,7 @@ def main(argv: list[str]) -> int:
     elif (args.out / "made.json").exists():
         raise ValueError(f"--out {args.out}: already holds a teacher; name another folder, or measure this one with --check")
     else:
+        files.check_writable(args.out, "--out")
         start = time.time()
         net = fit(args.steps, args.batch, args.lr, args.seed)
         recipe = {k: getattr(args, k) for k in ("steps", "batch", "lr", "seed")}

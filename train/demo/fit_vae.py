@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from gsnr import commands
-from gsnr.commandline import Parser, seed
+from gsnr import commands, files
+from gsnr.commandline import Parser, a_path, seed
 from gsnr.train import vae as vaes
 from gsnr.train.demo import images as demo
 from gsnr.train.prepare.encode import to_pixels
@@ -135,8 +135,8 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr fit-demo-vae", __doc__)
     parser.add_argument("--check", action="store_true", help="measure the VAE in --out (the shipped one by default) and stop")
-    parser.add_argument("--picture", type=Path, help="also write held-out images above their reconstructions to this PNG")
-    parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
+    parser.add_argument("--picture", type=a_path, help="also write held-out images above their reconstructions to this PNG")
+    parser.add_argument("--out", type=a_path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
     parser.add_argument("--steps", type=int, default=4500, metavar="N", help="training steps (default: 4500)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="images a step (default: 16)")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
@@ -151,6 +151,7 @@ def main(argv: list[str]) -> int:
     elif (args.out / "made.json").exists():
         raise ValueError(f"--out {args.out}: already holds a VAE; name another folder, or measure this one with --check")
     else:
+        files.check_writable(args.out, "--out")
         start = time.time()
         vae = fit(args.steps, args.batch, args.lr, args.seed)
         recipe = {k: getattr(args, k) for k in ("steps", "batch", "lr", "seed")}

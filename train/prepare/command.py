@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from gsnr.commandline import Parser
+from gsnr.commandline import Parser, a_path
 from gsnr.files import check_writable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _parser() -> Parser:
     parser = Parser("gsnr prepare", __doc__)
     parser.add_argument("--data", required=True, metavar="DATA", help="class folders, a folder with a labels file, or a Hugging Face data set")
     parser.add_argument("--vae", required=True, metavar="ID", help="hub id or folder of a diffusers AutoencoderKL, or `demo`")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="cache folder to create")
+    parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="cache folder to create")
     parser.add_argument("--resolution", type=int, default=256, help="side in pixels (default: 256)")
     parser.add_argument("--patch", type=int, default=2, help="the model's patch size, which sets the token grid of the features (default: 2)")
     parser.add_argument("--features", default="G3,G4", metavar="G,G", help="groups of VAE layers to keep, G1 to G4, or none (default: G3,G4)")
@@ -53,7 +53,7 @@ def _parser() -> Parser:
     parser.add_argument("--resampling", default="adaptive", help="how features reach the token grid: adaptive, bilinear (default: adaptive)")
     parser.add_argument("--heldout", type=int, default=512, metavar="N", help="images set aside for probes, drawn at random (default: 512)")
     parser.add_argument("--num-classes", type=int, metavar="N", help="labels must be below it (default: what the data say)")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="labels file (default: DATA/dataset.json or DATA/labels.csv if there is one)")
+    parser.add_argument("--labels", type=a_path, metavar="FILE", help="labels file (default: DATA/dataset.json or DATA/labels.csv if there is one)")
     parser.add_argument("--split", metavar="NAME", help="of a Hugging Face data set (default: train)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, naming them, instead of stopping")
     parser.add_argument("--batch", type=int, metavar="N", help="images per VAE pass (default: 16; without a GPU, as many as make 256x256 pixels)")

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import gsnr
-from gsnr import files
+from gsnr import files, plugins
 from gsnr.options import build
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import TrainConfig, check
@@ -237,6 +237,8 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
             raise ValueError(f"latents of shape {header.latent_shape} for a model of {shape.in_channels} x {shape.input_size} x {shape.input_size}")
         model = SiT(**asdict(config.model))
         alignment = make_alignment(config.alignment, config.model, groups)
+    except plugins.Missing as error:
+        raise ValueError(f"{folder}: {error}") from error
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'state.json'}: damaged, or of another version ({' '.join(str(error).split())})") from error
     backbone_file, alignment_file = weight_files(folder, weights)
