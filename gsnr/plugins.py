@@ -1,8 +1,9 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
-A file is of the kind whose mark it defines: `class Alignment`, `class Router`, `class Projector`, functions `run` and `cannot` (a probe), or a
-function `draw` and `TABLE` (a figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry points of group
-`gsnr.plugins` (their values are modules). Files whose name starts with an underscore are not plug-ins. Imports nothing heavy.
+A file is of the kind whose marks it defines: `class Alignment`, `class Router`, `class Projector`, functions `run` and `cannot` (a probe), or a
+function `draw` and `TABLE` (a figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS),
+and behind entry points of group `gsnr.plugins` (their values are modules). Files whose name starts with an underscore are not plug-ins.
+Imports nothing heavy.
 """
 
 from __future__ import annotations
