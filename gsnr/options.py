@@ -199,7 +199,7 @@ def values_of(words: list[str], known: dict[str, str], flags: list[str]) -> dict
         key = name.replace("-", "_")
         if key not in known and name not in flags and (near := unknown_flag(name, [*(option.replace("_", "-") for option in known), *flags])):
             raise ValueError(f"unknown option {key!r}{near}")
-        if not equals and known.get(key) == "bool" and (not left or left[-1].lower() not in ("true", "false")):
+        if not equals and known.get(key) == "bool" and (not left or left[-1].startswith("--")):
             value = "true"
         elif not equals:
             if not left:

@@ -61,7 +61,7 @@ SECTION_7 = [
 
 def row(**changes) -> dict:
     text = {name: "x" for name, kind in table.CELL_COLUMNS.items() if kind == "string"}
-    rest = {name: 1 for name, kind in table.CELL_COLUMNS.items() if kind != "string"}
+    rest = {name: True if kind == "bool" else 1 for name, kind in table.CELL_COLUMNS.items() if kind != "string"}
     return {name: (text | rest)[name] for name in table.CELL_COLUMNS} | changes
 
 

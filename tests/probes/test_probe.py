@@ -325,7 +325,7 @@ def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: 
     assert set(cells["target"]) == {"uniform_mid", "uniform_deep"}
     assert set(cells["control"]) == {"none", "shuffled", "constant"}
     with pytest.raises(ValueError, match="learns no weights over t alone"):
-        call(main, *words, "--probe", "router")
+        call(main, "--ckpt", plain_run, "--probe", "router", "--out", tmp_path)
 
 
 def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

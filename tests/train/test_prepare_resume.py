@@ -276,7 +276,7 @@ def test_an_error_is_told_once_and_ends_all_processes(words: tuple[object, ...],
     def rank(number: int) -> None:
         os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         sys.argv = ["prepare", *map(str, changed(words, "--heldout", 48)), "--out", str(tmp_path / "cache")]
-        commandline.run(main)
+        commandline.run(lambda: main(sys.argv[1:]), "gsnr prepare", "train")
 
     children = [forked(partial(rank, number)) for number in range(2)]
     for child in children:
