@@ -86,10 +86,11 @@ def _asked(text: str | None) -> tuple[str, ...]:
 
 
 def _given(asked: tuple[str, ...], words: list[str]) -> dict[str, dict[str, str]]:
-    """probe -> the options given to it on the command line, as they are written.
+    """probe -> the options given to it on the command line, as they are written. Known to be good before anything heavy is imported.
 
-    Raises ValueError for one that no probe has, or none of those asked for."""
-    has = {name: kinds(cls) for name, cls in _classes().items()}
+    Raises ValueError for one that no probe has, or none of those asked for, and for a value that is wrong."""
+    classes = _classes()
+    has = {name: kinds(cls) for name, cls in classes.items()}
     chosen = asked or tuple(has)
     flat = values_of(words, {key: kind for keys in has.values() for key, kind in keys.items()}, _parser().flags)
     for key in flat:
@@ -97,16 +98,15 @@ def _given(asked: tuple[str, ...], words: list[str]) -> dict[str, dict[str, str]
         if not set(owners) & set(chosen):
             of = f"no option of {', '.join(chosen)}, but of {', '.join(owners)}" if owners else "no option of any probe (see gsnr probe --help)"
             raise ValueError(f"--{key.replace('_', '-')}: {of}")
-    return {name: {key: value for key, value in flat.items() if key in has[name]} for name in chosen}
+    given = {name: {key: value for key, value in flat.items() if key in has[name]} for name in chosen}
+    for name, values in given.items():
+        check_ranges(build(classes[name], values, "--"))
+    return given
 
 
 def _options(given: dict[str, dict[str, str]]) -> dict[str, ProbeOptions]:
-    """probe -> its options. Raises ValueError for a value that is wrong."""
-    made = {}
-    for name, values in given.items():
-        made[name] = build(plugins.find("probes", name).Options, values, "--")
-        check_ranges(made[name])
-    return made
+    """probe -> its options, of the class that its functions know."""
+    return {name: build(plugins.find("probes", name).Options, values, "--") for name, values in given.items()}
 
 
 def _open(args: Namespace) -> list[Subject]:
