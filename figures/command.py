@@ -78,15 +78,7 @@ def distinct(runs: list[Path]) -> None:
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr figures", __doc__)
-    parser.add_argument(
-        "--run",
-        type=a_path,
-        required=True,
-        nargs="+",
-        action="extend",
-        metavar="DIR",
-        help="run folders, or folders of tables",
-    )
+    parser.add_runs()
     parser.add_argument("--figure", metavar="A,B", help=f"figures to draw (default: all that the tables of the runs allow): {', '.join(names())}")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
     return parser

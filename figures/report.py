@@ -164,15 +164,7 @@ read a target against its controls, and rank targets only with projectors fitted
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr report", __doc__)
-    parser.add_argument(
-        "--run",
-        type=a_path,
-        required=True,
-        nargs="+",
-        action="extend",
-        metavar="DIR",
-        help="run folders, or folders of tables",
-    )
+    parser.add_runs()
     parser.add_argument("--out", type=a_path, metavar="FILE", help="page to write (default: figures/report.html in the first run)")
     return parser
 

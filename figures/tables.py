@@ -136,15 +136,7 @@ def _markdown(shown: pd.DataFrame) -> str:
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr tables", __doc__)
-    parser.add_argument(
-        "--run",
-        type=a_path,
-        required=True,
-        nargs="+",
-        action="extend",
-        metavar="DIR",
-        help="run folders, or folders of tables",
-    )
+    parser.add_runs()
     parser.add_argument("--probe", default="alignment", metavar="NAME", help=f"which table: {', '.join(PROBES)} (default: alignment)")
     parser.add_argument("--group", default="all", metavar="NAME", help="parameter group (default: all)")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")

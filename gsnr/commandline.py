@@ -75,6 +75,10 @@ class Parser(argparse.ArgumentParser):
         self.teach = teach
         self.add_argument("--plugins", metavar="PATH", help="file or folder of plug-ins of your own; may be repeated")
 
+    def add_runs(self) -> None:
+        """--run, which several commands have."""
+        self.add_argument("--run", type=a_path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables")
+
     @property
     def flags(self) -> list[str]:
         """Its flags, without their dashes."""
