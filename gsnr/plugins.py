@@ -1,7 +1,7 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
 A file is of the kind whose marks it defines: `class Alignment`, `class Router`, `class Projector`, functions `run` and `cannot` (a probe), or a
-function `draw` and `TABLE` (a figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS),
+function `draw` (a figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS),
 and behind entry points of group `gsnr.plugins` (their values are modules). Files whose name starts with an underscore are not plug-ins.
 Imports nothing heavy.
 """
@@ -40,7 +40,7 @@ KINDS = {
     "routers": Kind("gsnr.train.routers", ("Router",), "gsnr.train.contracts.routers"),
     "projectors": Kind("gsnr.train.projectors", ("Projector",), "gsnr.train.contracts.projectors"),
     "probes": Kind("gsnr.probes", ("run", "cannot"), "gsnr.probes.common.contract"),
-    "figures": Kind("gsnr.figures", ("draw", "TABLE"), "gsnr.figures.contract"),
+    "figures": Kind("gsnr.figures", ("draw",), "gsnr.figures.contract"),
 }
 
 

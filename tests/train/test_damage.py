@@ -100,7 +100,8 @@ def test_state_that_is_none(run: Path, edit: Callable, match: str) -> None:
 def test_a_configuration_that_is_none_is_refused_on_loading(run: Path, section: str, values: dict, match: str) -> None:
     path = run / "checkpoints" / "0000030" / "state.json"
     change(path, lambda s: s["config"][section].update(values))
-    with pytest.raises(ValueError, match=rf"state.json: damaged, or of another version \(.*{match}"):
+    said = match if "foo" in match else rf"damaged, or of another version \(.*{match}"  # a stranger's alignment may be missing: no damage
+    with pytest.raises(ValueError, match=f"state.json: {said}"):
         checkpoint.load(run)
 
 

@@ -232,13 +232,13 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
         check(config)
         header = None if state["cache"] is None else header_from(state["cache"])
         groups: Mapping[str, tuple[int, ...]] = {k: tuple(v) for k, v in state["groups"].items()} if header is None else header.groups
-        shape = config.model
-        if header is not None and header.latent_shape != (shape.in_channels, shape.input_size, shape.input_size):
-            raise ValueError(f"latents of shape {header.latent_shape} for a model of {shape.in_channels} x {shape.input_size} x {shape.input_size}")
+        shape = (config.model.in_channels, config.model.input_size, config.model.input_size)
+        if header is not None and header.latent_shape != shape:
+            raise ValueError(f"latents of shape {header.latent_shape} for a model of {' x '.join(map(str, shape))}")
         model = SiT(**asdict(config.model))
         alignment = make_alignment(config.alignment, config.model, groups)
     except plugins.Missing as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise ValueError(f"{folder / 'state.json'}: {error}") from error
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'state.json'}: damaged, or of another version ({' '.join(str(error).split())})") from error
     backbone_file, alignment_file = weight_files(folder, weights)
@@ -246,8 +246,7 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
     load_into(alignment, alignment_file)
     digest = hashlib.sha256(backbone_file.read_bytes())
     digest.update(alignment_file.read_bytes())
-    run = folder.resolve().parent.parent
-    lies_in_run = (run / "LAST").is_file()
+    lies_in_run = ((run := folder.resolve().parent.parent) / "LAST").is_file()
     return Checkpoint(
         folder=folder,
         run_folder=run if lies_in_run else None,
