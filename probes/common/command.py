@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from gsnr import files, plugins
 from gsnr.commandline import Parser, a_path
-from gsnr.options import build, check_ranges, declared_options, help_of_several, kinds, values_of
+from gsnr.options import build, check_list, check_ranges, declared_options, help_of_several, kinds, values_of
 
 if TYPE_CHECKING:
     from gsnr.probes.common.measuring import Measurement
@@ -78,9 +78,8 @@ def _parser() -> Parser:
 def _asked(text: str | None) -> tuple[str, ...]:
     """The names of --probe. Raises ValueError for one that is unknown, empty or named twice."""
     listed = () if text is None else tuple(text.split(","))
+    check_list("--probe", listed)
     for name in listed:
-        if not name or listed.count(name) > 1:
-            raise ValueError(f"--probe {text!r}: names {'nothing' if not name else f'{name!r} twice'}; a list such as A,B is needed")
         plugins.get("probes", name)
     return listed
 

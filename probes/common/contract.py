@@ -13,6 +13,7 @@ from gsnr import plugins, table
 from gsnr.probes.common.options import ProbeOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, load
+from gsnr.train.contracts.problem import hold
 
 SMALL = {"bins": 2, "n_images": 16, "fit_steps": 3}
 CONSTANTS = {"SUMMARY": str, "KIND": str, "SCALES": tuple}
@@ -34,27 +35,22 @@ def check(name: str, run: Path | None = None) -> list[str]:
         return _measured(name, Path(folder) / "run")
 
 
-def _hold(rule: bool, name: str, broken: str) -> None:
-    if not rule:
-        raise ValueError(f"{name}: {broken}")
-
-
 def _declared(name: str) -> None:
     """What its file has."""
     module = plugins.find("probes", name)
     for constant, kind in CONSTANTS.items():
         value = plugins.constant("probes", name, constant)
-        _hold(isinstance(value, kind), name, f"{constant} is no literal {kind.__name__} at the top of the file")
-    _hold(module.KIND in ("cells", "metrics"), name, f'KIND {module.KIND!r} is neither "cells" nor "metrics"')
+        hold(isinstance(value, kind), name, f"{constant} is no literal {kind.__name__} at the top of the file")
+    hold(module.KIND in ("cells", "metrics"), name, f'KIND {module.KIND!r} is neither "cells" nor "metrics"')
     options = getattr(module, "Options", None)
-    _hold(is_dataclass(options) and isinstance(options, type) and issubclass(options, ProbeOptions), name, "Options extends no class of options")
+    hold(is_dataclass(options) and isinstance(options, type) and issubclass(options, ProbeOptions), name, "Options extends no class of options")
     has = {f.name for f in fields(module.Options)}
     for f in fields(module.Options):
-        _hold(bool(f.metadata.get("help")), name, f"option {f.name!r} has no line of help; declare it with gsnr.options.option(default, help)")
+        hold(bool(f.metadata.get("help")), name, f"option {f.name!r} has no line of help; declare it with gsnr.options.option(default, help)")
     for key in module.SCALES:
-        _hold(key in has, name, f"SCALES names {key!r}, which is none of its options {', '.join(sorted(has))}")
+        hold(key in has, name, f"SCALES names {key!r}, which is none of its options {', '.join(sorted(has))}")
     for call in CALLS:
-        _hold(callable(getattr(module, call, None)), name, f"has no function {call!r}")
+        hold(callable(getattr(module, call, None)), name, f"has no function {call!r}")
 
 
 def _measured(name: str, run: Path) -> list[str]:
@@ -65,12 +61,12 @@ def _measured(name: str, run: Path) -> list[str]:
     reason = module.cannot(subject, options)
     declared = "declared: SUMMARY, KIND, SCALES, Options with a line of help each"
     if reason is not None:
-        _hold(isinstance(reason, str) and bool(reason), name, "cannot() gives neither None nor a reason")
+        hold(isinstance(reason, str) and bool(reason), name, "cannot() gives neither None nor a reason")
         return [declared, f"not run: {reason}"]
     lines = module.plan(subject, options)
-    _hold(isinstance(lines, list) and bool(lines) and all(isinstance(x, str) for x in lines), name, "plan() gives no list of lines")
+    hold(isinstance(lines, list) and bool(lines) and all(isinstance(x, str) for x in lines), name, "plan() gives no list of lines")
     rows, counts = _rows(name, module, subject, options)
-    _hold(bool(rows.get(module.KIND)), name, f"made no rows of its kind {module.KIND!r}")
+    hold(bool(rows.get(module.KIND)), name, f"made no rows of its kind {module.KIND!r}")
     return [declared, f"run on a checkpoint of preset smoke: {counts}", "the same rows again, afresh and from the pieces that it kept"]
 
 
@@ -80,12 +76,12 @@ def _rows(name: str, module: Any, subject: Subject, options: ProbeOptions) -> tu
         found = []
         for place in ("first", "second", "first"):
             rows, notes = module.run(subject, options, ResumeCache(Path(folder) / place), None)
-            _hold(isinstance(notes, dict), name, "run() gives no notes beside its rows")
+            hold(isinstance(notes, dict), name, "run() gives no notes beside its rows")
             for kind, of_kind in rows.items():
                 table.check_rows(kind, of_kind, name)
                 for row in of_kind if kind in ("cells", "metrics") else ():
-                    _hold(row["probe"] == name, name, f"a row says probe {row['probe']!r}; make rows from subject.columns({name!r}, options)")
+                    hold(row["probe"] == name, name, f"a row says probe {row['probe']!r}; make rows from subject.columns({name!r}, options)")
             found.append(repr(rows))
-    _hold(found[0] == found[1], name, "two runs with the same options give different rows; draw random numbers from options.seed")
-    _hold(found[0] == found[2], name, "a run that goes on from the pieces it kept gives other rows")
+    hold(found[0] == found[1], name, "two runs with the same options give different rows; draw random numbers from options.seed")
+    hold(found[0] == found[2], name, "a run that goes on from the pieces it kept gives other rows")
     return rows, ", ".join(f"{len(of_kind)} rows of kind {kind!r}" for kind, of_kind in rows.items())

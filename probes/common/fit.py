@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,11 @@ def candidates(subject: Subject, options: TargetOptions) -> list[Candidate]:
         names = trained if projector == CKPT else list(targets)
         for name, control in [*((name, NONE) for name in names), *((name, control) for name in names[:1] for control in controls)]:
             assert own is not None or projector != CKPT
-            alignment = copy.deepcopy(own[1]).to(subject.device) if own is not None and projector == CKPT else _fresh(subject, options, name)
+            alignment = (
+                copy.deepcopy(own[1]).to(subject.device)
+                if own is not None and projector == CKPT
+                else _fresh(subject, options.seed, name, targets[name])
+            )
             if not isinstance(alignment, TargetAlignment):
                 if control == NONE and name not in (c.target for c in made):
                     made.append(Candidate(target=name, control=NONE, projector=NONE, alignment=alignment))
@@ -101,11 +106,11 @@ def candidates(subject: Subject, options: TargetOptions) -> list[Candidate]:
     return made
 
 
-def _fresh(subject: Subject, options: TargetOptions, name: str) -> AlignmentModule:
+def _fresh(subject: Subject, seed: int, name: str, options: dict[str, Any]) -> AlignmentModule:
     """A target as it is in the checkpoint (its router, say), with a newly initialised projector."""
     own = own_target(subject)
-    torch.manual_seed(options.seed)
-    made = make_alignment(chosen(subject, options.targets)[name], subject.checkpoint.config.model, subject.header.groups)
+    torch.manual_seed(seed)
+    made = make_alignment(options, subject.checkpoint.config.model, subject.header.groups)
     made.calibrate(subject.splits["train"])
     if own is not None and name == own[0]:
         of_another_vae = subject.aligned.header is not None and subject.aligned.header.vae != subject.header.vae
