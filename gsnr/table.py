@@ -67,6 +67,11 @@ ESTIMATE_COLUMNS = {
     "cos_low": "float64",
     "cos_high": "float64",
     "gsnr_constructive": "float64",
+    "floor": "float64",
+    "floor_low": "float64",
+    "floor_high": "float64",
+    "above_floor": "bool",
+    "underfit": "bool",
     "engine": "string",
     "draws": "int64",
 }
@@ -214,4 +219,5 @@ def target_name(target: str, control: str, projector: str, *, labels: Mapping[st
 
     labels: target -> name for people, such as `read` leaves in a frame's attrs."""
     base = labels.get(target, target.replace("_", " "))
-    return base + (f", {control}" if control != "none" else "") + {"ckpt": ", own projector", "fresh": ", fresh projector"}.get(projector, "")
+    marks = {"none": "", "shuffled_class": ", shuffled in class"}
+    return base + marks.get(control, f", {control}") + {"ckpt": ", own projector", "fresh": ", fresh projector"}.get(projector, "")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gsnr.probes.common.aligned import measure_all, size_of
-from gsnr.probes.common.fit import FIT_BATCH, FIT_LR, candidates
+from gsnr.probes.common.candidates import candidates
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject
@@ -14,7 +14,7 @@ from gsnr.probes.common.targets import check, chosen
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
-SCALES = ("bins", "n_images", "draws", "fit_steps")
+SCALES = ("bins", "n_images", "draws", "fit_samples")
 Options = TargetOptions
 
 
@@ -34,7 +34,7 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [
         *first,
         f"targets: {', '.join(c.name for c in made)}",
-        f"projectors fitted for {options.fit_steps} steps of {FIT_BATCH}, AdamW from {FIT_LR} to 0, on the train split",
+        f"linear projectors solved from {options.fit_samples} train samples, others descend to a plateau (at most {options.fit_steps} steps)",
         f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets x {options.draws} draws = {gradients} per-sample "
         f"gradients of {size_of(subject, made[0]):,} parameters (tap: block {subject.tap}), and as many of the denoising loss",
     ]

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from gsnr.probes.common.candidates import hidden_at_tap
 from gsnr.probes.common.easy import Easiness
-from gsnr.probes.common.fit import hidden_at_tap
 from gsnr.probes.common.options import BinOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import NOWHERE, Subject, bin_columns
@@ -67,7 +67,7 @@ def _layers(subject: Subject, options: Options, shared: dict[str, Any]) -> Rows:
     for group, shape in subject.header.groups.items():
         names = subject.header.layers[group] or tuple(str(i) for i in range(shape[0]))
         layers = [Easiness() for _ in names]
-        for index in np.array_split(options.images, -(-options.n_images // 64)):
+        for index in np.array_split(subject.images(options), -(-options.n_images // 64)):
             f_NLCgg = torch.from_numpy(subject.splits["heldout"].take(index, (group,))[group]).float()
             if alignment is not None and group in alignment.needs:
                 f_NLCgg = alignment.normalised(group, f_NLCgg)

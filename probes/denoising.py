@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gsnr
+from gsnr.probes.common.floor import UNKNOWN
 from gsnr.probes.common.options import GradientOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, bin_columns, sample_rows, variance_rows
@@ -28,7 +29,7 @@ SUMMARY = "G-SNR of the denoising gradient per bin of t and parameter group"
 KIND = "cells"
 SCALES = ("bins", "n_images", "draws")
 Options = GradientOptions
-NOTHING = {"cos_denoise": NAN, "cos_low": NAN, "cos_high": NAN, "gsnr_constructive": NAN}
+NOTHING = UNKNOWN | {"cos_denoise": NAN, "cos_low": NAN, "cos_high": NAN, "gsnr_constructive": NAN, "underfit": False}
 
 
 def cannot(subject: Subject, options: Options) -> str | None:
@@ -71,7 +72,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
         here = shared | which | group | bin_columns(index, low, high)
         measured = {"draws": estimate.draws, "loss": result.loss, "engine": result.engine}
         rows["cells"].append(here | estimate_columns(estimate, options.batch_ref) | NOTHING | measured)
-        rows["samples"] += sample_rows(here, options.images, t_N, result.losses.tolist(), estimate)
+        rows["samples"] += sample_rows(here, subject.images(options), t_N, result.losses.tolist(), estimate)
         rows["metrics"] += variance_rows(here, estimate)
     return rows
 

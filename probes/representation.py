@@ -29,7 +29,7 @@ from gsnr.probes.common.subject import Subject, bin_columns
 from gsnr.table import NAN
 from gsnr.train.data import rng
 from gsnr.train.data.batches import assemble
-from gsnr.train.data.heldout import another_image, heldout_batches
+from gsnr.train.data.heldout import heldout_batches, partners
 from gsnr.train.interpolant import interpolate
 
 SUMMARY = "CKNNA to a teacher's features, and accuracy of a linear probe, per block and bin of t"
@@ -162,7 +162,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
             value = cknna(h_ND, teacher)
             ends = _jackknife(h_ND, teacher, value)
             rows.append(here | {"target": TEACHER, "metric": "cknna", "value": value, "low": ends[0], "high": ends[1]})
-            other = teacher[another_image(np.arange(len(teacher)), len(teacher))]
+            other = teacher[partners(len(teacher), options.seed)]
             chance = here | {"target": TEACHER, "control": "shuffled", "metric": "cknna", "low": NAN, "high": NAN}
             rows.append(chance | {"value": cknna(h_ND, other)})
     return {"metrics": rows}

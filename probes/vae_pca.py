@@ -91,9 +91,9 @@ def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | No
     shared = subject.columns("vae_pca", options) | {"target": "features", "control": "none", "projector": "none"}
     nowhere = NOWHERE | {"low": NAN, "high": NAN}
     key = {name: shared[name] for name in ("run", "checkpoint", "vae", "data")}
-    rows: Rows = {"metrics": [], "maps": _map_rows(key | {"group": "image"}, pictures(subject, options.images[:shown]))}
+    rows: Rows = {"metrics": [], "maps": _map_rows(key | {"group": "image"}, pictures(subject, subject.images(options)[:shown]))}
     for group, (_, _, g, _) in tqdm(subject.header.groups.items(), desc="vae_pca", unit="group", leave=False):
-        projected, shares = components(group_average(subject, group, options.images))
+        projected, shares = components(group_average(subject, group, subject.images(options)))
         rows["maps"] += _map_rows(key | {"group": group}, colours(projected)[:shown].reshape(shown, g, g, COMPONENTS))
         here = shared | nowhere | {"group": group, "metric": "explained_variance"}
         rows["metrics"] += [here | {"bin": i, "value": float(share)} for i, share in enumerate(shares)]

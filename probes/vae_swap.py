@@ -24,7 +24,7 @@ from gsnr.train.data.cache import open_cache
 
 SUMMARY = "G-SNR of the router's target and of the uniform mixture with the features of other VAEs (--swap CACHE)"
 KIND = "cells"
-SCALES = ("bins", "n_images", "draws", "fit_steps")
+SCALES = ("bins", "n_images", "draws", "fit_samples")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,22 +8,28 @@ the two means.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import gsnr
+from gsnr.probes.common import floor
+from gsnr.probes.common.candidates import Candidate, candidates, groups_of, hidden_at_tap, partners_of, ready, with_constants
 from gsnr.probes.common.easy import Easiness
-from gsnr.probes.common.fit import FIT_BATCH, FIT_LR, Candidate, candidates, fit, groups_of, hidden_at_tap, ready
+from gsnr.probes.common.fit import fit, means
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, bin_columns, sample_rows, variance_rows
-from gsnr.table import estimate_columns
+from gsnr.table import NAN, estimate_columns
 from gsnr.train import parameter_groups
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.heldout import heldout_batches
@@ -65,11 +71,14 @@ def size_of(subject: Subject, candidate: Candidate) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
 
 
-def _heldout(subject: Subject, options: TargetOptions, made: list[Candidate], low: float, high: float) -> list[tuple[Batch, Batch]]:
-    """(batch, other images with other noise at the same times) of one bin."""
+Pair = tuple[Batch, dict[str, Batch]]  # a batch; control -> other images with other noise at the same times
 
-    def batches(shuffled: bool) -> Iterator[Batch]:
-        split, groups = subject.splits["heldout"], groups_of(made)
+
+def _heldout(subject: Subject, options: TargetOptions, made: list[Candidate], low: float, high: float) -> list[Pair]:
+    """The samples of one bin."""
+    split = subject.splits["heldout"]
+
+    def batches(partner_N: NDArray[np.int64] | None) -> Iterator[Batch]:
         drawn = heldout_batches(
             split,
             options.n_images,
@@ -77,24 +86,25 @@ def _heldout(subject: Subject, options: TargetOptions, made: list[Candidate], lo
             "heldout",
             low,
             high,
-            groups,
+            groups_of(made),
             repeats=options.draws,
-            shuffled=shuffled,
+            partner_N=partner_N,
             first=options.first_image,
         )
-        return (ready(subject, made, batch) for _, batch in drawn)
+        return (ready(subject, made, batch) | {"image": torch.from_numpy(index).to(subject.device)} for index, batch in drawn)
 
-    return list(zip(batches(False), batches(True), strict=True))
+    others = {control: list(batches(partner_N)) for control, partner_N in partners_of(split, options.seed, made).items()}
+    return [(batch, {control: of_control[i] for control, of_control in others.items()}) for i, batch in enumerate(batches(None))]
 
 
-def _batches(subject: Subject, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> Iterator[Batch]:
-    for batch, shuffled in pairs:
+def _batches(subject: Subject, candidate: Candidate, pairs: list[Pair]) -> Iterator[Batch]:
+    for batch, others in pairs:
         x = interpolate(batch["latent"], batch["noise"], batch["t"])
-        inputs = {"x": x, "t": batch["t"], "label": batch["label"], "velocity": velocity(batch["latent"], batch["noise"])}
+        inputs = {key: batch[key] for key in ("t", "label", "image")} | {"x": x, "velocity": velocity(batch["latent"], batch["noise"])}
         if candidate.aligned is None:
             yield batch | inputs
         else:
-            yield inputs | {"target": candidate.target_BTC(batch, shuffled, hidden_at_tap(subject, batch))}
+            yield inputs | {"target": candidate.target_BTC(batch, others, hidden_at_tap(subject, batch))}
 
 
 def _cell(comparison: gsnr.Comparison, batch_ref: int) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def _denoising_loss(model: nn.Module, batch: Batch) -> Tensor:
     return model.denoising_loss(batch)
 
 
-def measure(subject: Subject, options: TargetOptions, candidate: Candidate, pairs: list[tuple[Batch, Batch]]) -> gsnr.ComparisonResult:
+def measure(subject: Subject, options: TargetOptions, candidate: Candidate, pairs: list[Pair]) -> gsnr.ComparisonResult:
     """The alignment gradient of one target against the denoising gradient, over the samples of one bin."""
     model = Aligned(subject.checkpoint.model, candidate, subject.tap).to(subject.device).eval()
     return gsnr.compare(
@@ -130,63 +140,93 @@ def measure(subject: Subject, options: TargetOptions, candidate: Candidate, pair
 
 
 @torch.no_grad()
-def _easiness(subject: Subject, made: list[Candidate], pairs: list[tuple[Batch, Batch]], shared: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each candidate, what its projector and what a constant vector reach of the targets of one bin."""
-    easiness = [(candidate, Easiness()) for candidate in made if candidate.aligned is not None]
-    for batch, shuffled in pairs:
+def _reached(
+    subject: Subject, options: TargetOptions, made: list[Candidate], mean: dict[str, Tensor], pairs: list[Pair], shared: dict[str, Any]
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """For each candidate what its projector and what a constant vector reach of the targets of one bin, as rows; and the names of those whose
+    projector reaches less than the mean target."""
+    with_targets = [candidate for candidate in made if candidate.aligned is not None]
+    easiness = {c.name: Easiness() for c in with_targets}
+    losses: dict[str, list[tuple[Tensor, Tensor]]] = {c.name: [] for c in with_targets}
+    for batch, others in pairs:
         h_BTD = hidden_at_tap(subject, batch)
-        for candidate, sums in easiness:
-            assert candidate.aligned is not None
-            sums.add(candidate.target_BTC(batch, shuffled, h_BTD), candidate.aligned.projector(h_BTD))
-    return [row for candidate, sums in easiness for row in sums.rows(shared | candidate.which | {"group": "target"})]
+        for c in with_targets:
+            assert c.aligned is not None
+            target, projected = c.target_BTC(batch, others, h_BTD), c.aligned.projector(h_BTD)
+            easiness[c.name].add(target, projected)
+            constant = mean[c.target].to(target).expand_as(target)
+            losses[c.name].append((c.aligned.discrepancy(projected, target), c.aligned.discrepancy(constant, target)))
+    rows, short = [], set()
+    for c in with_targets:
+        loss_N, constant_N = (torch.cat(column).view(-1, options.draws).mean(1) for column in zip(*losses[c.name], strict=True))
+        key = shared | c.which | {"group": "target"}
+        rows += easiness[c.name].rows(key)
+        rows.append(key | {"metric": "constant_loss", "value": float(constant_N.mean()), "low": NAN, "high": NAN})
+        if floor.underfit(loss_N, constant_N):
+            short.add(c.name)
+    return rows, short
 
 
-def _bin(subject: Subject, options: TargetOptions, probe: str, made: list[Candidate], index: int, bar: tqdm, sums: Path | None) -> Rows:
+def _bin(
+    subject: Subject, options: TargetOptions, probe: str, made: list[Candidate], mean: dict[str, Tensor], index: int, bar: tqdm, sums: Path | None
+) -> Rows:
     """All targets in one bin, on the same images, times and noise."""
     low, high = options.edges(index)
     shared = subject.columns(probe, options) | bin_columns(index, low, high)
     pairs = _heldout(subject, options, made, low, high)
-    rows: Rows = {"cells": [], "samples": [], "metrics": _easiness(subject, made, pairs, shared)}
+    metrics, short = _reached(subject, options, made, mean, pairs, shared)
+    rows: Rows = {"cells": [], "samples": [], "metrics": metrics}
     t_N = torch.cat([batch["t"] for batch, _ in pairs]).view(-1, options.draws).mean(1).tolist()
+    estimates: dict[str, dict[str, gsnr.Estimate]] = {}
     for candidate in made:
         result = measure(subject, options, candidate, pairs)
         if sums is not None:
             result.a.save(sums / f"{'-'.join(candidate.which.values())}-bin{index}.safetensors")
-        for label in result.groups:
-            if label == "all":  # embraces projector and labels; the table's "all" is the backbone
-                continue
+        labels = [label for label in result.groups if label != "all"]  # embraces projector and labels; the table's "all" is the backbone
+        estimates[candidate.name] = {label: result[label].a for label in labels}
+        for label in labels:
             estimate = result[label].a
             here = shared | candidate.which | {"group": parameter_groups.in_table(label)}
-            rows["cells"].append(here | _cell(result[label], options.batch_ref) | {"loss": result.a.loss, "engine": result.a.engine})
+            known = {"loss": result.a.loss, "engine": result.a.engine, "underfit": candidate.name in short}
+            rows["cells"].append(here | _cell(result[label], options.batch_ref) | known)
             rows["metrics"] += variance_rows(here, estimate)
-            rows["samples"] += sample_rows(here, options.images, t_N, result.a.losses.tolist(), estimate)
+            rows["samples"] += sample_rows(here, subject.images(options), t_N, result.a.losses.tolist(), estimate)
         bar.update()
+    places = [(candidate, label) for candidate in made for label in estimates[candidate.name]]
+    for cell, (candidate, label) in zip(rows["cells"], places, strict=True):
+        cell |= floor.columns(candidate, made, estimates, label)
     return rows
 
 
-def measure_all(subject: Subject, options: TargetOptions, probe: str, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
-    """Rows of kind "cells", "samples" and "metrics" for every candidate; notes: how the projectors were fitted and the loss
-    they ended at."""
-    made = candidates(subject, options)
-
+def _fitted(subject: Subject, options: TargetOptions, made: list[Candidate], resume: ResumeCache) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Fits the projectors, or takes up what was fitted before; (target -> its mean, what the notes say of each fit)."""
     heads = {i: c.head for i, c in enumerate(made) if c.head is not None}
 
-    def fitted() -> dict[str, Tensor]:
-        losses = fit(subject, options, made)
+    def make() -> dict[str, Tensor]:
+        mean = means(subject, options.seed, made)
+        how = fit(subject, options, made, mean)
         weights = {f"{i}|{name}": x for i, head in heads.items() for name, x in head.state_dict().items()}
-        return weights | {"final_loss": torch.tensor([losses[made[i].name] for i in heads], dtype=torch.float64)}
+        said = json.dumps({name: asdict(fitted) for name, fitted in how.items()}).encode()
+        return weights | {f"mean|{target}": x for target, x in mean.items()} | {"how": torch.tensor(list(said), dtype=torch.uint8)}
 
-    kept = resume.tensors("projectors", fitted)
+    kept = resume.tensors("projectors", make)
     for i, head in heads.items():
         head.load_state_dict({key.partition("|")[2]: x for key, x in kept.items() if key.startswith(f"{i}|")})
-    final = dict(zip((made[i].name for i in heads), kept["final_loss"].tolist(), strict=True))
+    mean = {key.partition("|")[2]: x.to(subject.device) for key, x in kept.items() if key.startswith("mean|")}
+    return mean, json.loads(bytes(kept["how"].tolist()))
+
+
+def measure_all(subject: Subject, options: TargetOptions, probe: str, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+    """Rows of kind "cells", "samples" and "metrics" for every candidate; notes: how the projectors were fitted."""
+    made = candidates(subject, options)
+    mean, how = _fitted(subject, options, made, resume)
+    made = with_constants(made, mean)
     rows: Rows = {"cells": [], "samples": [], "metrics": []}
     with tqdm(total=options.bins * len(made), desc=probe, unit="cell", mininterval=0.5, leave=False) as bar:
         for index in range(options.bins):
-            of_bin = resume.rows(f"bin{index}", partial(_bin, subject, options, probe, made, index, bar, sums))
+            of_bin = resume.rows(f"bin{index}", partial(_bin, subject, options, probe, made, mean, index, bar, sums))
             bar.update((index + 1) * len(made) - bar.n)
             for kind, values in of_bin.items():
                 rows[kind] += values
-    notes = {"projector_fit": {"steps": options.fit_steps, "batch": FIT_BATCH, "lr": FIT_LR, "final_loss": final}, "tap": subject.tap}
-    notes["alignments_left_out"] = max(0, len(subject.checkpoint.alignment.parts) - 1)
+    notes = {"projector_fit": how, "tap": subject.tap, "alignments_left_out": max(0, len(subject.checkpoint.alignment.parts) - 1)}
     return rows, notes

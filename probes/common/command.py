@@ -7,6 +7,7 @@
     gsnr probe --ckpt 0400000.pt --data CACHE --out tables   a file of SiT, REPA, iREPA or SRA, converted on the fly
     gsnr probe --list
     gsnr probe --ckpt runs/demo --dry-run
+    gsnr probe --ckpt runs/demo --probe alignment --check     again with another fit, seed and images: which findings stay?
 
 A measurement that is there already, with the same settings, is not repeated; one that was interrupted goes on with --resume. G-SNR is the
 ratio ||E g||^2 / tr Cov(g) of the per-sample gradient of one loss; docs/reading.md says how to read it.
@@ -68,6 +69,9 @@ def _parser() -> Parser:
     parser.add_argument("--vae", metavar="ID", help="check that the cache was made with this VAE")
     parser.add_argument("--model", metavar="NAME", help="of a .pt file whose size is not published: SiT-DEPTHxWIDTHxHEADS/PATCH")
     parser.add_argument("--save-sums", action="store_true", help="also save each cell's gradient sums (twice the parameters), to merge results later")
+    parser.add_argument(
+        "--check", action="store_true", help="measure again with half and twice the fit, another seed, other images: which findings stay?"
+    )
     parser.add_argument("--resume", action="store_true", help="continue a measurement that was interrupted")
     parser.add_argument("--overwrite", action="store_true", help="replace tables, and drop interrupted measurements, of other settings")
     parser.add_argument("--list", action="store_true", help="list the probes and stop")
@@ -155,6 +159,26 @@ def _say(chosen: list[Measurement], todo: list[Measurement]) -> None:
     print(f"in all {total} (from running a small piece of each on this machine)")
 
 
+def _measure(chosen: list[Measurement], args: Namespace) -> None:
+    """Writes the tables that are not there yet."""
+    for one in chosen:
+        if one.is_there(args.overwrite):
+            print(f"{one.path}: there already, with these settings")
+        else:
+            one.run(resume=args.resume, overwrite=args.overwrite, save_sums=args.save_sums)
+
+
+def _check(chosen: list[Measurement], args: Namespace) -> None:
+    """Measures what has cells again, otherwise, and says what stays."""
+    from gsnr.probes.common import checking
+
+    for one in chosen:
+        if one.probe.KIND == "cells":
+            repeated = checking.measurements(one)
+            _measure(list(repeated.values()), args)
+            print(checking.write(one, repeated))
+
+
 def _summarise(chosen: list[Measurement], out: Path) -> None:
     """The main findings, as text."""
     from gsnr import table
@@ -189,15 +213,14 @@ def main(argv: list[str]) -> int:
     chosen = _choose(asked, options, subjects, out)
     for subject in subjects:
         print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")
-    todo = [one for one in chosen if not one.is_there(args.overwrite)]
     if args.dry_run:
-        _say(chosen, todo)
+        _say(chosen, [one for one in chosen if not one.is_there(args.overwrite)])
         return 0
-    files.check_writable(out, "--out")
     for one in chosen:
-        if one in todo:
-            one.run(resume=args.resume, overwrite=args.overwrite, save_sums=args.save_sums)
-        else:
-            print(f"{one.path}: there already, with these settings")
+        one.is_there(args.overwrite)
+    files.check_writable(out, "--out")
+    _measure(chosen, args)
     _summarise(chosen, out)
+    if args.check:
+        _check(chosen, args)
     return 0

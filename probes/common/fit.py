@@ -1,190 +1,264 @@
-"""Candidates for a comparison of alignment targets, and the one procedure by which their projectors are fitted.
+"""The one procedure by which projectors are fitted to their targets, on frozen hidden states of the train split.
 
-Every candidate's projector learns from the same frozen hidden states: same train images, times, noise, steps and rate; the candidates
-differ in their targets alone. Shapes: B samples, T tokens, D width, C target channels.
+* A projector that is one affine layer on each token or on its neighbours (linear, conv1x1, conv3x3) is solved by ridge regression in closed form.
+  Under a loss that reads the target's direction alone (cosine) the regression is on unit targets: what maximises the mean cosine is the direction
+  of E[f/||f|| | h].
+* Any other descends its own loss by AdamW, from an output bias at the mean target, until a held-out part of the train split no longer gains, three
+  rates in turn; at most `fit_steps` steps, and the notes say so where it was stopped by them.
+
+An eighth of the train images (by `order`) chooses the penalty, and says when to stop. Every candidate sees the same images, times and noise.
+Shapes: B samples, T tokens, D width, C target channels, P inputs of an affine layer.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gsnr.probes.common.options import TargetOptions
+from gsnr.probes.common.candidates import Candidate, groups_of, hidden_at_tap, partners_of, ready
+from gsnr.probes.common.options import NONE, TargetOptions
+from gsnr.probes.common.ridge import CHOOSES, SOLVES, Reader, Ridge
 from gsnr.probes.common.subject import Subject
-from gsnr.probes.common.targets import chosen, own_target
-from gsnr.train.alignments import AlignmentModule, TargetAlignment
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.batches import Batch, assemble
-from gsnr.train.data.heldout import REPEAT, another_image
-from gsnr.train.interpolant import interpolate
-from gsnr.train.objective import make_alignment
+from gsnr.train.data.heldout import REPEAT, order
 
-FIT_BATCH, FIT_LR = 64, 1e-3  # peak rate; half a cosine to zero, so that the last steps do not jitter about the optimum
-CONSTANT_BATCHES = 8  # of FIT_BATCH train images, whose mean target is the constant control
-NONE, SHUFFLED, CONSTANT = "none", "shuffled", "constant"
-FIT, CKPT = "fit", "ckpt"
-Step = tuple[Batch, Batch, Tensor]  # a batch, other images with other noise at the same times, hidden states of the batch
+FIT_BATCH = 64
+RATES = (1e-3, 2.5e-4, 6e-5)  # of AdamW, one after another
+EVERY, PATIENCE, GAIN = 50, 3, 1e-3  # steps between looks at the held-out part; looks without a gain of this share of the loss
+JUDGE = 8  # batches of the held-out part that losses are judged on
+MEAN = 16  # batches that a target's mean is taken over
+HELDOUT_SAMPLES = 1 << 38  # sample numbers of the held-out part begin here
+RIDGE, DESCENT = "ridge", "descent"
+Step = tuple[Batch, dict[str, Batch], Tensor]  # a batch; control -> other images with other noise at the same times; hidden states of the batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """An alignment with a projector of its own.
+class Fitted:
+    """How a projector was fitted. loss: on the held-out part of the train split; constant_loss: there, of the mean target; steps: of descent, or
+    samples of ridge; penalty: of ridge; converged: False where `fit_steps` ended the descent."""
 
-    control: "none"; "shuffled" where the target is that of another image; "constant" where it is one vector, the mean target of train images.
-    projector: "fit" (by `fit`), "ckpt" (the checkpoint's own) or "fresh" (as it is initialised); "none" for an alignment without a target,
-    whose loss has no projector to fit.
-    """
-
-    target: str
-    control: str
-    projector: str
-    alignment: AlignmentModule
-    constant_C: Tensor | None = None
-
-    @property
-    def which(self) -> dict[str, str]:
-        """The columns of a table that tell candidates apart."""
-        return {"target": self.target, "control": self.control, "projector": self.projector}
-
-    @property
-    def name(self) -> str:
-        marks = [mark for mark in (self.control, self.projector) if mark not in (NONE, FIT)]
-        return " ".join([self.target, *(f"[{mark}]" for mark in marks)])
-
-    @property
-    def aligned(self) -> TargetAlignment | None:
-        """The alignment where it has a target."""
-        return self.alignment if isinstance(self.alignment, TargetAlignment) else None
-
-    @property
-    def head(self) -> nn.Module | None:
-        """The projector that is to be fitted; None for one that is not."""
-        return self.aligned.projector if self.aligned is not None and self.projector == FIT else None
-
-    def target_BTC(self, batch: Batch, shuffled: Batch, h_BTD: Tensor) -> Tensor:
-        """The target of a batch whose hidden states are h; `shuffled` holds other images, with other noise, at the same times."""
-        assert self.aligned is not None
-        if self.constant_C is not None:
-            return self.constant_C.expand(*h_BTD.shape[:2], -1)
-        return self.aligned.target(shuffled if self.control == SHUFFLED else batch, h_BTD).detach()
-
-    def loss(self, h_BTD: Tensor, target_BTC: Tensor) -> Tensor:
-        """(B,): the alignment's own discrepancy between the projected hidden state and a target."""
-        assert self.aligned is not None
-        return self.aligned.discrepancy(self.aligned.projector(h_BTD), target_BTC)
+    how: str
+    steps: int
+    loss: float
+    constant_loss: float
+    penalty: float
+    converged: bool
 
 
-def candidates(subject: Subject, options: TargetOptions) -> list[Candidate]:
-    """For each kind of projector the targets, and the controls of the first of them; with the checkpoint's projector its own target alone.
-    Alignments without a target have no controls, and are there once."""
-    own, targets = own_target(subject), chosen(subject, options.targets)
-    trained = [own[0]] if own is not None and own[0] in targets and subject.align_from is None else []
-    controls = () if options.controls == (NONE,) else options.controls
-    made: list[Candidate] = []
-    for projector in options.projector:
-        names = trained if projector == CKPT else list(targets)
-        for name, control in [*((name, NONE) for name in names), *((name, control) for name in names[:1] for control in controls)]:
-            assert own is not None or projector != CKPT
-            alignment = (
-                copy.deepcopy(own[1]).to(subject.device)
-                if own is not None and projector == CKPT
-                else _fresh(subject, options.seed, name, targets[name])
-            )
-            if not isinstance(alignment, TargetAlignment):
-                if control == NONE and name not in (c.target for c in made):
-                    made.append(Candidate(target=name, control=NONE, projector=NONE, alignment=alignment))
-                continue
-            one = Candidate(target=name, control=control, projector=projector, alignment=alignment)
-            made.append(one if control != CONSTANT else with_constant(subject, options.seed, one))
-    return made
+def images_of(subject: Subject, part: int) -> NDArray[np.int64]:
+    """Train images that projectors are solved from, or those an eighth as many that judge them."""
+    numbers = order(subject.splits["train"].size)
+    eighth = max(1, len(numbers) // 8)
+    return numbers[:eighth] if part == CHOOSES else numbers[eighth:]
 
 
-def _fresh(subject: Subject, seed: int, name: str, options: dict[str, Any]) -> AlignmentModule:
-    """A target as it is in the checkpoint (its router, say), with a newly initialised projector."""
-    own = own_target(subject)
-    torch.manual_seed(seed)
-    made = make_alignment(options, subject.checkpoint.config.model, subject.header.groups)
-    made.calibrate(subject.splits["train"])
-    if own is not None and name == own[0]:
-        of_another_vae = subject.aligned.header is not None and subject.aligned.header.vae != subject.header.vae
-        left = ("projector.", "normaliser.") if of_another_vae else ("projector.",)
-        learned = {key: value for key, value in own[1].state_dict().items() if not key.startswith(left)}
-        made.load_state_dict(learned, strict=False)
-    return made.to(subject.device)
-
-
-@torch.no_grad()
-def with_constant(subject: Subject, seed: int, candidate: Candidate) -> Candidate:
-    """The candidate whose target is the mean of its targets over train images, tokens and times."""
-    steps = fit_steps(subject, seed, [candidate], CONSTANT_BATCHES)
-    means = [candidate.target_BTC(batch, batch, h_BTD).double().mean((0, 1)) for batch, _, h_BTD in steps]
-    constant_C = torch.stack(means).mean(0).float()
-    return replace(candidate, control=CONSTANT, constant_C=constant_C)
-
-
-def groups_of(made: list[Candidate]) -> tuple[str, ...]:
-    """The feature groups that any candidate's target reads."""
-    return tuple(dict.fromkeys(group for candidate in made for group in candidate.alignment.needs))
-
-
-@torch.no_grad()
-def ready(subject: Subject, made: list[Candidate], batch: Batch) -> Batch:
-    """A batch on the device, with what the candidates' targets read of the moving average."""
-    batch = {key: x.to(subject.device) for key, x in batch.items()}
-    for candidate in {c.target: c for c in made}.values():
-        batch = candidate.alignment.prepare(batch, subject.ema)
-    return batch
-
-
-@torch.no_grad()
-def hidden_at_tap(subject: Subject, batch: Batch) -> Tensor:
-    """(B,T,D) hidden states at the tap."""
-    x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-    _, hidden = subject.checkpoint.model.forward_with_taps(x_t, batch["t"], batch["label"], taps=(subject.tap,), stop=True)
-    return hidden[subject.tap]
-
-
-def fit_steps(subject: Subject, seed: int, made: list[Candidate], steps: int) -> Iterator[Step]:
-    """What projectors are fitted on: train images, a pure function of (seed, step)."""
+def fit_steps(subject: Subject, seed: int, made: list[Candidate], steps: int, part: int = SOLVES) -> Iterator[Step]:
+    """What projectors are fitted on: a pure function of (seed, part, step)."""
     subject.checkpoint.model.to(subject.device)
-    split, groups = subject.splits["train"], groups_of(made)
+    split, groups, images = subject.splits["train"], groups_of(made), images_of(subject, part)
+    partners = partners_of(split, seed, made)
     for step in range(steps):
         samples = np.arange(step * FIT_BATCH, (step + 1) * FIT_BATCH, dtype=np.int64)
-        index = permutation.image_of(samples, split.size, seed)
-        drawn = rng.draw(seed, "fit", samples, subject.header.latent_shape)
+        index = images[permutation.image_of(samples, len(images), seed)]
+        numbers = samples + (HELDOUT_SAMPLES if part == CHOOSES else 0)
+        drawn = rng.draw(seed, "fit", numbers, subject.header.latent_shape)
         batch = ready(subject, made, assemble(split, index, drawn, drawn.u, groups))
-        others = rng.draw(seed, "fit", samples + REPEAT, subject.header.latent_shape)  # another noise as well
-        shuffled = ready(subject, made, assemble(split, another_image(index, split.size), others, drawn.u, groups))
-        yield batch, shuffled, hidden_at_tap(subject, batch)
+        other = {}
+        for control, partner_N in partners.items():
+            others = rng.draw(seed, "fit", numbers + REPEAT, subject.header.latent_shape)  # another noise as well
+            other[control] = ready(subject, made, assemble(split, partner_N[index], others, drawn.u, groups))
+        yield batch, other, hidden_at_tap(subject, batch)
 
 
-def fit(subject: Subject, options: TargetOptions, made: list[Candidate]) -> dict[str, float]:
-    """Fits the projectors of the candidates that want it on frozen hidden states of the train split; name -> final loss.
+def directional(candidate: Candidate, target_BTC: Tensor) -> bool:
+    """Whether its loss reads the direction of each token's target alone."""
+    assert candidate.aligned is not None
+    projected, factor = target_BTC.flip(1) + target_BTC.roll(1, -1), 1 + torch.arange(target_BTC.shape[1], device=target_BTC.device).view(1, -1, 1)
+    one, two = (candidate.aligned.discrepancy(projected, y) for y in (target_BTC, target_BTC * factor))
+    return torch.allclose(one, two, rtol=1e-4, atol=1e-6)
 
-    The final loss is the mean over the last tenth of the steps.
-    """
+
+def _aim(candidate: Candidate, step: Step) -> Tensor:
+    """(B,T,C): what is regressed on."""
+    target_BTC = candidate.target_BTC(*step).float()
+    return F.normalize(target_BTC, dim=-1) if directional(candidate, target_BTC[:1]) else target_BTC
+
+
+def affine_layer(projector: nn.Module) -> nn.Linear | nn.Conv2d | None:
+    """The only layer of a projector that is one affine map of a token, or of its neighbours on the grid."""
+    own = [m for m in projector.modules() if next(m.parameters(recurse=False), None) is not None]
+    if len(own) != 1 or not isinstance(own[0], nn.Linear | nn.Conv2d) or own[0].bias is None:
+        return None
+    layer = own[0]
+    if isinstance(layer, nn.Conv2d):
+        k = layer.kernel_size[0]
+        plain = layer.kernel_size == (k, k) and k % 2 and layer.padding == (k // 2, k // 2) and layer.padding_mode == "zeros"
+        return layer if plain and layer.stride == layer.dilation == (1, 1) and layer.groups == 1 else None
+    return layer
+
+
+def inputs_of(layer: nn.Linear | nn.Conv2d, h_BTD: Tensor) -> Tensor:
+    """(B*T,P): what the layer multiplies its weights with."""
+    if isinstance(layer, nn.Linear):
+        return h_BTD.flatten(0, 1)
+    grid, k = round(h_BTD.shape[1] ** 0.5), layer.kernel_size[0]
+    return F.unfold(h_BTD.transpose(1, 2).unflatten(2, (grid, grid)), k, padding=k // 2).transpose(1, 2).flatten(0, 1)
+
+
+def _is_affine(candidate: Candidate, h_BTD: Tensor) -> bool:
+    """Whether its projector computes what its one affine layer does, and nothing else."""
+    layer = affine_layer(candidate.head) if candidate.head is not None else None
+    if layer is None or candidate.head is None:
+        return False
+    found, plain = candidate.head(h_BTD).flatten(0, 1), F.linear(inputs_of(layer, h_BTD), layer.weight.flatten(1), layer.bias)
+    return found.shape == plain.shape and torch.allclose(found, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+
+
+@torch.no_grad()
+def _solve(subject: Subject, options: TargetOptions, made: list[Candidate]) -> dict[str, Reader]:
+    """Closed-form fits: one set of sums for all projectors of one kernel."""
+    layers = {c.name: affine_layer(c.head) for c in made if c.head is not None}
+    kernels: dict[int, list[Candidate]] = {}
+    for c in made:
+        layer = layers[c.name]
+        kernels.setdefault(layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 0, []).append(c)
+    sums = {kernel: Ridge({c.name: _bias(c).numel() for c in of_kernel}) for kernel, of_kernel in kernels.items()}
+    batches = -(-options.fit_samples // FIT_BATCH)
+    judged = -(-batches // 8)
+    with tqdm(total=batches + judged, desc="fitting projectors", unit="batch", mininterval=1.0, leave=False) as bar:
+        for part, count in ((SOLVES, batches), (CHOOSES, judged)):
+            for step in fit_steps(subject, options.seed, made, count, part):
+                for kernel, of_kernel in kernels.items():
+                    x_NP = inputs_of(layers[of_kernel[0].name], step[2].float())  # type: ignore[arg-type]
+                    sums[kernel].add(x_NP, {c.name: _aim(c, step).flatten(0, 1) for c in of_kernel}, part)
+                bar.update()
+    return {name: reader for ridge in sums.values() for name, reader in ridge.solve().items()}
+
+
+def _bias(candidate: Candidate) -> Tensor:
+    """The bias of the last layer of a projector; an empty tensor where it has none."""
+    assert candidate.head is not None
+    last = [m for m in candidate.head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return last[-1].bias if last and last[-1].bias is not None else torch.empty(0)
+
+
+@torch.no_grad()
+def means(subject: Subject, seed: int, made: list[Candidate]) -> dict[str, Tensor]:
+    """target -> (C,) float32: the mean over train images, tokens and times of what it is regressed on (unit vectors under a cosine loss)."""
+    true = [c for c in {c.target: c for c in made if c.control == NONE and c.aligned is not None}.values()]
+    sums: dict[str, Tensor] = {}
+    for step in fit_steps(subject, seed, true, MEAN):
+        for c in true:
+            mean = _aim(c, step).double().mean((0, 1)) / MEAN
+            sums[c.target] = sums[c.target] + mean if c.target in sums else mean
+    return {target: mean.float() for target, mean in sums.items()}
+
+
+class _Descent:
+    """One projector on its way down its own loss."""
+
+    def __init__(self, candidate: Candidate, mean_C: Tensor) -> None:
+        assert candidate.head is not None
+        self.candidate, self.head, self.steps, self.rate = candidate, candidate.head, 0, 0
+        bias = _bias(candidate)
+        if bias.shape == mean_C.shape:
+            bias.data.copy_(mean_C)
+        self.best, self.stale, self.kept = float("inf"), 0, copy.deepcopy(self.head.state_dict())
+        self.start()
+
+    def start(self) -> None:
+        """From the best weights so far, at the next rate."""
+        if self.best < float("inf"):
+            self.head.load_state_dict(self.kept)
+        self.stale = 0
+        if not self.done:
+            self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=RATES[self.rate], weight_decay=0.0)
+
+    @property
+    def done(self) -> bool:
+        return self.rate >= len(RATES)
+
+    def step(self, step: Step) -> None:
+        loss = self.candidate.loss(step[2], self.candidate.target_BTC(*step)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.steps += 1
+
+    def look(self, held: list[Step]) -> None:
+        """After some steps: is there still a gain on the held-out part?"""
+        loss = _judged(self.candidate, held)
+        self.stale = 0 if loss < self.best * (1 - GAIN) else self.stale + 1
+        if loss < self.best:
+            self.best, self.kept = loss, copy.deepcopy(self.head.state_dict())
+        if self.stale >= PATIENCE:
+            self.rate += 1
+            self.start()
+
+
+@torch.no_grad()
+def _judged(candidate: Candidate, held: list[Step], constant_C: Tensor | None = None) -> float:
+    """Mean loss on the held-out part of the projector, or of a constant."""
+    assert candidate.aligned is not None
+    losses = []
+    for step in held:
+        target = candidate.target_BTC(*step)
+        made = candidate.aligned.projector(step[2]) if constant_C is None else constant_C.expand_as(target)
+        losses.append(candidate.aligned.discrepancy(made, target))
+    return float(torch.cat(losses).double().mean())
+
+
+def _descend(subject: Subject, options: TargetOptions, made: list[Candidate], held: list[Step], mean: Mapping[str, Tensor]) -> dict[str, _Descent]:
+    """Fits by gradient, all on the same batches, each until it has converged."""
+    runs = {c.name: _Descent(c, mean[c.target]) for c in made}
+    bar = tqdm(
+        fit_steps(subject, options.seed, made, options.fit_steps), total=options.fit_steps, desc="fitting projectors", mininterval=1.0, leave=False
+    )
+    for number, step in enumerate(bar, start=1):
+        going = [run for run in runs.values() if not run.done]
+        if not going:
+            break
+        for run in going:
+            run.step(step)
+            if number % EVERY == 0 or number == options.fit_steps:
+                run.look(held)
+    for run in runs.values():
+        run.head.load_state_dict(run.kept)
+    return runs
+
+
+def fit(subject: Subject, options: TargetOptions, made: list[Candidate], mean: Mapping[str, Tensor]) -> dict[str, Fitted]:
+    """Fits the projectors of the candidates that want it; name -> how. mean: target -> its mean, as `means` gives it."""
     to_fit = [c for c in made if c.head is not None]
     if not to_fit:
         return {}
-    optimizer = torch.optim.AdamW([p for c in to_fit if c.head is not None for p in c.head.parameters()], lr=FIT_LR, weight_decay=0.0)
-    tail = max(1, options.fit_steps // 10)
-    final = {c.name: 0.0 for c in to_fit}
-    steps = fit_steps(subject, options.seed, to_fit, options.fit_steps)
-    bar = tqdm(steps, total=options.fit_steps, desc="fitting projectors", unit="step", mininterval=1.0, leave=False)
-    for step, (batch, shuffled, h_BTD) in enumerate(bar):
-        each = {c.name: c.loss(h_BTD, c.target_BTC(batch, shuffled, h_BTD)).mean() for c in to_fit}
-        optimizer.param_groups[0]["lr"] = FIT_LR * 0.5 * (1 + np.cos(np.pi * step / options.fit_steps))
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(each.values())).sum().backward()
-        optimizer.step()
-        if step >= options.fit_steps - tail:
-            for name, loss in each.items():
-                final[name] += loss.item() / tail
-    return final
+    held = list(fit_steps(subject, options.seed, to_fit, JUDGE, CHOOSES))
+    affine = [c for c in to_fit if options.fit != DESCENT and _is_affine(c, held[0][2])]
+    readers = _solve(subject, options, affine) if affine else {}
+    for c in affine:
+        layer = affine_layer(c.head) if c.head is not None else None
+        assert layer is not None and layer.bias is not None
+        layer.weight.data.copy_(readers[c.name].weight_PC.T.reshape(layer.weight.shape))
+        layer.bias.data.copy_(readers[c.name].bias_C)
+    descents = _descend(subject, options, [c for c in to_fit if c not in affine], held, mean) if len(affine) < len(to_fit) else {}
+    found = {}
+    for c in to_fit:
+        run, reader = descents.get(c.name), readers.get(c.name)
+        found[c.name] = Fitted(
+            how=DESCENT if run else RIDGE,
+            steps=run.steps if run else -(-options.fit_samples // FIT_BATCH) * FIT_BATCH,
+            loss=_judged(c, held),
+            constant_loss=_judged(c, held, mean[c.target]),
+            penalty=reader.penalty if reader else float("nan"),
+            converged=run.done if run else True,
+        )
+    return found

@@ -1,7 +1,7 @@
 """How long a probe will take and how much memory, from running a small piece of it: what `--dry-run` says.
 
 A probe names in SCALES the options that its time is proportional to. A piece of one bin and a few images is run and its time multiplied; where the
-steps of a fit are among them, two pieces tell the fit from the rest. Right within a factor of two or so: small pieces weigh what is done once.
+samples of a fit are among them, two pieces tell the fit from the rest. Right within a factor of two or so: small pieces weigh what is done once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from gsnr.probes.common.resume_cache import ResumeCache
 
-SMALL = {"bins": 1, "n_images": 32, "draws": 1, "fit_steps": 6}
-FIT = "fit_steps"
+SMALL = {"bins": 1, "n_images": 32, "draws": 1, "fit_samples": 640}
+FIT = "fit_samples"
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def forecast(probe: ModuleType, subject: Any, options: Any) -> Forecast:
     factor = 1.0
     for key in probe.SCALES:
         factor *= getattr(options, key) / getattr(small, key) if key != FIT else 1
-    least = replace(small, **{FIT: 1}) if FIT in has else small
+    least = replace(small, **{FIT: 64}) if FIT in has else small
     _seconds(probe, subject, least)
     rest = _seconds(probe, subject, least)
     if FIT not in probe.SCALES or small == least:
         return Forecast(rest * factor, _peak())
-    a_step = max(0.0, _seconds(probe, subject, small) - rest) / (small.fit_steps - 1)
-    return Forecast(a_step * options.fit_steps + max(0.0, rest - a_step) * factor, _peak())
+    a_sample = max(0.0, _seconds(probe, subject, small) - rest) / (small.fit_samples - least.fit_samples)
+    return Forecast(a_sample * options.fit_samples + max(0.0, rest - a_sample * least.fit_samples) * factor, _peak())

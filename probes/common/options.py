@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gsnr.options import option
 from gsnr.probes.common.bins import SPACINGS
+
+NONE, SHUFFLED, WITHIN_CLASS, CONSTANT = "none", "shuffled", "shuffled_class", "constant"  # controls of a target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +18,8 @@ class ProbeOptions:
     """What all probes have. The options identify a measurement: with others, a table is not taken for the same."""
 
     n_images: int = option(256, "held-out images, each used once in every bin", low=3)
-    first_image: int = option(0, "number of the first of them: disjoint ones check a finding", low=0)
+    first_image: int = option(0, "place of the first of them in a fixed random order: disjoint ones check a finding", low=0)
     seed: int = option(0, "seed of times, noise and projector fits", low=0)
-
-    @property
-    def images(self) -> NDArray[np.int64]:
-        """Numbers of the held-out images."""
-        return np.arange(self.first_image, self.first_image + self.n_images, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +49,12 @@ class TargetOptions(GradientOptions):
     """Of a probe that compares alignment targets."""
 
     targets: tuple[str, ...] = option((), "alignment targets: all, or own, uniform_mid, sra2, ... (default: own,uniform_mid,uniform_deep)")
-    controls: tuple[str, ...] = option(("shuffled", "constant"), "controls of the first target, or none", ("shuffled", "constant", "none"))
+    controls: tuple[str, ...] = option(
+        (SHUFFLED, WITHIN_CLASS, CONSTANT),
+        "controls: shuffled (of every target: its floor), and of the first target shuffled_class (within class) and constant; or none",
+        (SHUFFLED, WITHIN_CLASS, CONSTANT, NONE),
+    )
     projector: tuple[str, ...] = option(("fit", "ckpt"), "fit alike, ckpt (the checkpoint's own), fresh", ("fit", "ckpt", "fresh"))
-    fit_steps: int = option(1000, "steps each target's projector is fitted for", low=1)
+    fit: str = option("auto", "how projectors are fitted: ridge in closed form where they are linear, or descent for all", ("auto", "descent"))
+    fit_samples: int = option(16384, "train samples (image, t, noise) that linear projectors are solved from", low=64)
+    fit_steps: int = option(6000, "steps that the descent of other projectors may take until it has converged", low=1)

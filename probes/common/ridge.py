@@ -94,7 +94,8 @@ class Ridge:
         held_xx, held_xy, held_yy = two.about(*centre)
         for penalty, w_PC in _solutions(one, PENALTIES).items():
             error[penalty] = held_yy - 2 * (w_PC * held_xy).sum(0) + (w_PC * (held_xx @ w_PC)).sum(0)
-        chosen = {name: min(error, key=lambda p, c=c: float(error[p][c].sum())) for name, c in columns.items()}
+        of_output = {name: {penalty: float(e_C[c].sum()) for penalty, e_C in error.items()} for name, c in columns.items()}
+        chosen = {name: min(errors, key=errors.__getitem__) for name, errors in of_output.items()}
         both = one.plus(two)
         final = _solutions(both, tuple(sorted(set(chosen.values()))))
         readers = {}
@@ -102,7 +103,7 @@ class Ridge:
             weight = final[chosen[name]][:, c]
             mean_y = both.y_C[c] / both.n + self.y0_C[c].double()
             bias = mean_y - (both.x_P / both.n + self.x0_P.double()) @ weight
-            r2 = 1 - float(error[chosen[name]][c].sum() / held_yy[c].sum())
+            r2 = 1 - of_output[name][chosen[name]] / float(held_yy[c].sum())
             readers[name] = Reader(weight_PC=weight, bias_C=bias, penalty=chosen[name], r2=r2)
         return readers
 

@@ -20,7 +20,7 @@ from gsnr.train import opening, vae
 from gsnr.train.alignments import ahpa
 from gsnr.train.convert import conversion, foreign
 from gsnr.train.data.cache import Header, Split
-from gsnr.train.data.heldout import require
+from gsnr.train.data.heldout import order, require
 from gsnr.train.interpolant import log_snr
 from gsnr.train.models.sit import SiT
 from gsnr.train.runs import checkpoint
@@ -67,6 +67,10 @@ class Subject:
     def require_images(self, options: ProbeOptions) -> None:
         """Raises ValueError where the held-out split holds fewer images."""
         require(self.splits["heldout"], options.n_images, options.first_image)
+
+    def images(self, options: ProbeOptions) -> NDArray[np.int64]:
+        """Numbers of the held-out images that are measured, in the order in which `heldout_batches` takes them."""
+        return order(self.splits["heldout"].size)[options.first_image : options.first_image + options.n_images]
 
     @property
     def device(self) -> str:

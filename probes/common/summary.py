@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from gsnr.table import EASY, target_name
 
 
+def _mark(row: dict[str, Any]) -> str:
+    """What a cell's number is worth."""
+    if row["below_detection"]:
+        return "."
+    return "u" if row["underfit"] else " " if row["above_floor"] or row["floor"] != row["floor"] else "-"
+
+
 def summary(cells: pd.DataFrame, group: str = "all") -> str:
-    """G-SNR per bin (rows) and target (columns) as text: B * gsnr with its 95 % interval; a dot marks cells below detection."""
+    """G-SNR per bin (rows) and target (columns) as text: B * gsnr with its 95 % interval and a mark; the floor of the first target last."""
     here = cells[cells["group"] == group]
     batch_ref = int(here["batch_ref"].iloc[0])
     several, labels = len(here[["run", "checkpoint"]].drop_duplicates()) > 1, cells.attrs.get("labels", {})
     columns: dict[str, list[str]] = {"t": []}
-    for (low, high), rows in here.groupby(["t_low", "t_high"]):
-        columns["t"].append(f"{low:.2f}-{high:.2f}")
+
+    def text(values: list[float]) -> str:
+        value, low, high = (batch_ref * x for x in values)
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+    for (t_low, t_high), rows in here[here["control"] == "none"].groupby(["t_low", "t_high"]):
+        columns["t"].append(f"{t_low:.2f}-{t_high:.2f}")
+        floors: dict[str, str] = {}
         for row in rows.to_dict("records"):
-            value, a, b = (batch_ref * row[x] for x in ("gsnr", "gsnr_low", "gsnr_high"))
             name = target_name(row["target"], row["control"], row["projector"], labels=labels)
-            name = f"{row['run']}/{row['checkpoint']}: {name}" if several else name
-            columns.setdefault(name, []).append(f"{value:.2f} [{a:.2f}, {b:.2f}]{'.' if row['below_detection'] else ' '}")
+            where = f"{row['run']}/{row['checkpoint']}: " if several else ""
+            columns.setdefault(where + name, []).append(text([row[x] for x in ("gsnr", "gsnr_low", "gsnr_high")]) + _mark(row))
+            if row["floor"] == row["floor"] and row["projector"] == "fit":
+                floors.setdefault(f"{where}floor", text([row[x] for x in ("floor", "floor_low", "floor_high")]) + " ")
+        for name, floor in floors.items():
+            columns.setdefault(name, []).append(floor)
     widths = {name: max(map(len, [name, *texts])) + 2 for name, texts in columns.items()}
     lines = ["".join(f"{name:>{width}}" for name, width in widths.items())]
     lines += ["".join(f"{text:>{width}}" for text, width in zip(row, widths.values(), strict=True)) for row in zip(*columns.values(), strict=True)]
-    title = f"{batch_ref} x G-SNR of group {group!r}, n = {int(here['n'].iloc[0])}, 95 % interval; '.' = below detection"
-    return "\n".join([title, *lines])
+    head = f"{batch_ref} x G-SNR of group {group!r}, n = {int(here['n'].iloc[0])}, 95 % interval; floor: the first target's controls"
+    marks = "'.' below detection; '-' detected, but not above its floor; 'u' the projector reaches less than a constant"
+    return "\n".join([head, marks, *lines])
 
 
 def easy(metrics: pd.DataFrame) -> str:

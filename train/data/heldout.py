@@ -12,6 +12,12 @@ from gsnr.train.data.batches import Batch, assemble
 from gsnr.train.data.cache import Split
 
 REPEAT = 1 << 40  # sample numbers of an image's second, third, ... draw lie this far apart
+ORDER = 1  # seed of the order in which images are taken; a constant, so that "the first n images" are the same for every seed of a probe
+
+
+def order(size: int) -> NDArray[np.int64]:
+    """(size,): the image numbers of a split in the fixed random order in which "the first n images" are counted: data are often sorted by class."""
+    return np.random.default_rng(ORDER).permutation(size)
 
 
 def require(split: Split, images: int, first: int = 0) -> None:
@@ -31,30 +37,30 @@ def heldout_batches(
     groups: tuple[str, ...],
     batch: int = 64,
     repeats: int = 1,
-    shuffled: bool = False,
+    partner_N: NDArray[np.int64] | None = None,
     first: int = 0,
 ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """(image numbers, batch) over `images` held-out images from number `first` on: t = low + (high - low) u; u, noise and posterior draw are the
-    image's own.
+    """(image numbers, batch) over `images` held-out images from place `first` of `order` on: t = low + (high - low) u; u, noise and posterior draw
+    are the image's own.
 
     `repeats` rows an image, one after another, differ in u, noise and posterior draw. The same (seed, stream, image, repeat) gives the same
     numbers in every call, so bins and targets are compared on identical samples.
-    `shuffled`: `another_image` with its own noise, at the same t. (A target made of a noised latent that shared its noise with the sample
-    would be no target of another image.)
+    `partner_N`: image -> another one, as `partners` gives them: it comes in the image's place with its own noise, at the same t. (A target made of
+    a noised latent that shared its noise with the sample would be no target of another image.)
 
     Raises ValueError where the split holds fewer images.
     """
     require(split, images, first)
-    together = max(1, batch // repeats)
-    for start in range(first, first + images, together):
-        index = np.repeat(np.arange(start, min(start + together, first + images), dtype=np.int64), repeats)
+    together, chosen = max(1, batch // repeats), order(split.size)[first : first + images]
+    for start in range(0, images, together):
+        index = np.repeat(chosen[start : start + together], repeats)
         numbers = index + REPEAT * np.tile(np.arange(repeats), len(index) // repeats)
         drawn = rng.draw(seed, stream, numbers, split.header.latent_shape)
         t_N = low + (high - low) * drawn.u
-        if not shuffled:
+        if partner_N is None:
             yield index, assemble(split, index, drawn, t_N, groups, mirror=False)
             continue
-        other = another_image(index, split.size)
+        other = partner_N[index]
         others = rng.draw(seed, stream, other + (numbers - index), split.header.latent_shape)
         yield index, assemble(split, other, others, t_N, groups, mirror=False)
 
@@ -65,6 +71,18 @@ def choose(images: int, heldout: int) -> dict[str, NDArray[np.int64]]:
     return {"train": np.sort(permutation[heldout:]), "heldout": np.sort(permutation[:heldout])}
 
 
-def another_image(index_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """A fixed-point-free pairing for the shuffled control: image i gets the features of image i + size // 2, cyclically."""
-    return (index_N + max(1, size // 2)) % size
+def partners(size: int, seed: int, labels_N: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """(size,): image -> another image, for the shuffled control: a random cycle through all of them, so that no image is its own partner (but a
+    lone one) and each is the partner of one. Sorted or periodic data make no difference.
+
+    labels_N: the partner is of the same class; an image that is alone in its class is paired with the other lone ones."""
+    places = np.random.default_rng((seed, 2)).permutation(size)
+    classes = np.zeros(size, np.int64)
+    if labels_N is not None:
+        _, classes, counts = np.unique(labels_N, return_inverse=True, return_counts=True)
+        classes = np.where(counts[classes] == 1, -1, classes)
+    grouped = places[np.argsort(classes[places], kind="stable")]
+    partner = np.empty(size, np.int64)
+    for members in np.split(grouped, np.flatnonzero(np.diff(classes[grouped])) + 1):
+        partner[members] = np.roll(members, -1)
+    return partner
