@@ -49,7 +49,7 @@ def test_an_alignment_and_a_projector(run: Path, tmp_path: Path) -> None:
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["align"] > 0
     assert json.loads((run / "config.json").read_text())["config"]["alignment"] == {"name": "repa_l1", "tap": 1, "weight": 1.0, "projector": "wide"}
-    words = ("--ckpt", run, "--probe", "alignment", *SMALL, "--fit-steps", 2)
+    words = ("--ckpt", run, "--probe", "alignment", *SMALL, "--fit-samples", 128)
     assert call(probe, *words, "--targets", "own,repa,uniform_deep", "--out", tmp_path) == 0
     cells = table.read(tmp_path / "alignment.parquet")
     assert list(dict.fromkeys(cells["target"])) == ["repa_l1", "repa", "uniform_deep"]
@@ -60,7 +60,22 @@ def test_an_alignment_and_a_projector(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_stranger_is_a_target_on_any_backbone(plain_run: Path, tmp_path: Path) -> None:
-    words = ("--ckpt", plain_run, "--probe", "alignment", "--bins", 1, "--n-images", 8, "--fit-steps", 2, "--controls", "none", "--projector", "fit")
+    words = (
+        "--ckpt",
+        plain_run,
+        "--probe",
+        "alignment",
+        "--bins",
+        1,
+        "--n-images",
+        8,
+        "--fit-samples",
+        128,
+        "--controls",
+        "none",
+        "--projector",
+        "fit",
+    )
     assert call(probe, *words, "--targets", "repa_l1,spread", "--out", tmp_path) == 0
     cells = table.read(tmp_path / "alignment.parquet")
     assert set(zip(cells["target"], cells["projector"], strict=True)) == {("repa_l1", "fit"), ("spread", "none")}

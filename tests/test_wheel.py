@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import REPO
 
 HOSTILE = ("train.py", "utils.py", "models/__init__.py", "probes.py", "figures.py", "data/__init__.py", "sample.py", "evaluate.py", "config.py")
-CHAIN = ("--probe", "alignment", "--targets", "own", "--bins", "1", "--n-images", "4", "--fit-steps", "2")
+CHAIN = ("--probe", "alignment", "--targets", "own", "--bins", "1", "--n-images", "4", "--fit-samples", "128")
 
 
 @pytest.fixture(scope="module")

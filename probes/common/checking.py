@@ -97,6 +97,6 @@ def _text(first: pd.DataFrame, compared: pd.DataFrame) -> str:
         counts = [f"{int(all_kept[k].sum())}/{int(all_kept[k].notna().sum())}" for k in KEPT]
         changed = of_target[(of_target[list(KEPT)] == 0).any(axis=1)].groupby("repetition", sort=False).size()
         said = ", ".join(f"{name} {count}" for name, count in changed.items())
-        name = table.target_name(*map(str, which), labels=labels)  # type: ignore[misc]
+        name = table.target_name(*map(str, which), labels=labels)
         lines.append(f"  {name:38}{counts[0]:>12}{counts[1]:>8}{counts[2]:>8}   {said}")
     return "\n".join(lines)

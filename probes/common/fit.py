@@ -114,6 +114,7 @@ def inputs_of(layer: nn.Linear | nn.Conv2d, h_BTD: Tensor) -> Tensor:
     return F.unfold(h_BTD.transpose(1, 2).unflatten(2, (grid, grid)), k, padding=k // 2).transpose(1, 2).flatten(0, 1)
 
 
+@torch.no_grad()
 def _is_affine(candidate: Candidate, h_BTD: Tensor) -> bool:
     """Whether its projector computes what its one affine layer does, and nothing else."""
     layer = affine_layer(candidate.head) if candidate.head is not None else None

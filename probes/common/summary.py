@@ -9,7 +9,7 @@ import pandas as pd
 from gsnr.table import EASY, target_name
 
 
-def _mark(row: dict[str, Any]) -> str:
+def _mark(row: dict[Any, Any]) -> str:
     """What a cell's number is worth."""
     if row["below_detection"]:
         return "."

@@ -40,7 +40,7 @@ def differences(run: Path, images: int, bins: int, repetitions: int) -> pd.DataF
     pairs = subject.splits["heldout"].size // (2 * images)
     found = []
     for seed, pair in tqdm(list(product(range(repetitions), range(pairs))), desc="pairs of probes", unit="pair", leave=False):
-        shared = {"bins": bins, "n_images": images, "seed": seed, "fit_steps": 1, "projector": ("ckpt",)}
+        shared = {"bins": bins, "n_images": images, "seed": seed, "fit_samples": 64, "projector": ("ckpt",)}
         a, b = (_probe(subject, TargetOptions(**shared, first_image=(2 * pair + side) * images)) for side in (0, 1))
         z = (a["gsnr"] - b["gsnr"]) / np.sqrt(a["se"] ** 2 + b["se"] ** 2)
         found.append(z.rename("z").reset_index().assign(seed=seed, pair=pair))

@@ -54,7 +54,7 @@ def test_it_is_self_contained_and_complete(page: Path, probed_run: Path) -> None
         assert base64.b64decode(address.partition(",")[2]).startswith(b"\x89PNG")
     assert all(f"<h3>{name}</h3>" in text for name in drawn)
     provenance = table.provenance(probed_run / "probes" / "alignment.parquet")
-    for said in (provenance["checkpoints"][0]["sha"][:12], "fit_steps", "adaptive pooling (Sec. 4.2)", "AHPA, shuffled", "optim.lr"):
+    for said in (provenance["checkpoints"][0]["sha"][:12], "fit_samples", "adaptive pooling (Sec. 4.2)", "AHPA, shuffled", "optim.lr"):
         assert said in text
 
 

@@ -16,9 +16,12 @@ from torch import nn
 import gsnr
 from gsnr import table
 from gsnr.probes.common import aligned, bins, fit
+from gsnr.probes.common.candidates import candidates, with_constants
 from gsnr.probes.common.command import main
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache
+from gsnr.train.data import permutation
+from gsnr.train.data.heldout import order
 from gsnr.train.data.rng import draw
 from tests.conftest import call
 from tests.gsnr import naive
@@ -26,7 +29,7 @@ from tests.gsnr.problems import naive_gradients
 from tests.listing import choose_from
 from tests.probes.subjects import subject_of
 
-WORDS = ("--probe", "alignment", "--bins", 3, "--n-images", 8, "--fit-steps", 3)
+WORDS = ("--probe", "alignment", "--bins", 3, "--n-images", 8, "--fit-samples", 128)
 TARGETS = "ahpa, heuristic, irepa, repa, sra, sra2, uniform_G1, uniform_G2, uniform_mid, uniform_deep, uniform_both, uniform_G1-G4"  # ours
 KEYS = ["run", "target", "control", "projector", "group", "bin"]
 
@@ -43,7 +46,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
 
     def stops(*arguments: object) -> gsnr.ComparisonResult:
         calls.append(1)
-        if len(calls) > 2 * 8 + 3:
+        if len(calls) > 2 * 11 + 3:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
@@ -63,7 +66,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
     monkeypatch.setattr(aligned, "measure", lambda *a: again.append(1) or real(*a))
     monkeypatch.setattr(aligned, "fit", lambda *a: pytest.fail("fitted again"))
     assert call(main, *words, "--out", out, "--resume") == 0
-    assert len(again) == 8
+    assert len(again) == 11
     pd.testing.assert_frame_equal(cells_of(tmp_path / "whole"), cells_of(out), check_exact=True)
     assert not kept.exists()
     one, two = (table.provenance(o / "alignment.parquet")["checkpoints"] for o in (tmp_path / "whole", out))
@@ -87,7 +90,7 @@ def test_a_damaged_piece_is_named_and_nothing_is_left_of_a_measurement_that_did_
         parts.tensors("y", dict)
     for words, message in (
         (("--targets", "own,magic"), "--targets magic: it does not exist, or the data lack its features; " + choose_from(f"all, own, {TARGETS}")),
-        (("--controls", "magic"), "--controls 'magic' does not exist; choose from shuffled, constant"),
+        (("--controls", "magic"), "--controls 'magic' does not exist; choose from shuffled, shuffled_class, constant"),
         (("--projector", "magic"), "--projector 'magic' does not exist; choose from fit, ckpt, fresh"),
         (("--projector", "ckpt", "--targets", "sra2"), "has none for the targets sra2; choose fit"),
         (("--spacing", "magic"), "--spacing 'magic' does not exist; choose from t, logsnr"),
@@ -99,7 +102,7 @@ def test_a_damaged_piece_is_named_and_nothing_is_left_of_a_measurement_that_did_
 
 def test_every_target_of_the_demo_s_data(smoke_run: Path, tmp_path: Path) -> None:
     """G1 to G4, their mixtures, the clean latent, an image teacher, the model itself: on the same images, times and noise."""
-    words = ("--ckpt", smoke_run, "--probe", "alignment", "--bins", 1, "--n-images", 8, "--fit-steps", 3, "--controls", "none")
+    words = ("--ckpt", smoke_run, "--probe", "alignment", "--bins", 1, "--n-images", 8, "--fit-samples", 128, "--fit-steps", 3, "--controls", "none")
     assert call(main, *words, "--targets", "all", "--projector", "fit,fresh", "--out", tmp_path) == 0
     cells = cells_of(tmp_path)
     ours = cells[cells["target"].isin(TARGETS.split(", "))]
@@ -122,29 +125,30 @@ def test_bins_in_logsnr(smoke_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_constant_target_is_the_mean_target_of_train_images(smoke_run: Path) -> None:
-    """Computed here from the cache; its fitted projector all but reaches it, which marks an easy target."""
+    """Computed here from the cache: of unit targets, which have the direction of the best constant under a cosine loss."""
     subject = subject_of(smoke_run)
-    options = TargetOptions(bins=1, n_images=8, fit_steps=200, projector=("fit",), targets=("uniform_deep",))
-    made = {c.control: c for c in fit.candidates(subject, options)}
-    from gsnr.train.data import permutation
-
-    index = permutation.image_of(np.arange(fit.CONSTANT_BATCHES * fit.FIT_BATCH), subject.splits["train"].size, 0)
-    deep = subject.splits["train"].take(index, ("G4",))["G4"].astype(np.float64)
-    assert made["constant"].constant_C is not None
-    np.testing.assert_allclose(made["constant"].constant_C.numpy(), deep.mean((0, 1, 3, 4)), rtol=1e-4, atol=1e-6)
-    losses = fit.fit(subject, options, list(made.values()))
-    assert losses["uniform_deep [constant]"] < 0.2 * losses["uniform_deep [shuffled]"]
+    options = TargetOptions(bins=1, n_images=8, projector=("fresh",), targets=("uniform_deep",))
+    made = candidates(subject, options)
+    mean = fit.means(subject, 0, made)
+    vector = {c.control: c for c in with_constants(made, mean)}["constant"].constant_C
+    images = order(subject.splits["train"].size)[subject.splits["train"].size // 8 :]
+    index = images[permutation.image_of(np.arange(fit.MEAN * fit.FIT_BATCH), len(images), 0)]
+    deep = subject.splits["train"].take(index, ("G4",))["G4"].astype(np.float64).mean(1)
+    unit = deep / np.linalg.norm(deep, axis=1, keepdims=True)
+    assert vector is not None
+    np.testing.assert_allclose(vector.numpy(), unit.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
 def whole_gradients(run: Path) -> np.ndarray:
     """(8, P): of uniform_mid's loss in bin 1, for the backbone up to the tap; one float64 .backward() a sample, from the files of the run.
     The projector is fitted by `fit`, which has tests of its own."""
     subject = subject_of(run)
-    options = TargetOptions(bins=3, n_images=8, seed=0, fit_steps=3, controls=(), projector=("fit",), targets=("uniform_mid",))
-    (candidate,) = fit.candidates(subject, options)
-    fit.fit(subject, options, [candidate])
-    rows = subject.splits["heldout"].take(np.arange(8), ("mean", "std", "label", "G3"))
-    drawn = draw(0, "heldout", np.arange(8), subject.header.latent_shape)
+    options = TargetOptions(bins=3, n_images=8, seed=0, fit_samples=128, controls=(), projector=("fit",), targets=("uniform_mid",))
+    (candidate,) = candidates(subject, options)
+    fit.fit(subject, options, [candidate], fit.means(subject, 0, [candidate]))
+    images = np.sort(order(256)[:8])  # as `estimate_again` has them
+    rows = subject.splits["heldout"].take(images, ("mean", "std", "label", "G3"))
+    drawn = draw(0, "heldout", images, subject.header.latent_shape)
     t = 1 / 3 + drawn.u / 3
     x0 = (rows["mean"] + rows["std"] * drawn.posterior.astype(np.float64)) * subject.header.scale
     x_t = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * drawn.noise

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 import gsnr
 from gsnr import table
 from gsnr.probes.common import fit, summary
+from gsnr.probes.common.candidates import candidates
 from gsnr.probes.common.command import main
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.subject import Subject
 from gsnr.train.data import cache
+from gsnr.train.data.heldout import order, partners
 from gsnr.train.data.rng import draw
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.runs import checkpoint
@@ -26,7 +28,7 @@ from tests.conftest import call
 from tests.listing import choose_from
 from tests.probes.subjects import subject_of
 
-OPTIONS = TargetOptions(bins=3, n_images=24, fit_steps=10)
+OPTIONS = TargetOptions(bins=3, n_images=24, fit_samples=256)
 
 
 def test_the_table(probed_run: Path) -> None:
@@ -34,13 +36,12 @@ def test_the_table(probed_run: Path) -> None:
     keys = set(zip(cells["target"], cells["control"], cells["projector"], strict=True))
     assert keys == {
         ("ahpa", "none", "fit"),
-        ("uniform_mid", "none", "fit"),
-        ("uniform_deep", "none", "fit"),
-        *(("ahpa", control, "fit") for control in ("shuffled", "constant")),
-        *(("ahpa", control, "ckpt") for control in ("none", "shuffled", "constant")),
+        *((target, control, "fit") for target in ("uniform_mid", "uniform_deep") for control in ("none", "shuffled")),
+        *(("ahpa", control, "fit") for control in ("shuffled", "shuffled_class")),
+        *(("ahpa", control, "ckpt") for control in ("none", "shuffled", "shuffled_class", "constant")),
     }
     assert set(cells["group"]) == {"all", "embedders", "block 1", "block 2", "attention", "MLP", "adaLN", "label", "projector"}
-    assert len(cells) == 8 * 9 * 3
+    assert len(cells) == 11 * 9 * 3
     assert set(cells["n"]) == {24} and set(cells["step"]) == {30} and set(cells["weights"]) == {"ema"}
     first = cells[cells["bin"] == 0].iloc[0]
     assert (first["t_low"], first["t_high"]) == (0.0, pytest.approx(1 / 3))
@@ -63,7 +64,7 @@ def test_intervals_can_be_recomputed_from_the_samples(probed_run: Path) -> None:
         assert again.signal == pytest.approx(cell["signal"], rel=1e-3, abs=1e-6 * cell["noise"])
         assert again.ci() == pytest.approx((cell["gsnr_low"], cell["gsnr_high"]), rel=1e-3, abs=1e-6)
         assert rows["loss"].mean() == pytest.approx(cell["loss"], rel=1e-6)
-        assert list(rows["image_id"]) == list(range(24))
+        assert list(rows["image_id"]) == list(order(256)[:24])
 
 
 def test_targets_share_images_times_and_noise(probed_run: Path) -> None:
@@ -76,20 +77,21 @@ def test_targets_share_images_times_and_noise(probed_run: Path) -> None:
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> None:
-    """U and V of bin 1 from the files alone: one .backward() a sample, numpy for the rest. Shuffled: the target is that of image i + 128,
-    and the projector is fitted here by `_fit`, whose procedure has tests of its own."""
+    """U and V of bin 1 from the files alone: one .backward() a sample, numpy for the rest. Shuffled: the target is that of the
+    image's partner, and the projector is fitted here by `fit`, whose procedure has tests of its own."""
     loaded = checkpoint.load(probed_run)
     header, splits = cache.open_cache(demo_cache(256, 256, "adaptive"), ("G3", "G4"))
-    rows = splits["heldout"].take(np.arange(24), ("mean", "std", "label", "G3", "G4"))
-    drawn = draw(0, "heldout", np.arange(24), header.latent_shape)
+    images = order(256)[:24]
+    rows = splits["heldout"].take(images, ("mean", "std", "label", "G3", "G4"))
+    drawn = draw(0, "heldout", images, header.latent_shape)
     t = torch.from_numpy((1 / 3 + drawn.u / 3).astype(np.float32))
     x0 = torch.from_numpy((rows["mean"] + rows["std"] * drawn.posterior) * np.float32(header.scale))
     x_t = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * torch.from_numpy(drawn.noise)
     model, alignment = loaded.model, loaded.alignment
     if shuffled:
-        rows |= splits["heldout"].take(np.arange(24) + 128, ("G3", "G4"))
-        made = fit.candidates(subject_of(probed_run), OPTIONS)
-        fit.fit(subject_of(probed_run), OPTIONS, made)
+        rows |= splits["heldout"].take(partners(256, 0)[images], ("G3", "G4"))
+        made = candidates(subject_of(probed_run), OPTIONS)
+        fit.fit(subject_of(probed_run), OPTIONS, made, fit.means(subject_of(probed_run), 0, made))
         alignment = next(c for c in made if (c.control, c.projector) == ("shuffled", "fit")).alignment
     names = [n for n, _ in model.named_parameters() if n.startswith(("x_embedder", "t_embedder", "blocks.0.", "blocks.1."))]
     gradients, losses, denoising = [], [], []
@@ -135,25 +137,6 @@ def test_cells_against_a_naive_computation(probed_run: Path, shuffled: bool) -> 
     assert cell["noise"] == pytest.approx(g.var(axis=0, ddof=1).sum(), rel=1e-3)
 
 
-def test_fitting_moves_fitted_projectors_only_and_towards_their_targets(probed_run: Path) -> None:
-    """Every fitted loss falls; the checkpoint's own projector, the routers and the backbone stay; two fits are the same fit."""
-    subject = subject_of(probed_run)
-    made = fit.candidates(subject, OPTIONS)
-    before = [{k: v.clone() for k, v in c.alignment.state_dict().items()} for c in made]
-    backbone = {k: v.clone() for k, v in subject.checkpoint.model.state_dict().items()}
-    early = fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=1), fit.candidates(subject, OPTIONS))
-    late = fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), made)
-    assert late.keys() == early.keys() == {c.name for c in made if c.projector == "fit"}
-    assert all(late[name] < early[name] for name in late)
-    for c, was in zip(made, before, strict=True):
-        for name, value in c.alignment.state_dict().items():
-            moves = c.projector == "fit" and name.startswith("projector.")
-            assert torch.equal(value, was[name]) != moves, (c.name, name)
-    assert all(torch.equal(v, backbone[k]) for k, v in subject.checkpoint.model.state_dict().items())
-    again = fit.fit(subject, dataclasses.replace(OPTIONS, fit_steps=60), fit.candidates(subject, OPTIONS))
-    assert again == late
-
-
 def test_a_uniform_run_is_probed_with_its_own_split(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from gsnr.figures.command import main as draw
     from gsnr.train.command import main as train
@@ -161,12 +144,13 @@ def test_a_uniform_run_is_probed_with_its_own_split(tmp_path: Path, capsys: pyte
     run = tmp_path / "run"
     words = ("--preset", "smoke", "--alignment", "uniform", "--alignment.source", "mid", "--alignment.split", "2/6", "--steps", 2)
     assert call(train, *words, "--out", run) == 0
-    made = fit.candidates(subject_of(run), OPTIONS)
+    made = candidates(subject_of(run), OPTIONS)
     assert [(c.name, c.alignment.mid_layers) for c in made] == [
-        *((name, 2) for name in ("uniform_mid", "uniform_deep", "uniform_mid [shuffled]", "uniform_mid [constant]")),
-        *((f"uniform_mid {marks}", 2) for marks in ("[ckpt]", "[shuffled] [ckpt]", "[constant] [ckpt]")),
+        *((f"uniform_mid{marks}", 2) for marks in ("", " [shuffled]", " [shuffled_class]")),
+        *((f"uniform_deep{marks}", 2) for marks in ("", " [shuffled]")),
+        *((f"uniform_mid {marks}", 2) for marks in ("[ckpt]", "[shuffled] [ckpt]", "[shuffled_class] [ckpt]", "[constant] [ckpt]")),
     ]
-    assert call(main, "--ckpt", run, "--bins", 1, "--n-images", 4, "--fit-steps", 2) == 0
+    assert call(main, "--ckpt", run, "--bins", 1, "--n-images", 4, "--fit-samples", 128) == 0
     assert "skipping router" in capsys.readouterr().out
     assert call(draw, "--run", run) == 0
 
@@ -189,17 +173,17 @@ def test_router_table(probed_run: Path) -> None:
 def test_measured_twice_is_measured_once(probed_run: Path, capsys: pytest.CaptureFixture) -> None:
     paths = sorted((probed_run / "probes").iterdir())
     before = [p.stat().st_mtime_ns for p in paths]
-    assert call(main, "--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-steps", "10") == 0
+    assert call(main, "--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256") == 0
     assert "there already" in capsys.readouterr().out
     assert before == [p.stat().st_mtime_ns for p in paths]
     with pytest.raises(ValueError, match=r"bins was 3, now 2.*--overwrite"):
-        call(main, "--ckpt", probed_run, "--bins", "2", "--n-images", "24", "--fit-steps", "10")
+        call(main, "--ckpt", probed_run, "--bins", "2", "--n-images", "24", "--fit-samples", "256")
     assert before == [p.stat().st_mtime_ns for p in paths]
 
 
 def test_draws_and_saved_sums(probed_run: Path, tmp_path: Path) -> None:
     """--draws 2: n still counts images, each image's t is a mean of two, the noise is split; --save-sums: files that merge into the same U and V."""
-    words = ("--ckpt", probed_run, "--bins", "2", "--n-images", "12", "--fit-steps", "3", "--probe", "alignment", "--draws", "2", "--save-sums")
+    words = ("--ckpt", probed_run, "--bins", "2", "--n-images", "12", "--fit-samples", "128", "--probe", "alignment", "--draws", "2", "--save-sums")
     assert call(main, *words, "--out", tmp_path) == 0
     cells, samples = (table.read(tmp_path / f"alignment.{kind}parquet") for kind in ("", "samples."))
     assert set(cells["n"]) == {12} and set(cells["draws"]) == {2}
@@ -211,7 +195,7 @@ def test_draws_and_saved_sums(probed_run: Path, tmp_path: Path) -> None:
     joined = cells.merge(variance.pivot(index=keys, columns="metric", values="value").reset_index(), on=keys)
     np.testing.assert_allclose(joined["noise_between"] + joined["noise_within"] / 2, joined["noise"], rtol=1e-5, atol=1e-12)
     saved = sorted((tmp_path / "alignment.sums").iterdir())
-    assert len(saved) == 8 * 2
+    assert len(saved) == 11 * 2
     cell = cells[(cells["projector"] == "ckpt") & (cells["control"] == "none") & (cells["group"] == "all") & (cells["bin"] == 1)].iloc[0]
     again = gsnr.Result.load(tmp_path / "alignment.sums" / "ahpa-none-ckpt-bin1.safetensors")["backbone"]
     assert (again.n, again.signal) == (12, pytest.approx(cell["signal"], rel=1e-6))
@@ -234,8 +218,9 @@ def test_easiness_of_every_candidate(probed_run: Path) -> None:
     loss = cells[cells["group"] == "all"].set_index(keys)["loss"]
     np.testing.assert_allclose(reached, 1 - loss.loc[reached.index], atol=1e-5)
     constant = metrics[(metrics["metric"] == "constant_cosine") & (metrics["control"] == "constant")]
+    assert set(constant["projector"]) == {"ckpt"}
     np.testing.assert_allclose(constant["value"], 1, atol=1e-6)
-    assert "AHPA, constant at all t" in summary.easy(metrics)
+    assert "AHPA, constant, own projector at all t" in summary.easy(metrics)
 
 
 @pytest.mark.parametrize(
@@ -256,13 +241,13 @@ def test_names_that_are_empty_or_given_twice(probed_run: Path, tmp_path: Path, w
 
 
 def test_disjoint_images(probed_run: Path, tmp_path: Path) -> None:
-    """--first-image: images 24 to 31 are those that n = 32 has as well, and 0 to 23 are not among them."""
-    words = ("--ckpt", probed_run, "--bins", "1", "--fit-steps", "3", "--probe", "alignment,controls,denoising,vae_pca")
+    """--first-image: images 24 to 31 of the order are those that n = 32 has as well, and 0 to 23 are not among them."""
+    words = ("--ckpt", probed_run, "--bins", "1", "--fit-samples", "128", "--probe", "alignment,controls,denoising,vae_pca")
     assert call(main, *words, "--n-images", "32", "--out", tmp_path / "all") == 0
     assert call(main, *words, "--n-images", "8", "--first-image", "24", "--out", tmp_path / "some") == 0
     for probe in ("alignment", "denoising"):
         whole, some = (table.read(tmp_path / name / f"{probe}.samples.parquet") for name in ("all", "some"))
-        assert sorted(some["image_id"].unique()) == list(range(24, 32))
+        assert sorted(some["image_id"].unique()) == sorted(order(256)[24:32])
         keys = ["target", "control", "projector", "group", "image_id"]
         both = some.merge(whole, on=keys, suffixes=("", "_whole"))
         assert len(both) == len(some)
@@ -272,17 +257,17 @@ def test_disjoint_images(probed_run: Path, tmp_path: Path) -> None:
 
 
 def test_probes_of_disjoint_images_agree_as_often_as_their_intervals_say(smoke_run: Path) -> None:
-    """Share of cells whose difference is below 1.96 standard errors; 324 cells of 8 probes, which depend on one another within a probe."""
+    """Share of cells whose difference is below 1.96 standard errors; 432 cells of 8 probes, which depend on one another within a probe."""
     z = agreement.differences(smoke_run, images=32, bins=3, repetitions=1)["z"]
-    assert len(z) == 4 * 3 * 3 * 9
+    assert len(z) == 4 * 4 * 3 * 9
     assert 0.90 < (z.abs() < 1.96).mean() < 0.99 and z.std() > 0.8
 
 
 def test_a_dry_run_measures_nothing_and_estimates(probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ("--ckpt", probed_run, "--bins", "50", "--n-images", "24", "--fit-steps", "40", "--out", tmp_path / "t", "--dry-run")
+    words = ("--ckpt", probed_run, "--bins", "50", "--n-images", "24", "--fit-samples", "4096", "--out", tmp_path / "t", "--dry-run")
     assert call(main, *words, "--probe", "alignment,router", "--controls", "none", "--projector", "fit") == 0
     printed = capsys.readouterr().out
-    assert "projectors fitted for 40 steps" in printed and printed.count("GiB of memory") == 3
+    assert "linear projectors solved from 4096 train samples" in printed and printed.count("GiB of memory") == 3
     assert "in all about" in printed and not (tmp_path / "t").exists()
 
 
@@ -295,20 +280,20 @@ def test_a_forecast_tells_the_fit_from_the_rest() -> None:
     clock = [0.0]
 
     def run(subject: Subject, options: TargetOptions, resume: object, sums: None) -> tuple[dict, dict]:
-        clock[0] += 0.02 * options.fit_steps + 0.1 * options.bins * options.n_images
+        clock[0] += 0.02 * options.fit_samples + 0.1 * options.bins * options.n_images
         return {}, {}
 
-    options = dataclasses.replace(OPTIONS, bins=7, n_images=64, fit_steps=500)
+    options = dataclasses.replace(OPTIONS, bins=7, n_images=64, fit_samples=5000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gsnr.probes.common.forecast.time", SimpleNamespace(perf_counter=lambda: clock[0]))
-        probe = SimpleNamespace(run=run, SCALES=("bins", "n_images", "draws", "fit_steps"))
+        probe = SimpleNamespace(run=run, SCALES=("bins", "n_images", "draws", "fit_samples"))
         assert forecast(probe, None, options).seconds == pytest.approx(0.02 * 500 + 0.1 * 7 * 64)
         once = SimpleNamespace(run=run, SCALES=())
         assert forecast(once, None, options).seconds == pytest.approx(0.02 + 0.1 * 32)
 
 
 def test_engines_give_the_same_table(probed_run: Path, tmp_path: Path) -> None:
-    words = ("--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-steps", "10", "--probe", "alignment", "--out", tmp_path)
+    words = ("--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256", "--probe", "alignment", "--out", tmp_path)
     assert call(main, *words, "--engine", "loop") == 0
     a, b = (table.read(p / "alignment.parquet") for p in (probed_run / "probes", tmp_path))
     assert set(a["engine"]) == {"ghost"} and set(b["engine"]) == {"loop"}
@@ -318,7 +303,7 @@ def test_engines_give_the_same_table(probed_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ("--ckpt", plain_run, "--bins", "1", "--n-images", "8", "--fit-steps", "2", "--out", tmp_path)
+    words = ("--ckpt", plain_run, "--bins", "1", "--n-images", "8", "--fit-samples", "128", "--out", tmp_path)
     assert call(main, *words) == 0
     assert "skipping router" in capsys.readouterr().out
     cells = table.read(tmp_path / "alignment.parquet")
@@ -332,7 +317,7 @@ def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys:
     out = tmp_path / "none"
     assert call(main, "--ckpt", smoke_run, "--dry-run", "--out", out) == 0
     said = capsys.readouterr().out
-    assert "10 bins x 256 held-out images x 8 targets" in said and "alignment.parquet" in said
+    assert "10 bins x 256 held-out images x 11 targets" in said and "alignment.parquet" in said
     assert not out.exists()
     assert call(main, "--list") == 0
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}

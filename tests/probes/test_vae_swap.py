@@ -17,7 +17,7 @@ from gsnr.train.command import main as train
 from gsnr.train.prepare.command import main as prepare
 from tests.conftest import call
 
-WORDS = ("--bins", 2, "--n-images", 8, "--fit-steps", 3, "--controls", "none")
+WORDS = ("--bins", 2, "--n-images", 8, "--fit-samples", 128, "--controls", "none")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_image
 
 from gsnr.train.data import cache, permutation, rng
 from gsnr.train.data.batches import StepBatches, loader
-from gsnr.train.data.heldout import another_image, heldout_batches
+from gsnr.train.data.heldout import heldout_batches, order, partners
 from gsnr.train.demo import images as demo
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.prepare import encode
@@ -238,22 +238,49 @@ def test_standardised_features_have_mean_zero_and_deviation_one(opened) -> None:
 def test_shuffled_samples_are_other_images_with_their_own_noise_at_the_same_times(opened) -> None:
     _, _, splits = opened
     split = splits["heldout"]
+    partner = partners(split.size, 3)
     index, plain = next(heldout_batches(split, 16, 0, "heldout", 0.0, 1.0, ("G4",)))
-    _, other = next(heldout_batches(split, 16, 0, "heldout", 0.0, 1.0, ("G4",), shuffled=True))
+    _, other = next(heldout_batches(split, 16, 0, "heldout", 0.0, 1.0, ("G4",), partner_N=partner))
     assert torch.equal(plain["t"], other["t"])
-    _, own = next(heldout_batches(split, 256, 0, "heldout", 0.0, 1.0, (), batch=256))
-    where = another_image(index, split.size)
+    whole, own = next(heldout_batches(split, 256, 0, "heldout", 0.0, 1.0, (), batch=256))
+    where = np.argsort(whole)[partner[index]]
     assert all(torch.equal(other[key], own[key][where]) for key in ("noise", "offset_u", "latent"))
     assert not any(torch.equal(plain[key], other[key]) for key in ("noise", "offset_u"))
-    rows = split.take(another_image(index, split.size), ("G4", "label"))
+    rows = split.take(partner[index], ("G4", "label"))
     assert torch.equal(other["G4"], torch.from_numpy(rows["G4"])) and torch.equal(other["label"], torch.from_numpy(rows["label"]))
 
 
-def test_shuffling_never_keeps_an_image() -> None:
-    for size in (2, 3, 10, 257):
-        index = np.arange(size)
-        assert (another_image(index, size) != index).all()
-        assert sorted(another_image(index, size)) == list(range(size))
+def test_the_first_images_are_the_same_for_every_seed_and_of_all_classes(opened) -> None:
+    _, _, splits = opened
+    firsts = [next(heldout_batches(splits["heldout"], 32, seed, "heldout", 0.0, 1.0, ()))[0] for seed in (0, 1)]
+    assert np.array_equal(*firsts)
+    for size in (1, 2, 257):
+        assert sorted(order(size)) == list(range(size))
+    sorted_by_class = np.repeat(np.arange(10), 26)[order(260)[:64]]
+    assert len(np.unique(sorted_by_class)) == 10, "data that are sorted by class"
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 257])
+def test_shuffling_never_keeps_an_image_and_depends_on_the_seed(size: int) -> None:
+    index = np.arange(size)
+    partner = partners(size, 0)
+    assert (partner != index).all() and sorted(partner) == list(index)
+    assert np.array_equal(partner, partners(size, 0)) and (size < 10 or not np.array_equal(partner, partners(size, 1)))
+
+
+def test_shuffling_leaves_no_trace_of_the_order_of_the_data() -> None:
+    """Sorted by class, the partner's class says nothing of the image's: a tenth of the pairs share it (i + n/2 gave none, or all, of them)."""
+    for labels in (np.repeat(np.arange(10), 200), np.tile(np.arange(10), 200)):
+        same = (labels[partners(2000, 0)] == labels).mean()
+        assert abs(same - 0.1) < 4 * np.sqrt(0.09 / 2000)
+
+
+def test_shuffling_within_classes() -> None:
+    labels = np.random.default_rng(0).integers(0, 7, 300)
+    labels[:2] = (90, 91)  # alone in their classes
+    partner = partners(300, 0, labels)
+    assert (partner != np.arange(300)).all() and sorted(partner) == list(range(300))
+    assert (labels[partner] == labels)[2:].all() and list(partner[:2]) == [1, 0]
 
 
 def test_latents_have_unit_scale(opened) -> None:
