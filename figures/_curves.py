@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from gsnr.figures.style import T_LABEL
 from gsnr.figures.targets import Key, Targets
 
+GSNR = ("gsnr", "gsnr_low", "gsnr_high")
+
 
 def keys_of(cells: pd.DataFrame) -> list[Key]:
     """In the order in which they were measured."""
@@ -53,7 +55,8 @@ def grid(figure: Figure, shown: int, columns: int, label: str = T_LABEL, **shari
 
 
 def curve(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], scale: float, style: dict[str, Any], shift: float) -> None:
-    """Points with their intervals, open where the interval reaches 0 or there is none; `shift` keeps bars from hiding one another."""
+    """Points with their intervals, open where the interval reaches 0 or there is none, and for a G-SNR where it is not above its floor; crossed out
+    where its projector underfits. `shift` keeps bars from hiding one another."""
     width = (rows["t_high"] - rows["t_low"]).to_numpy()
     t = (rows["t_low"] + rows["t_high"]).to_numpy() / 2 + shift * width
     value, low, high = (scale * rows[c].to_numpy() for c in columns)
@@ -61,12 +64,17 @@ def curve(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], scale: 
     axes.errorbar(t, value, errors, elinewidth=0.7, capsize=1.2, **style)
     with np.errstate(invalid="ignore"):
         unseen = ~((low > 0) | (high < 0))
+    if columns == GSNR:
+        unseen |= (rows["floor"].notna() & ~rows["above_floor"].astype(bool)).to_numpy()
+        short = rows["underfit"].to_numpy(dtype=bool)
+        axes.plot(t[short], value[short], "x", color="black", markersize=5, markeredgewidth=0.7, zorder=4)
     open_marker: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.7, "markersize": 5.0 if style["marker"] in "PX" else 3.5}
     axes.plot(t[unseen], value[unseen], style["marker"], color=style["color"], zorder=3, **open_marker)
 
 
-def panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], columns: tuple[str, str, str], targets: Targets, scale: float = 1.0) -> None:
-    """One curve a key, and a line at 0. Labels say which projector only where there are several."""
+def panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], columns: tuple[str, str, str], targets: Targets, scale: float = 1.0) -> int:
+    """One curve a key, and a line at 0. Labels say which projector only where there are several. Returns the columns of its
+    legend."""
     several = len({projector for _, _, projector in keys}) > 1
     for i, key in enumerate(keys):
         shift = 0.7 / max(4, len(keys)) * (i - (len(keys) - 1) / 2)
@@ -76,8 +84,22 @@ def panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], columns: tuple[str, 
     axes.set_xlim(0, 1)
     if not keys:
         axes.text(0.5, 0.5, "nothing is resolved", ha="center", va="bottom", transform=axes.transAxes)
-        return
+        return 1
     bottom, top = axes.get_ylim()
     columns_of_legend = 2 if len(keys) > 2 and not several else 1
     axes.set_ylim(bottom, top + 0.1 * (1 - -len(keys) // columns_of_legend) * (top - bottom))  # room for the legend above the bars
     axes.legend(loc="upper right", ncols=columns_of_legend)
+    return columns_of_legend
+
+
+def floor_band(axes: Axes, cells: pd.DataFrame, keys: list[Key], scale: float, ncols: int) -> None:
+    """Shades, bin by bin, what the controls of these targets reach, with their intervals; a panel's view is not stretched to show all of it."""
+    rows = pd.concat([rows_of(cells, key) for key in keys])
+    bottom, top = axes.get_ylim()
+    for i, (_, of_bin) in enumerate(rows[rows["floor"].notna()].groupby("t_low")):
+        ends = scale * of_bin["floor_low"].min(), scale * of_bin["floor_high"].max()
+        bottom = min(bottom, ends[0])
+        across = of_bin[["t_low", "t_high"]].iloc[0].to_numpy()
+        axes.fill_between(across, *ends, color="0.85", lw=0, zorder=-1, label=None if i else "floor (controls)")
+    axes.set_ylim(bottom, top)
+    axes.legend(loc="upper right", ncols=ncols)

@@ -24,7 +24,7 @@ CANDIDATES = [
     ("repa", "none", "fit"),
     ("sra", "none", "fit"),
     ("ahpa", "shuffled", "fit"),
-    ("ahpa", "constant", "fit"),
+    ("ahpa", "shuffled_class", "fit"),
     ("ahpa", "none", "ckpt"),
     ("ahpa", "shuffled", "ckpt"),
     ("ahpa", "constant", "ckpt"),
@@ -58,7 +58,8 @@ def _cells(run: str, probe: str) -> Rows:
                 measured = {"gsnr": value, "gsnr_low": value - 0.02, "gsnr_high": value + 0.02, "gsnr_batch": 256 * value, "loss": 0.5 + 0.01 * i}
                 angle = {"cos_denoise": 0.3, "cos_low": 0.1, "cos_high": 0.5, "gsnr_constructive": 0.09 * value}
                 about = {"run": run, "probe": probe, "n": IMAGES, "batch_ref": 256, "below_detection": not value > 0.02, "group": group}
-                rows.append(_row(CELL_COLUMNS, **about, **_which(*key), **place, **measured, **angle))
+                floor = {"floor": 0.0, "floor_low": -0.01, "floor_high": 0.01, "above_floor": value > 0.03, "underfit": i == 3 and place["bin"] == 2}
+                rows.append(_row(CELL_COLUMNS, **about, **_which(*key), **place, **measured, **angle, **(floor if key[1] == "none" else {})))
     return rows
 
 

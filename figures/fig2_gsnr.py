@@ -7,22 +7,22 @@ from string import ascii_lowercase
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gsnr.figures._curves import grid, keys_of, panel, single
+from gsnr.figures._curves import GSNR, floor_band, grid, keys_of, panel, rows_of, single
 from gsnr.figures.style import COLUMN, PAGE, paper
 from gsnr.figures.targets import Key, Targets
 
 TABLE = "alignment"
 TITLE = "G-SNR of the alignment gradient over t, per target (AHPA Fig. 2)"
 CAPTION = (
-    "B x G-SNR with 95 % intervals; open markers: the interval reaches 0, the noise floor. Projectors are fitted alike unless a panel says "
-    "otherwise. Shuffled: the same target of other images. The constant control, which stands far above everything else, is in fig_controls."
+    "B x G-SNR with 95 % intervals. Shaded: the floor, what controls reach, with its interval (the same targets of other images; with the "
+    "checkpoint's own projector a constant vector, too). Open markers: not detected, or not above the floor on the same images, times and noise; "
+    "crossed: the projector reaches less than a constant. Projectors are fitted alike unless a panel says otherwise. fig_controls shows each control."
 )
 FIXED = ("repa", "irepa", "sra", "sra2")  # targets that are no VAE layers: Fig. 2(a)
 LAYERS = ("uniform_G1", "uniform_G2", "uniform_mid", "uniform_deep")  # one group of VAE layers each: Fig. 2(b)
 MIXTURES = ("ahpa", "static", "heuristic", "uniform_both", "uniform_G1-G4")
 MIXED = ("uniform_mid", "uniform_deep")  # shown beside the mixtures, too
 FEW, MOST = 4, 7  # targets that need one panel only; curves in a panel of others
-GSNR = ("gsnr", "gsnr_low", "gsnr_high")
 APART = {"ckpt": "the checkpoint's own projector", "fresh": "fresh projectors", "none": "no projector"}
 
 
@@ -75,7 +75,10 @@ def draw(cells: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(PAGE if columns == 2 else COLUMN, 2.3 * rows), layout="constrained")
         all_axes = grid(figure, len(panels), columns)
         for axes, letter, (title, keys) in zip(all_axes, ascii_lowercase, panels.items(), strict=False):
-            panel(axes, cells, keys, GSNR, targets, batch_ref)
+            floored = [key for key in keys if key[1] == "none" and key[2] == keys[-1][2] and rows_of(cells, key)["floor"].notna().any()]
+            ncols = panel(axes, cells, [key for key in keys if key[1] == "none" or not floored], GSNR, targets, batch_ref)
+            if floored:
+                floor_band(axes, cells, floored, batch_ref, ncols)
             axes.set_title(f"({letter}) {title}", loc="left")
             axes.set_ylabel(f"{batch_ref} $\\times$ G-SNR")
     return figure

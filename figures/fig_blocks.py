@@ -14,8 +14,8 @@ from gsnr.figures.targets import Targets
 TABLE = "alignment"
 TITLE = "G-SNR of the alignment gradient per parameter group and t, per target"
 CAPTION = (
-    "B x G-SNR. Projectors are fitted alike. A dot marks cells whose interval does not lie above 0. The colour scale is linear below 1 and "
-    "logarithmic beyond. Blocks end at the tap, above which the alignment gradient is zero."
+    "B x G-SNR. Projectors are fitted alike. Shuffled: the first target, of other images. A dot marks cells whose interval does not lie above 0. "
+    "The colour scale is linear below 1 and logarithmic beyond. Blocks end at the tap, above which the alignment gradient is zero."
 )
 COLUMNS = 4
 KINDS = ("embedders", "attention", "MLP", "adaLN", "all")  # rows beside the blocks
@@ -31,7 +31,8 @@ def draw(cells: pd.DataFrame) -> Figure:
     """cells: an `alignment` table of one checkpoint. Raises ValueError for one of several, or without fitted projectors or parameter groups."""
     one_checkpoint(cells)
     targets = Targets(cells)
-    cells = cells[(cells["projector"] == "fit") & (cells["control"] != "constant")]
+    first = cells.loc[cells["control"] == "shuffled", "target"].head(1)
+    cells = cells[(cells["projector"] == "fit") & ((cells["control"] == "none") | (cells["control"] == "shuffled") & cells["target"].isin(first))]
     if cells.empty:
         raise ValueError("fig_blocks: the table has no projectors that were fitted alike; measure again with --projector fit")
     keys, groups = keys_of(cells), _order(list(dict.fromkeys(cells["group"])))

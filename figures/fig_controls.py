@@ -5,17 +5,16 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gsnr.figures._curves import keys_of, panel, single
-from gsnr.figures.fig2_gsnr import GSNR
+from gsnr.figures._curves import GSNR, keys_of, panel, single
 from gsnr.figures.style import PAGE, T_LABEL, paper
 from gsnr.figures.targets import Targets
 
 TABLE = "alignment"
-TITLE = "A target beside the same target of other images and beside a constant vector"
+TITLE = "A target beside the same target of other images, of other images of its class, and beside a constant vector"
 CAPTION = (
-    "A projector that was fitted to a control reaches no signal with the shuffled one; with the checkpoint's own projector both controls have "
-    "signal, so a high G-SNR by itself does not speak for a target. Above: B x G-SNR with 95 % intervals, linear below 10 and logarithmic "
-    "beyond; open markers: the interval reaches 0. Below: the alignment loss."
+    "A projector that was fitted to the shuffled control leaves no signal but what all images share (a constant is learnt exactly, and leaves "
+    "none); with the checkpoint's own projector controls have signal, so a high G-SNR by itself does not speak for a target. Above: B x G-SNR "
+    "with 95 % intervals, linear below 10 and logarithmic beyond; open markers: the interval reaches 0. Below: the alignment loss."
 )
 TITLES = {"fit": "projectors fitted alike", "ckpt": "the checkpoint's own projector", "fresh": "fresh projectors"}
 

@@ -43,11 +43,11 @@ def draw(cells: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(PAGE, 2.5 * len(panels)), layout="constrained")
         all_axes = grid(figure, 2 * len(panels), 2)
         for left, right, letter, (title, keys) in zip(all_axes[::2], all_axes[1::2], ascii_lowercase, panels.items(), strict=False):
-            panel(left, cells, [k for k in keys if rows_of(cells, k)["cos_denoise"].notna().any()], COSINE, targets)
+            panel(left, cells, [k for k in keys if k[1] == "none" and rows_of(cells, k)["cos_denoise"].notna().any()], COSINE, targets)
             left.axhspan(-1, 1, color="0.95", zorder=-1)
             left.set_ylabel("cosine to the denoising gradient")
             left.set_title(f"({letter}1) {title}: angle", loc="left")
-            panel(right, cells, keys, CONSTRUCTIVE, targets, batch_ref)
+            panel(right, cells, [key for key in keys if key[1] == "none"], CONSTRUCTIVE, targets, batch_ref)
             right.set_ylabel(f"{batch_ref} $\\times$ constructive G-SNR")
             right.set_title(rf"({letter}2) sign(cos) cos$^2$ G-SNR", loc="left")
     return figure

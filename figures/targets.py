@@ -43,9 +43,10 @@ _ALL = [(colour, MARKERS[(i + shift) % len(MARKERS)]) for shift in range(len(MAR
 FREE: tuple[Look, ...] = tuple(look for look in _ALL if look not in KNOWN.values())
 
 # control -> line, and the looks of controls of the first, the second, ... target that has one
-CONTROL_LINES = {"shuffled": ":", "constant": "-."}
+CONTROL_LINES: dict[str, Any] = {"shuffled": ":", "shuffled_class": (0, (3, 1, 1, 1, 1, 1)), "constant": "-."}
 CONTROLS: dict[str, tuple[Look, ...]] = {
     "shuffled": tuple(product((CONTROL, "#404040"), ("P", *MARKERS))),
+    "shuffled_class": tuple(product(("#4D4D4D", "#8C8C8C"), ("*", *MARKERS))),
     "constant": tuple(product((GREY, "#B0B0B0"), ("X", *MARKERS))),
     "other": tuple(product(("#808080", "#202020"), MARKERS)),
 }

@@ -47,7 +47,7 @@ def test_no_two_targets_look_alike() -> None:
 
 
 def test_controls_are_told_apart() -> None:
-    keys = [(t, c, "fit") for t, c in product(("ahpa", "repa", *MINE[:6]), ("none", "shuffled", "constant", "of_another_kind"))]
+    keys = [(t, c, "fit") for t, c in product(("ahpa", "repa", *MINE[:6]), ("none", "shuffled", "shuffled_class", "constant", "of_another_kind"))]
     targets = Targets(cells_of(keys))
     seen = {(style["color"], style["marker"], style["ls"]) for style in map(targets.style, keys)}
     assert len(seen) == len(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from gsnr.probes.common import summary
@@ -14,23 +15,26 @@ def cells(**attrs: dict) -> pd.DataFrame:
         for index, (low, value) in enumerate(zip((0.0, 0.5), values, strict=True))
     ]
     frame = pd.DataFrame(rows).assign(run="demo", checkpoint="0000400", group="all", projector="fit", n=24, batch_ref=256)
-    frame = frame.assign(gsnr_high=frame["gsnr"] + 0.01, below_detection=frame["gsnr"] < 0.01)
+    frame = frame.assign(gsnr_high=frame["gsnr"] + 0.01, below_detection=frame["gsnr"] < 0.01, underfit=frame["gsnr"] == 0.25)
+    floor = np.where(frame["control"] == "none", 0.1, np.nan)
+    frame = frame.assign(floor=floor, floor_low=floor - 0.01, floor_high=floor + 0.01, above_floor=frame["gsnr"] > floor)
     frame.attrs |= attrs
     return frame
 
 
 def test_the_table() -> None:
     assert summary.summary(cells(labels={"ahpa": "AHPA"})).splitlines() == [
-        "256 x G-SNR of group 'all', n = 24, 95 % interval; '.' = below detection",
-        "          t                      AHPA               uniform mid       AHPA, shuffled",
-        "  0.00-0.50  128.00 [125.44, 130.56]      64.00 [61.44, 66.56]   0.00 [-2.56, 2.56].",
-        "  0.50-1.00     12.80 [10.24, 15.36]   256.00 [253.44, 258.56]   0.00 [-2.56, 2.56].",
+        "256 x G-SNR of group 'all', n = 24, 95 % interval; floor: the first target's controls",
+        "'.' below detection; '-' detected, but not above its floor; 'u' the projector reaches less than a constant",
+        "          t                      AHPA               uniform mid                   floor",
+        "  0.00-0.50  128.00 [125.44, 130.56]      64.00 [61.44, 66.56]u   25.60 [23.04, 28.16] ",
+        "  0.50-1.00     12.80 [10.24, 15.36]-  256.00 [253.44, 258.56]    25.60 [23.04, 28.16] ",
     ]
 
 
 def test_names_without_labels_and_of_several_runs() -> None:
     several = pd.concat([cells(), cells().assign(run="other")])
-    head = summary.summary(several).splitlines()[1]
+    head = summary.summary(several).splitlines()[2]
     assert "demo/0000400: ahpa  " in head and "other/0000400: uniform mid  " in head
 
 
