@@ -73,10 +73,12 @@ def tiff(values: np.ndarray, white_is_zero: bool = False, order: str = "<") -> I
 
 
 COLOUR_DEEP = RNG.integers(0, 65536, (32, 32, 3), dtype=np.uint16)
+FOUR_DEEP = RNG.integers(0, 65536, (32, 32, 4), dtype=np.uint16)
 INK = RNG.integers(0, 256, (32, 32, 4), dtype=np.uint8)
 CASES = {
     "16-bit grey PNG": (lambda: stored(Image.fromarray(DEEP), "PNG"), grey(DEEP // 256)),
     "16-bit colour PNG": (lambda: png(16, 2, COLOUR_DEEP), (COLOUR_DEEP // 256).astype(np.uint8)),
+    "16-bit PNG with alpha": (lambda: png(16, 6, FOUR_DEEP), over_white(FOUR_DEEP[..., :3] // 256, FOUR_DEEP[..., 3:] // 256)),
     "16-bit grey TIFF": (lambda: stored(Image.fromarray(DEEP), "TIFF"), grey(DEEP // 256)),
     "16-bit grey TIFF, big-endian": (lambda: tiff(DEEP, order=">"), grey(DEEP // 256)),
     "16-bit grey TIFF, white is 0": (lambda: tiff(DEEP, white_is_zero=True), grey(255 - DEEP // 256)),
