@@ -1,6 +1,6 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
-A file is of the kind whose marks it defines: `class Alignment`, `class Router`, `class Projector`, functions `run` and `cannot` (a probe), or a
+A file is of the kind whose marks it defines: `class Alignment`, `Router`, `Projector` or `VAE`, functions `run` and `cannot` (a probe), or a
 function `draw` (a figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS),
 and behind entry points of group `gsnr.plugins` (their values are modules). Files whose name starts with an underscore are not plug-ins.
 Imports nothing heavy.
@@ -39,6 +39,7 @@ KINDS = {
     "alignments": Kind("gsnr.train.alignments", ("Alignment",), "gsnr.train.contracts.alignments"),
     "routers": Kind("gsnr.train.routers", ("Router",), "gsnr.train.contracts.routers"),
     "projectors": Kind("gsnr.train.projectors", ("Projector",), "gsnr.train.contracts.projectors"),
+    "vaes": Kind("gsnr.train.vaes", ("VAE",), "gsnr.train.contracts.vaes"),
     "probes": Kind("gsnr.probes", ("run", "cannot"), "gsnr.probes.common.contract"),
     "figures": Kind("gsnr.figures", ("draw",), "gsnr.figures.contract"),
 }
@@ -171,7 +172,7 @@ def missing(what: str, name: str, known: Iterable[str]) -> Missing:
 
 
 def names(kind: str) -> list[str]:
-    """The plug-ins of a kind ("alignments", "routers", "projectors", "probes", "figures"), sorted."""
+    """The plug-ins of a kind ("alignments", "routers", "projectors", "vaes", "probes", "figures"), sorted."""
     return list(every(kind))
 
 

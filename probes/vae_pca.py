@@ -69,12 +69,15 @@ def colours(p_NT3: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @torch.no_grad()
 def pictures(subject: Subject, images_N: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(N,s,s,3) in [0, 1]: the held-out images as the VAE decodes them (the cache holds no pixels), at most 128 pixels a side."""
+    """(N,s,s,3) in [0, 1]: the held-out images as the VAE decodes them (the cache holds no pixels), at most 128 pixels a side. N is 0 where it
+    has no decoder."""
     frozen = vaes.load(subject.header.vae)
     if frozen.sha != subject.header.vae_sha:
         raise ValueError(f"{subject.header.vae!r}: not the VAE that made the latents ({subject.header.vae_sha[:12]})")
+    if not frozen.decodes:
+        return np.empty((0, 1, 1, 3), np.float32)
     mean = subject.splits["heldout"].take(images_N, ("mean",))["mean"]
-    pixels = torch.cat([frozen.model.decode(part).sample for part in torch.from_numpy(mean).split(4)]).clamp(-1, 1)
+    pixels = torch.cat([frozen.decode(part) for part in torch.from_numpy(mean).split(4)]).clamp(-1, 1)
     side = min(LARGEST_PICTURE, pixels.shape[-1])
     return ((F.adaptive_avg_pool2d(pixels, side) + 1) / 2).permute(0, 2, 3, 1).numpy()
 

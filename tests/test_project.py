@@ -157,7 +157,7 @@ def test_files_and_functions_are_short() -> None:
 
 
 def test_tests_share_helpers_in_modules_of_their_own() -> None:
-    """No module of tests is imported by another, and none reads a file beside the repository."""
+    """No module of tests is imported by another, and none needs a file beside the repository (one that reads one skips without it)."""
     for path in (REPO / "tests").rglob("*.py"):
         text = path.read_text()
         assert not re.search(r"^\s*(?:from|import) tests\S*\.test_|^\s*from tests\S* import .*\btest_", text, re.M), path

@@ -37,6 +37,7 @@ def test_kinds() -> None:
         "fig_token_norm": "figures",
         "repa_l1": "alignments",
         "spread": "alignments",
+        "taesana": "vaes",
         "token_norm": "probes",
         "wide": "projectors",
     }
@@ -113,7 +114,7 @@ def test_a_probe_and_a_figure(run: Path, tmp_path: Path) -> None:
         call(probe, "--ckpt", run, "--probe", "router", "--power", "1", "--out", tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "token_norm", "fig_token_norm"])
+@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "taesana", "token_norm", "fig_token_norm"])
 def test_check_plugin_passes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """The command that a stranger types. (The alignment needs the stranger's projector.)"""
     monkeypatch.setenv(plugins.ENVIRONMENT, str(STRANGERS / "wide.py") if name == "repa_l1" else "")
@@ -130,6 +131,13 @@ BROKEN = {
     "failing": ("spread", ("/ self.temperature", "/ self.heat"), "fails .AttributeError: .*heat"),
     "helpless": ("spread", ('option(0.5, "of the softmax over pairs of tokens", above=0)', "0.5"), "option 'temperature' has no line of help"),
     "narrow": ("wide", ("out_channels)", "out_channels - 1)"), r"makes \(2, 4, 9\)"),
+    "widthless": ("taesana", ("channels=WIDTH", "channels=LATENT"), "layer '4' has 64 channels, not the 32 that it says"),
+    "backwards": ("taesana", ("(6, 7, 8)", "(8, 7, 6)"), "its layers run as 4, 6, 7, 8"),
+    "groupless": ("taesana", ('"G2": (6', '"G5": (6'), "layer '6' is of group 'G5'; choose from G1, G2, G3, G4"),
+    "noisy": ("taesana", ("/ 2), None", "/ 2 + 0.1 * images_BCHW.new_empty(()).normal_()), None"), "the same images have two latents"),
+    "leaking": ("taesana", ("return self.model(", "return self.model.requires_grad_(True)("), "a gradient flows into mean"),
+    "undecided": ("taesana", ("LATENT, 32", "LATENT, 16"), r"mean of \(2, 32, 1, 1\), torch.float32, for \(2, 3, 32, 32\)"),
+    "nameless": ("taesana", ("name=str(p)", "name=str(p + 30)"), "layer '34' is no module under its encoder"),
     "mute": ("token_norm", ("SUMMARY", "SAID"), "SUMMARY is no literal str"),
     "random": ("token_norm", ("norm_N.mean()", "norm_N.mean() + np.random.rand()"), "two runs with the same options give different rows"),
     "columns": ("token_norm", ('"metric": "token_norm"', '"metrik": "token_norm"'), r"lacks \['metric'\] and has unknown \['metrik'\]"),
@@ -159,7 +167,7 @@ def test_check_plugin_says_what_is_broken(name: str, tmp_path: Path, smoke_run: 
 def test_bad_plugins_are_refused_when_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plugins.ENVIRONMENT)
     for name, text, said in (
-        ("nothing", "x = 1", "no plug-in; one defines Alignment, Router, Projector, run and cannot, draw"),
+        ("nothing", "x = 1", "no plug-in; one defines Alignment, Router, Projector, VAE, run and cannot, draw"),
         ("broken", "def run(:", "not a Python file"),
         ("script", "def run():\n    pass\n", "no plug-in"),
     ):

@@ -34,7 +34,7 @@ def evaluate(
     ckpt: Path, weights: str = "ema", n_images: int | None = None, seed: int = 0, frechet: int = 0, data: str | None = None
 ) -> dict[str, Any]:
     """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
-    from gsnr.train import opening
+    from gsnr.train import opening, vae
     from gsnr.train.data.heldout import require
     from gsnr.train.runs import checkpoint
 
@@ -42,6 +42,8 @@ def evaluate(
     header, splits = opening.data_of(loaded, data, features=False)
     if frechet and "teacher" not in header.groups:
         raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")
+    if frechet:
+        vae.load(header.vae).require_decoder(f"--frechet {frechet}")
     if n_images is not None:
         require(splits["heldout"], n_images)
     images = splits["heldout"].size if n_images is None else n_images

@@ -49,4 +49,9 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
         header, splits = open_cache(Path(data), loaded.alignment.needs if features else ())
     checkpoint.require_same_data(loaded, header, loaded.alignment.needs if features else ())
     check_cache(loaded.config.model, header)
+    if loaded.header is not None and header.scaling != loaded.header.scaling:
+        raise ValueError(
+            f"{loaded.folder}: trained on latents scaled otherwise than those of {header.data!r}; prepare these with --latent-scale CACHE, the cache "
+            "that it was trained on"
+        )
     return header, splits

@@ -20,7 +20,7 @@ from gsnr import commands, files
 from gsnr.commandline import Parser, a_path, seed
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.latents import Scaling
-from gsnr.train.vae import FrozenVAE
+from gsnr.train.vaes import FrozenVAE
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def decode(frozen: FrozenVAE, latents_BCHW: Tensor, scaling: Scaling, seed: int)
     device = latents_BCHW.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        pixels = torch.cat([frozen.model.decode(part).sample for part in scaling.raw(latents_BCHW.float()).split(16)])
+        pixels = torch.cat([frozen.decode(part) for part in scaling.raw(latents_BCHW.float()).split(16)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -141,10 +141,11 @@ def main(argv: list[str]) -> int:
     if name is None:
         raise ValueError(f"{loaded.folder}: does not say which VAE decodes its latents; name one with --vae")
     frozen = vae.load(name)
+    frozen.require_decoder("gsnr sample")
     if header is not None and frozen.sha != header.vae_sha:
         raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({header.vae})")
-    if frozen.model.config.latent_channels != shape.in_channels:
-        raise ValueError(f"--vae {frozen.name}: decodes latents of {frozen.model.config.latent_channels} channels; the model has {shape.in_channels}")
+    if frozen.channels != shape.in_channels:
+        raise ValueError(f"--vae {frozen.name}: decodes latents of {frozen.channels} channels; the model has {shape.in_channels}")
     scaling = checkpoint.decoding(loaded)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     frozen.model.to(device)

@@ -29,6 +29,7 @@ from gsnr.train.runs import folder as runfolder
 from gsnr.train.runs.preemption import Preemption
 from gsnr.train.runs.progress import Progress, trackers
 from gsnr.train.step import Window, check_finite, optimisation_step
+from gsnr.train.vaes import FrozenVAE
 
 # Before a process group goes. Its threads drop the tensors of their last work when they come to it, for which they need the interpreter's
 # lock; torch's destructors hold that lock while they wait for the threads, for ever (seen with gloo, torch 2.13).
@@ -53,7 +54,7 @@ class Run:
     optimizer: Any
     window: Window
     callback: GsnrCallback
-    decoder: vae.FrozenVAE | None
+    decoder: FrozenVAE | None
 
 
 def make_objective(config: TrainConfig, header: Header) -> Objective:
@@ -105,6 +106,8 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         header, splits = opening.open_data(config)
     check_images(config, splits["heldout"])
     decoder = vae.load(header.vae) if config.sample_every and main else None
+    if decoder is not None:
+        decoder.require_decoder(f"--sample-every {config.sample_every}")
     raw = make_objective(config, header)
     raw.alignment.calibrate(splits["train"])
     raw.model.checkpointing = config.checkpointing
@@ -221,7 +224,7 @@ def _save(run: Run, step: int, window: dict[str, float]) -> None:
     runfolder.prune(run.out, run.config.keep_last, run.config.keep_every)
 
 
-def _save_samples(run: Run, step: int, decoder: vae.FrozenVAE) -> None:
+def _save_samples(run: Run, step: int, decoder: FrozenVAE) -> None:
     """RUN/samples/STEP.png: samples of the averaged weights, the same noise at every step."""
     decoder.model.to(run.accelerator.device)
     drawn = sample.picture(run.ema.model, decoder, run.config.model, run.header.scaling, **SAMPLES, quiet=True)

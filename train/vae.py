@@ -1,58 +1,51 @@
-"""The frozen VAE: loaded by hub id, folder or the name `demo`, and identified by the hash of its weights."""
+"""Loads the frozen VAE that --vae names."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 from diffusers import AutoencoderKL
 
-from gsnr.train.weights_hash import weights_hash
+from gsnr import plugins
+from gsnr.train.vaes import FrozenVAE
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "assets" / "demo_vae"
-# SD (sd-vae-ft-mse, -ema) and SDXL are AutoencoderKL with a scaling factor each; openai/consistency-decoder is the other
-KINDS = ("AutoencoderKL", "ConsistencyDecoderVAE")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrozenVAE:
-    """name: as asked for; sha: hash of its weights and scaling factor; scale: raw latent -> final latent factor."""
-
-    model: AutoencoderKL  # or another of KINDS
-    name: str
-    sha: str
-
-    @property
-    def scale(self) -> float:
-        return float(self.model.config.scaling_factor)
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per latent cell, a side."""
-        return 2 ** (len(self.model.encoder.down_blocks) - 1)
+def _kind_and_source(name: str) -> tuple[str, str]:
+    """Raises ValueError for a kind that there is not, and whatever diffusers raises for what is no folder or hub id."""
+    kinds = plugins.names("vaes")
+    kind, colon, source = name.partition(":")
+    if not Path(name).exists() and (colon or name in kinds):
+        if kind not in kinds:
+            raise plugins.missing("--vae KIND:SOURCE: kind", kind, kinds)
+        return kind, source
+    folder = str(DEMO_FOLDER) if name == "demo" else name
+    wanted = AutoencoderKL.load_config(folder).get("_class_name", AutoencoderKL.__name__)
+    classes = {plugins.constant("vaes", kind, "CLASS_NAME"): kind for kind in kinds}
+    if wanted not in classes:
+        raise ValueError(f"it is a {wanted}, not one of {', '.join(sorted(str(c) for c in classes if c))}")
+    return classes[wanted], folder
 
 
 def load(name: str) -> FrozenVAE:
-    """Loads a VAE, float32, eval mode, no gradients. name: "demo", a diffusers folder, or a hub id (stabilityai/sd-vae-ft-mse).
+    """A VAE, float32, eval mode, no gradients. name: "demo", a diffusers folder or hub id (stabilityai/sd-vae-ft-mse), whose config.json says the
+    kind, or KIND:SOURCE (`gsnr.train.vaes`).
 
     Raises ValueError naming the VAE where it is missing, damaged or of another kind.
     """
-    source = str(DEMO_FOLDER) if name == "demo" else name
     verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)  # what it would log is in the error
     try:
-        kind = AutoencoderKL.load_config(source).get("_class_name", "AutoencoderKL")
-        if kind not in KINDS:
-            raise ValueError(f"it is a {kind}, not one of {', '.join(KINDS)}")
-        stored, notes = getattr(diffusers, kind).from_pretrained(source, output_loading_info=True)
-        lacking = [*notes["missing_keys"], *notes["mismatched_keys"]]
-        if lacking:
-            raise ValueError(f"its weights lack {lacking[0]}")
-    except Exception as error:  # diffusers raises a dozen kinds for a missing, damaged or foreign folder
+        kind, source = _kind_and_source(name)
+        found: FrozenVAE = plugins.find("vaes", kind).VAE.open(source)
+    except plugins.Missing:
+        raise
+    except Exception as error:  # diffusers raises a dozen kinds for a missing, damaged or foreign folder, and so may a plug-in
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"VAE {name!r} cannot be loaded (name a diffusers AutoencoderKL folder, a hub id or `demo`): {reason}") from error
+        raise ValueError(f"VAE {name!r} cannot be loaded (name a folder or hub id of diffusers, `demo`, or KIND:SOURCE): {reason}") from error
     finally:
         diffusers.logging.set_verbosity(verbosity)
-    model = stored.float().eval().requires_grad_(False)
-    return FrozenVAE(model=model, name=name, sha=weights_hash(model, f"scaling_factor {float(model.config.scaling_factor)!r};"))
+    found.name = name
+    return found

@@ -27,7 +27,7 @@ from gsnr.train import vae as vaes
 from gsnr.train.demo import images as demo
 from gsnr.train.prepare import encode
 from gsnr.train.prepare.images import centre_crop
-from gsnr.train.priors import features, layers
+from gsnr.train.priors import features
 
 REPO = Path(__file__).parents[2]
 
@@ -42,13 +42,13 @@ def pictures(folder: Path, images: int) -> None:
 def loop(folder: Path, out: Path, vae: str, resolution: int) -> float:
     """Images a second, one at a time."""
     frozen = vaes.load(vae)
-    chosen = [layer for layer in layers.layers(frozen.model.encoder) if layer.group in ("G3", "G4")]
+    chosen = [layer for layer in frozen.layers if layer.group in ("G3", "G4")]
     out.mkdir()
     files = sorted(folder.rglob("*.png"))
     started = time.monotonic()
     for path in files:
         pixels = encode.to_pixels(np.stack([centre_crop(Image.open(path), resolution)]))
-        mean, std, groups = features.encode(frozen.model, pixels, chosen, resolution // frozen.downsampling // 2)
+        mean, std, groups = features.encode(frozen, pixels, chosen, resolution // frozen.downsampling // 2)
         np.save(out / f"{path.stem}.npy", torch.cat([mean, std], dim=1)[0].numpy())
         np.save(out / f"{path.stem}-features.npy", np.stack([f[0].half().numpy() for f in groups.values()]))
     return len(files) / (time.monotonic() - started)

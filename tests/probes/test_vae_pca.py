@@ -12,7 +12,8 @@ from diffusers import AutoencoderKL
 from gsnr import table
 from gsnr.probes import vae_pca
 from gsnr.probes.common.command import main
-from gsnr.train.priors import features, layers
+from gsnr.train.priors import features
+from gsnr.train.vaes import autoencoder_kl
 from tests.conftest import call
 
 
@@ -36,10 +37,9 @@ def test_sd_vae_s_architecture() -> None:
     """Random weights, SD-VAE's blocks at an eighth of the width: groups, grids and signs."""
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(16, 32, 64, 64), layers_per_block=2, latent_channels=4, norm_num_groups=8, **blocks).eval()
-    chosen = layers.layers(vae.encoder)
+    vae = autoencoder_kl.VAE(AutoencoderKL(block_out_channels=(16, 32, 64, 64), layers_per_block=2, norm_num_groups=8, **blocks))
     pixels = torch.rand(4, 3, 64, 64) * 2 - 1
-    _, _, groups = features.encode(vae, pixels, chosen, 4)
+    _, _, groups = features.encode(vae, pixels, vae.layers, 4)
     assert list(groups) == ["G1", "G2", "G3", "G4"]
     for f in groups.values():
         averaged = f.float().mean(1).flatten(2).transpose(1, 2).numpy()

@@ -101,15 +101,14 @@ def test_cache_holds_what_the_encoder_says(opened) -> None:
     folder, header, splits = opened
     from gsnr.train import vae
     from gsnr.train.priors.features import encode as encode_features
-    from gsnr.train.priors.layers import layers
 
     frozen = vae.load("demo")
     assert header.vae_sha == frozen.sha
     images, labels = demo.images("heldout", 256)
     pick = np.array([200, 3, 77])
     rows = splits["heldout"].take(pick, ("mean", "std", "label", "image_id", "G3", "G4"))
-    chosen = [layer for layer in layers(frozen.model.encoder) if layer.group in ("G3", "G4")]
-    mean, std, groups = encode_features(frozen.model, encode.to_pixels(images[pick]), chosen, 8)
+    chosen = [layer for layer in frozen.layers if layer.group in ("G3", "G4")]
+    mean, std, groups = encode_features(frozen, encode.to_pixels(images[pick]), chosen, 8)
     np.testing.assert_allclose(rows["mean"], mean.numpy(), atol=1e-4)
     np.testing.assert_allclose(rows["std"], std.numpy(), atol=1e-4)
     for g in groups:

@@ -87,7 +87,7 @@ def test_repa(repa: Path) -> None:
         check_rows(header, splits)
     from gsnr.train import vae
 
-    assert header.scale == vae.load("demo").scale and header.resolution == 64
+    assert header.scale == vae.load("demo").scaling.factor and header.resolution == 64
     final, raw = first_batch(splits["train"])
     np.testing.assert_allclose(final, raw * header.scale, rtol=1e-5, atol=1e-6)
 

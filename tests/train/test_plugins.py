@@ -12,11 +12,11 @@ from torch import nn
 
 from gsnr import plugins
 from gsnr.train import vae
-from gsnr.train.contracts import alignments, projectors, routers
+from gsnr.train.contracts import alignments, projectors, routers, vaes
 from gsnr.train.contracts.problem import sit, started
 from gsnr.train.contracts.routers import SIZES
+from gsnr.train.data.latents import Scaling
 from gsnr.train.priors.features import encode
-from gsnr.train.priors.layers import layers
 from gsnr.train.routers import RouterConfig
 
 ROUTERS = plugins.names("routers")
@@ -100,6 +100,11 @@ def test_projectors_have_the_layers_of_the_paper() -> None:
         assert layers_of(f"conv{n}") == ["Conv2d", "GroupNorm", "SiLU"] * (n - 1) + ["Conv2d"]
 
 
+@pytest.mark.parametrize("name", plugins.names("vaes"))
+def test_vae_contract(name: str) -> None:
+    assert vaes.check(name)
+
+
 BLOCKS = dict(
     down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4,
@@ -124,12 +129,12 @@ def test_vae(kind: str, scale: float, resolution: int, tmp_path: Path) -> None:
     """SD, SDXL and the Consistency decoder's VAE, in the hub's format: scaling factor, 15 layers in groups 4/4, frozen, deterministic."""
     _save(kind, tmp_path / kind)
     frozen = vae.load(str(tmp_path / kind))
-    assert frozen.scale == scale and frozen.downsampling == 8 and not frozen.model.training
-    walked = layers(frozen.model.encoder)
+    assert frozen.scaling == Scaling(factor=scale) and frozen.downsampling == 8 and not frozen.model.training
+    walked = frozen.layers
     assert [layer.group for layer in walked] == ["G1"] * 4 + ["G2"] * 3 + ["G3"] * 4 + ["G4"] * 4
     images = torch.rand(2, 3, resolution, resolution) * 2 - 1
     grid = resolution // 16
-    mean, std, features = encode(frozen.model, images, walked, grid)
+    mean, std, features = encode(frozen, images, walked, grid)
     assert mean.shape == std.shape == (2, 4, resolution // 8, resolution // 8)
     assert {group: tuple(f.shape) for group, f in features.items()} == {
         "G1": (2, 4, 8, grid, grid),
@@ -138,11 +143,11 @@ def test_vae(kind: str, scale: float, resolution: int, tmp_path: Path) -> None:
         "G4": (2, 4, 32, grid, grid),
     }
     assert not any(p.requires_grad for p in frozen.model.parameters())
-    for group, f in encode(frozen.model, images[1:], walked, grid)[2].items():
+    for group, f in encode(frozen, images[1:], walked, grid)[2].items():
         torch.testing.assert_close(f, features[group][1:], rtol=1e-4, atol=1e-4)
 
 
 def test_a_vae_of_another_kind_is_refused(tmp_path: Path) -> None:
     sit().save_pretrained(tmp_path / "sit")
-    with pytest.raises(ValueError, match="it is a SiT, not one of AutoencoderKL, ConsistencyDecoderVAE"):
+    with pytest.raises(ValueError, match="it is a SiT, not one of AutoencoderKL, AutoencoderTiny, ConsistencyDecoderVAE"):
         vae.load(str(tmp_path / "sit"))

@@ -107,21 +107,19 @@ def test_rows_are_what_the_vae_says_of_the_picture_and_of_its_mirror_image(pictu
     from gsnr.train import vae
     from gsnr.train.prepare.sources import open_source
     from gsnr.train.priors.features import encode
-    from gsnr.train.priors.layers import layers
 
     header, splits = cache.open_cache(flipped["float16"], ("G1", "G4"))
     assert header.views == 2 and header.sizes == {"train": 24, "heldout": 6} and header.preprocessing_sha and header.options_sha
     assert len(list((flipped["float16"] / "train").glob("*.arrow"))) == 4
     source, _ = open_source(str(pictures))
-    frozen = vae.load(str(vae_folder)).model
-    chosen = layers(frozen.encoder)
+    frozen = vae.load(str(vae_folder))
     split, index = splits["train"], np.array([23, 0, 11])
     for view in (0, 1):
         rows = split.take(index, ("mean", "std", "G1", "G4", "image_id", "label", "view"), view)
         assert rows["view"].tolist() == [view] * 3 and rows["label"].tolist() == source.labels[rows["image_id"]].tolist()
         crops = np.stack([centre_crop(source.image(i), 32) for i in rows["image_id"]])
         pixels = torch.from_numpy((crops[:, :, ::-1] if view else crops).copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        mean, std, groups = encode(frozen, pixels, chosen, 2)
+        mean, std, groups = encode(frozen, pixels, frozen.layers, 2)
         np.testing.assert_allclose(rows["mean"], mean.numpy(), atol=1e-5)  # another batch size, other last bits
         np.testing.assert_allclose(rows["std"], std.numpy(), atol=1e-5)
         for group in ("G1", "G4"):

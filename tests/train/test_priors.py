@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from gsnr.train.priors.features import encode
-from gsnr.train.priors.layers import layers
+from gsnr.train.vaes._kl_encoder import layers
+from gsnr.train.vaes.autoencoder_kl import VAE
 
 # The 15 layers of AHPA, Table A.8: number, module under `encoder.`, channels, side for a 256x256 input, group
 TABLE = [
@@ -107,7 +108,7 @@ def test_features_are_those_of_the_layers_and_the_latent_is_unchanged(small_vae:
     chosen = [layer for layer in layers(small_vae.encoder) if layer.group in ("G3", "G4")]
     calls = []
     handle = small_vae.encoder.register_forward_hook(lambda *_: calls.append(1))
-    mean, std, got = encode(small_vae, x, chosen, 4, resampling)
+    mean, std, got = encode(VAE(small_vae), x, chosen, 4, resampling)
     handle.remove()
     assert len(calls) == 1
     assert all(not m._forward_hooks for m in small_vae.modules())
@@ -146,4 +147,4 @@ def test_adaptive_and_bilinear_differ_from_64_to_16() -> None:
 
 def test_unknown_resampling(small_vae: AutoencoderKL) -> None:
     with pytest.raises(ValueError, match="choose from adaptive, bilinear"):
-        encode(small_vae, torch.zeros(1, 3, 64, 64), layers(small_vae.encoder), 4, "nearest")
+        encode(VAE(small_vae), torch.zeros(1, 3, 64, 64), layers(small_vae.encoder), 4, "nearest")

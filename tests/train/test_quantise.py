@@ -17,8 +17,8 @@ from gsnr.train.data import quantise
 from gsnr.train.demo import images as demo
 from gsnr.train.prepare import encode, shards
 from gsnr.train.prepare.images import centre_crop
-from gsnr.train.priors import features, layers, mixture
-from gsnr.train.weights_hash import weights_hash
+from gsnr.train.priors import features, mixture
+from gsnr.train.vaes import autoencoder_kl
 
 
 def test_every_value_is_within_half_a_step() -> None:
@@ -56,29 +56,28 @@ def cosine_error(exact: dict[str, torch.Tensor]) -> float:
 
 def test_the_target_s_direction_survives_on_the_demo_vae() -> None:
     frozen = vaes.load("demo")
-    chosen = [layer for layer in layers.layers(frozen.model.encoder) if layer.group in ("G3", "G4")]
-    _, _, groups = features.encode(frozen.model, encode.to_pixels(demo.images("heldout", 32)[0]), chosen, 8)
+    chosen = [layer for layer in frozen.layers if layer.group in ("G3", "G4")]
+    _, _, groups = features.encode(frozen, encode.to_pixels(demo.images("heldout", 32)[0]), chosen, 8)
     error = cosine_error(groups)
     print(f"demo VAE: mean cosine error {error:.2e}")
     assert 0 < error <= 1e-3
 
 
 @pytest.fixture(scope="module")
-def sd_vae() -> vaes.FrozenVAE:
+def sd_vae() -> autoencoder_kl.VAE:
     """SD-VAE's architecture at its real width, random weights."""
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",)}
-    model = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks).eval().requires_grad_(False)
-    return vaes.FrozenVAE(model=model, name="random", sha=weights_hash(model))
+    return autoencoder_kl.VAE(AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks))
 
 
-def test_bytes_and_error_at_real_width(sd_vae: vaes.FrozenVAE, tmp_path: Path) -> None:
+def test_bytes_and_error_at_real_width(sd_vae: autoencoder_kl.VAE, tmp_path: Path) -> None:
     """A photograph at 256 pixels, eight layers of 512 channels on 16x16 tokens: at most 1.05 MiB an image, all columns and the format's own
     bytes included, and a cosine error of at most 1e-3."""
     picture = centre_crop(Image.fromarray(load_sample_image("china.jpg")), 256)[None].copy()
-    chosen = [layer for layer in layers.layers(sd_vae.model.encoder) if layer.group in ("G3", "G4")]
+    chosen = [layer for layer in sd_vae.layers if layer.group in ("G3", "G4")]
     assert [layer.channels for layer in chosen] == [512] * 8
-    mean, _, groups = features.encode(sd_vae.model, encode.to_pixels(picture), chosen, 16)
+    mean, _, groups = features.encode(sd_vae, encode.to_pixels(picture), chosen, 16)
     error = cosine_error(groups)
 
     copies, sizes = 16, {}

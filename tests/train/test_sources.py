@@ -159,7 +159,7 @@ def test_the_hash_of_the_preprocessing_is_that_of_the_crop(monkeypatch: pytest.M
     before = images.preprocessing_sha()
     assert before == images.preprocessing_sha()
     original = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, size, resample: original(self, size, Image.Resampling.NEAREST))
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, resample, box=None: original(self, size, Image.Resampling.NEAREST, box))
     assert images.preprocessing_sha() != before
 
 

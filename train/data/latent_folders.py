@@ -17,6 +17,7 @@ from gsnr.train.config import DataConfig
 from gsnr.train.data import heldout, irepa_cache, repa_cache
 from gsnr.train.data.cache import SCHEMA_VERSION, SPLITS, Header, Rows, Split, flags_for
 from gsnr.train.data.labels import Labels, check_labels
+from gsnr.train.data.latents import Scaling
 
 READERS = (repa_cache, irepa_cache)
 
@@ -83,7 +84,7 @@ def open_folder(data: DataConfig, needs: tuple[str, ...], num_classes: int) -> t
     if not data.vae:
         raise ValueError(f"{folder}: {store.kind} latents do not say which VAE made them; name it with --data.vae (stabilityai/sd-vae-ft-mse, say)")
     frozen, count = vaes.load(data.vae), len(store.labels)
-    channels, side = int(frozen.model.config.latent_channels), store.shape[-1]
+    channels, side = frozen.channels, store.shape[-1]
     if store.shape != (2 * channels, side, side):
         raise ValueError(f"{folder}: moments of shape {store.shape}; the VAE {data.vae!r} makes {2 * channels}, {side}, {side}: not made by it")
     if not 0 < data.heldout < count:
@@ -92,12 +93,15 @@ def open_folder(data: DataConfig, needs: tuple[str, ...], num_classes: int) -> t
     channel_scale, channel_bias = store.channels(data.latent_stats)
     if len(channel_scale) not in (0, channels):
         raise ValueError(f"--data.latent-stats: holds {len(channel_scale)} channels, the latents have {channels}")
+    scaling = Scaling(factor=1.0, channel_scale=channel_scale, channel_bias=channel_bias) if channel_scale else frozen.scaling
+    if scaling is None:
+        raise ValueError(f"--data.vae {data.vae}: has no scaling factor; name the latents' statistics with --data.latent-stats (iREPA's have them)")
     header = Header(
         schema_version=SCHEMA_VERSION,
         data=data.path,
         vae=frozen.name,
         vae_sha=frozen.sha,
-        scale=1.0 if channel_scale else frozen.scale,
+        scale=scaling.factor,
         resolution=side * frozen.downsampling,
         num_classes=num_classes,
         latent_shape=(channels, side, side),
@@ -107,7 +111,7 @@ def open_folder(data: DataConfig, needs: tuple[str, ...], num_classes: int) -> t
         groups={},
         layers={},
         sizes={"train": count - data.heldout, "heldout": data.heldout},
-        channel_scale=channel_scale,
-        channel_bias=channel_bias,
+        channel_scale=scaling.channel_scale,
+        channel_bias=scaling.channel_bias,
     )
     return header, {split: StoredSplit(store, header, split) for split in SPLITS}

@@ -42,13 +42,19 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr prepare", __doc__)
     parser.add_argument("--data", required=True, metavar="DATA", help="class folders, a folder with a labels file, or a Hugging Face data set")
-    parser.add_argument("--vae", required=True, metavar="ID", help="hub id or folder of a diffusers AutoencoderKL, or `demo`")
+    parser.add_argument("--vae", required=True, metavar="ID", help="hub id or folder of a VAE of diffusers, `demo`, or KIND:SOURCE for a plug-in")
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="cache folder to create")
     parser.add_argument("--resolution", type=int, default=256, help="side in pixels (default: 256)")
     parser.add_argument("--patch", type=int, default=2, help="the model's patch size, which sets the token grid of the features (default: 2)")
     parser.add_argument("--features", default="G3,G4", metavar="G,G", help="groups of VAE layers to keep, G1 to G4, or none (default: G3,G4)")
     parser.add_argument("--dtype", default="float16", help="of the features: float16 or int8 (default: float16)")
     parser.add_argument("--teacher", metavar="ID", help="also keep patch tokens of a DINOv2 (hub id, folder) or `demo`, for REPA (default: none)")
+    parser.add_argument(
+        "--latent-scale",
+        metavar="HOW",
+        help="how latents are scaled for the model: vae (its own factor), scalar or channel (measured on the train split, to unit variance), or as "
+        "in another cache of this VAE, by its folder (default: vae, scalar where it has no factor)",
+    )
     parser.add_argument("--flip", action="store_true", help="also keep every image mirrored, with latents and features of its own")
     parser.add_argument("--resampling", default="adaptive", help="how features reach the token grid: adaptive, bilinear (default: adaptive)")
     parser.add_argument("--heldout", type=int, default=512, metavar="N", help="images set aside for probes, drawn at random (default: 512)")
@@ -100,7 +106,7 @@ def _encode_share(
     """Writes this process's shards. Raises ValueError naming an image that cannot be read, unless args.skip_bad."""
     from gsnr.train.prepare import encode, images
 
-    encoder = encode.Encoder(job.vae, job.header, team.device, job.teacher)
+    encoder = encode.Encoder(job.vae, job.header, team.device, job.teacher, bool(job.measure))
     workers = args.workers if args.workers is not None else 0 if team.device == "cpu" else min(4, os.cpu_count() or 1)
     batch = args.batch or (max(1, CPU_PIXELS // args.resolution**2) if team.device == "cpu" else 16)
     batches = [[shard.images[i : i + batch] for i in range(0, len(shard.images), batch)] for shard in mine]
@@ -158,7 +164,7 @@ def _prepare(args: argparse.Namespace, held: ExitStack) -> None:
         if team.rank:
             return
         seconds = time.monotonic() - started
-        header, skipped = shards.finish(place, job.shards, job.header, {"options": job.options})
+        header, skipped = shards.finish(place, job.shards, job.header, {"options": job.options}, job.measure)
         shards.publish(place, args.out)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

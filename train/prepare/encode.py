@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gsnr.train import vae as vaes
 from gsnr.train.data import cache, quantise, statistics
 from gsnr.train.data.cache import TEACHER
+from gsnr.train.data.latents import Scaling
 from gsnr.train.priors import features, layers
+from gsnr.train.vaes import FrozenVAE
 
 if TYPE_CHECKING:
     from gsnr.train.teacher import FrozenTeacher
@@ -23,11 +24,11 @@ def to_pixels(images_NHWC: NDArray[np.uint8]) -> torch.Tensor:
 
 
 class Encoder:
-    """Batches of images -> rows of a cache, as its header says, and the sums of their features."""
+    """Batches of images -> rows of a cache, as its header says, and the sums of their features; those of the latents too, if measured."""
 
-    def __init__(self, vae: vaes.FrozenVAE, header: cache.Header, device: str, teacher: FrozenTeacher | None = None) -> None:
-        self.vae, self.header, self.device, self.teacher = vae, header, device, teacher
-        self.chosen = [layer for layer in layers.layers(vae.model.encoder) if layer.group in header.groups]
+    def __init__(self, vae: FrozenVAE, header: cache.Header, device: str, teacher: FrozenTeacher | None = None, measured: bool = False) -> None:
+        self.vae, self.header, self.device, self.teacher, self.measured = vae, header, device, teacher, measured
+        self.chosen = [layer for layer in vae.layers if layer.group in header.groups]
         self.grid = next(iter(header.groups.values()))[-1] if header.groups else 0
         vae.model.to(device)
         if teacher is not None:
@@ -49,11 +50,11 @@ class Encoder:
         return rows, sums
 
     def _view(self, pixels: torch.Tensor, numbers_N: NDArray[np.int64]) -> tuple[cache.Rows, statistics.Sums]:
-        mean, std, by_group = features.encode(self.vae.model, pixels, self.chosen, self.grid, self.header.resampling)
+        mean, std, by_group = features.encode(self.vae, pixels, self.chosen, self.grid, self.header.resampling)
         if self.teacher is not None:
             by_group[TEACHER] = self.teacher.features(pixels).unsqueeze(1)
         rows: cache.Rows = {"mean": mean.cpu().numpy(), "std": std.cpu().numpy()}
-        sums: statistics.Sums = {}
+        sums = {statistics.LATENT: statistics.latent_sums(mean, std)} if self.measured else {}
         for group, f in by_group.items():
             stored = f.half()
             if not torch.isfinite(stored).all():
@@ -70,13 +71,12 @@ class Encoder:
         return rows, sums
 
 
-def _members(vae: vaes.FrozenVAE, groups: tuple[str, ...]) -> dict[str, list[layers.Layer]]:
+def _members(vae: FrozenVAE, groups: tuple[str, ...]) -> dict[str, list[layers.Layer]]:
     """group -> its layers. Raises ValueError for an unknown group, and for one whose layers are not of one width."""
     unknown = [g for g in groups if g not in layers.GROUPS]
     if unknown:
         raise ValueError(f"feature group {unknown[0]!r} does not exist; choose from {', '.join(layers.GROUPS)}")
-    walked = layers.layers(vae.model.encoder)
-    members = {g: [layer for layer in walked if layer.group == g] for g in groups}
+    members = {g: [layer for layer in vae.layers if layer.group == g] for g in groups}
     for g, ls in members.items():
         if not ls or len({layer.channels for layer in ls}) > 1:
             widths = ", ".join(str(layer.channels) for layer in ls) or "none"
@@ -85,7 +85,7 @@ def _members(vae: vaes.FrozenVAE, groups: tuple[str, ...]) -> dict[str, list[lay
 
 
 def make_header(
-    vae: vaes.FrozenVAE,
+    vae: FrozenVAE,
     *,
     data: str,
     resolution: int,
@@ -99,8 +99,9 @@ def make_header(
     dtype: str = "float16",
     views: int = 1,
     preprocessing_sha: str = "",
+    scaling: Scaling | None = None,
 ) -> cache.Header:
-    """The header of a cache made with this VAE: group shapes from its layer walk.
+    """The header of a cache made with this VAE: group shapes from its layers. scaling: default the VAE's own; 1 where it has none.
 
     Raises ValueError for an unknown group or dtype, or a teacher whose grid is not the model's.
     """
@@ -116,16 +117,16 @@ def make_header(
                 f"the model has {grid}x{grid}"
             )
         shapes[TEACHER], names[TEACHER] = (1, teacher.channels, grid, grid), (teacher.name,)
-    side = resolution // vae.downsampling
+    side, scaling = resolution // vae.downsampling, scaling or vae.scaling or Scaling(factor=1.0)
     return cache.Header(
         schema_version=cache.SCHEMA_VERSION,
         data=data,
         vae=vae.name,
         vae_sha=vae.sha,
-        scale=vae.scale,
+        scale=scaling.factor,
         resolution=resolution,
         num_classes=num_classes,
-        latent_shape=(int(vae.model.config.latent_channels), side, side),
+        latent_shape=(vae.channels, side, side),
         resampling=resampling,
         preprocessing=preprocessing,
         dtype=dtype,
@@ -135,5 +136,7 @@ def make_header(
         teacher=teacher.name if teacher else "",
         teacher_sha=teacher.sha if teacher else "",
         views=views,
+        channel_scale=scaling.channel_scale,
+        channel_bias=scaling.channel_bias,
         preprocessing_sha=preprocessing_sha,
     )

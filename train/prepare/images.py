@@ -6,35 +6,55 @@ Shapes: B images of a batch, side in pixels, RGB uint8.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 
+from gsnr.train.prepare.modes import RULES, rgb
 from gsnr.train.prepare.sources import Source
 
-PREPROCESSING = "ADM centre crop to {side}"
+PREPROCESSING = f"ADM centre crop to {{side}}; {RULES}"
+LONGEST = 16  # times the short side: of longer pictures only the part that is kept is resized, so that memory is bounded
 
 
 def centre_crop(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """(side, side, 3) uint8: ADM's preprocessing (Dhariwal and Nichol 2021): box-halve, bicubic to the short side, crop the centre."""
-    image = image.convert("RGB")
+    """(side, side, 3) uint8: ADM's preprocessing (Dhariwal and Nichol 2021): box-halve, bicubic to the short side, crop the centre.
+
+    Of a picture longer than LONGEST the centre alone is resized: the same up to the rounding and clipping between Pillow's two passes. Raises
+    ValueError for a mode that is refused."""
+    image = rgb(image)
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    width, height = round(image.width * scale), round(image.height * scale)
+    left, top = (width - side) // 2, (height - side) // 2
+    if max(width, height) > LONGEST * side:
+        x, y = image.width / width, image.height / height
+        kept = (left * x, top * y, min((left + side) * x, image.width), min((top + side) * y, image.height))
+        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=kept))
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
-def preprocessing_sha() -> str:
-    """SHA-256 of what `centre_crop` makes of a fixed picture: another Pillow, or another rule, shows in it."""
+def _fixed() -> list[Image.Image]:
+    """A picture in several modes, and a strip of it."""
     y, x = np.mgrid[:192, :257]
-    pixels = np.stack([x * 7 + y * 3, x * y // 5, x ^ y], axis=-1).astype(np.uint8)
-    return hashlib.sha256(centre_crop(Image.fromarray(pixels), 64).tobytes()).hexdigest()
+    colour = Image.fromarray(np.stack([x * 7 + y * 3, x * y // 5, x ^ y], axis=-1).astype(np.uint8))
+    alpha, turned = colour.copy(), colour.copy()
+    alpha.putalpha(Image.fromarray((x + y).astype(np.uint8)))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    deep = [Image.fromarray((x * y).astype(np.uint16)), Image.fromarray((x * y).astype(np.int32)), Image.fromarray((x / 256).astype(np.float32))]
+    return [colour, *(colour.convert(mode) for mode in ("L", "P", "CMYK")), alpha, turned, *deep, colour.crop((0, 0, 257, 8))]
+
+
+def preprocessing_sha() -> str:
+    """SHA-256 of what `centre_crop` makes of fixed pictures: another Pillow, or another rule, shows in it."""
+    return hashlib.sha256(b"".join(centre_crop(picture, 64).tobytes() for picture in _fixed())).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +74,9 @@ class _Cropped(Dataset):
     def __getitem__(self, number: int) -> tuple[int, NDArray[np.uint8] | str]:
         """(number, its crop, or what is wrong with it)."""
         try:
-            return number, centre_crop(self.source.image(number), self.side)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels raise
+                return number, centre_crop(self.source.image(number), self.side)
         except Exception as error:  # decoders raise a dozen kinds for a damaged file
             return number, f"{self.source.name(number)}: not a readable image ({' '.join(str(error).split()) or type(error).__name__})"
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsnr.train import vae as vaes
-from gsnr.train.data import cache, heldout
+from gsnr.train.data import cache, heldout, statistics
+from gsnr.train.data.latents import Scaling
 from gsnr.train.prepare import encode, images, shards, sources
 from gsnr.train.priors import layers
 from gsnr.train.priors.features import RESAMPLINGS
+from gsnr.train.vaes import FrozenVAE
 
 if TYPE_CHECKING:
     from gsnr.train.teacher import FrozenTeacher
@@ -27,19 +29,21 @@ LARGEST = 4096  # pixels a side
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """options: what the rows depend on, by flag. Not among them: batch, workers, processes, device and skip_bad, which may change on the way
-    (another batch or device may change the last bits of what is encoded from then on)."""
+    """measure: how the latents' scaling is measured, "" where the header has it. options: what the rows depend on, by flag. Not among them: batch,
+    workers, processes, device and skip_bad, which may change on the way (another batch or device may change the last bits of what is encoded from
+    then on)."""
 
     source: sources.Source
-    vae: vaes.FrozenVAE
+    vae: FrozenVAE
     teacher: FrozenTeacher | None
     header: cache.Header
     shards: list[shards.Shard]
+    measure: str
     options: dict[str, Any]
 
 
-def decide(args: argparse.Namespace) -> Job:
-    """Raises ValueError for whatever is wrong with the options or the data."""
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError for an option that is wrong whatever the data."""
     for name, least in LEAST.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -52,6 +56,28 @@ def decide(args: argparse.Namespace) -> Job:
         raise ValueError(f"--features {args.features!r}: name groups of {valid}, each once, with commas alone between them, or none")
     if args.resampling not in RESAMPLINGS:
         raise ValueError(f"--resampling {args.resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
+
+
+def _latent_scaling(asked: str | None, frozen: FrozenVAE) -> tuple[Scaling | None, str]:
+    """(scaling, "") where it is known, (None, how it is measured) otherwise. Raises ValueError for a --latent-scale that cannot be."""
+    how = asked or ("vae" if frozen.scaling is not None else statistics.MEASURES[0])
+    if how in statistics.MEASURES:
+        return None, how
+    if how == "vae":
+        if frozen.scaling is None:
+            raise ValueError(f"--latent-scale vae: VAE {frozen.name!r} has no factor of its own; choose from {', '.join(statistics.MEASURES)}")
+        return frozen.scaling, ""
+    if not Path(how).is_dir():
+        raise ValueError(f"--latent-scale {how!r}: choose from vae, {', '.join(statistics.MEASURES)}, or name a cache")
+    other = cache.read_header(Path(how))
+    if other.vae_sha != frozen.sha:
+        raise ValueError(f"--latent-scale {how}: its latents are of VAE {other.vae!r} ({other.vae_sha[:12]}), not of --vae {frozen.name}")
+    return other.scaling, ""
+
+
+def decide(args: argparse.Namespace) -> Job:
+    """Raises ValueError for whatever is wrong with the options or the data."""
+    _check(args)
     source, classes = sources.open_source(args.data, args.labels, args.split, args.num_classes, all_there=not args.skip_bad)
     count = len(source.labels)
     if not 0 < args.heldout < count:
@@ -63,6 +89,7 @@ def decide(args: argparse.Namespace) -> Job:
         teacher = teachers.load(args.teacher)
     if args.resolution % (frozen.downsampling * args.patch):
         raise ValueError(f"--resolution {args.resolution}: must be a multiple of {frozen.downsampling} (the VAE) times --patch {args.patch}")
+    scaling, measure = _latent_scaling(args.latent_scale, frozen)
     members = heldout.choose(count, args.heldout)
     header = encode.make_header(
         frozen,
@@ -78,6 +105,7 @@ def decide(args: argparse.Namespace) -> Job:
         dtype=args.dtype,
         views=2 if args.flip else 1,
         preprocessing_sha=images.preprocessing_sha(),
+        scaling=scaling,
     )
     size = args.shard or shards.images_per_shard(count)
     options = {
@@ -86,11 +114,12 @@ def decide(args: argparse.Namespace) -> Job:
         "--vae (hash)": header.vae_sha,
         "--teacher (hash)": header.teacher_sha,
         "--shard": size,
+        "--latent-scale": measure or [header.scale, list(header.channel_scale), list(header.channel_bias)],
         "cropping (hash; by Pillow)": header.preprocessing_sha,
         **{f"--{name}": getattr(args, name) for name in PLAIN},
     }
     header = replace(header, options_sha=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
-    return Job(source=source, vae=frozen, teacher=teacher, header=header, shards=shards.cut(members, size), options=options)
+    return Job(source=source, vae=frozen, teacher=teacher, header=header, shards=shards.cut(members, size), measure=measure, options=options)
 
 
 def check_same(record: Path, job: Job, what: str) -> None:

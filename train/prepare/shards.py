@@ -178,10 +178,11 @@ def write_rows(path: Path, header: Header, rows: Iterable[Rows]) -> None:
             writer.write_batch(_record(waiting, schema))
 
 
-def finish(place: Workplace, shards: list[Shard], header: Header, record: dict[str, object]) -> tuple[Header, list[str]]:
+def finish(place: Workplace, shards: list[Shard], header: Header, record: dict[str, object], measure: str = "") -> tuple[Header, list[str]]:
     """Makes a cache of finished shards, in place.cache; (its header, the lines of all images that were left out).
 
-    record: for CACHE/prepare.json, beside those lines. Raises ValueError naming a shard that is damaged, or where a split has no images left.
+    record: for CACHE/prepare.json, beside those lines. measure: how the latents' scaling is taken from the train split, of statistics.MEASURES,
+    or "" where the header has it. Raises ValueError naming a shard that is damaged, or where a split has no images left.
     """
     import datasets
 
@@ -198,6 +199,9 @@ def finish(place: Workplace, shards: list[Shard], header: Header, record: dict[s
     if not all(sizes.values()):
         raise ValueError(f"{header.data}: no readable images for split {next(split for split, n in sizes.items() if not n)!r}")
     header = replace(header, sizes=sizes)
+    if measure:
+        scaling = statistics.scaling_of(sums[statistics.LATENT], measure)
+        header = replace(header, scale=scaling.factor, channel_scale=scaling.channel_scale, channel_bias=scaling.channel_bias)
     skipped = [line for note in notes.values() for line in note.skipped]
 
     features = datasets.Features.from_arrow_schema(_schema(header))

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from gsnr.train.priors.layers import Layer
+from gsnr.train.vaes import FrozenVAE
 
 # How a feature map is brought to the token grid: AHPA Sec. 4.2 averages (adaptive), its Appendix A is bilinear; they differ for 64 -> 16.
 RESAMPLINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -23,9 +23,9 @@ RESAMPLINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 @torch.no_grad()
 def encode(
-    vae: AutoencoderKL, images_BCHW: Tensor, chosen: list[Layer], grid: int, resampling: str = "adaptive"
+    vae: FrozenVAE, images_BCHW: Tensor, chosen: list[Layer], grid: int, resampling: str = "adaptive"
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """(mean (B,4,h,w), std (B,4,h,w), {group: (B,L,C,g,g)}) of images in [-1, 1]; layers of a group in encoder order.
+    """(mean (B,C,h,w), std (B,C,h,w), {group: (B,L,C,g,g)}) of images in [-1, 1]; layers of a group in encoder order. std is 0 without a posterior.
 
     Raises ValueError for an unknown resampling.
     """
@@ -40,8 +40,8 @@ def encode(
         for layer in chosen
     ]
     try:
-        posterior = vae.encode(images_BCHW).latent_dist
+        mean, std = vae.encode(images_BCHW)
     finally:
         for hook in hooks:
             hook.remove()
-    return posterior.mean, posterior.std, {group: torch.stack(maps, dim=1) for group, maps in collected.items()}
+    return mean, torch.zeros_like(mean) if std is None else std, {group: torch.stack(maps, dim=1) for group, maps in collected.items()}
