@@ -75,7 +75,7 @@ class Comparison:
 
     @cached_property
     def excess(self) -> float:
-        """X: what I^2 / U_b is too large by, times U_b; the jackknife variance of I - (I / U_b) U_b. Raises ValueError where r_i is not known or n < 3."""
+        """X: what I^2 / U_b is too large by, times U_b; the jackknife variance of I - (I / U_b) U_b. Raises ValueError for n < 3."""
         inner, _, _, signal_b, _ = self._deleted()
         return jackknife_se(inner - ratio(self.inner, self.b.signal) * signal_b) ** 2
 

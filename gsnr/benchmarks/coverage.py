@@ -110,7 +110,7 @@ def drawn(cell: Cell, rng: np.random.Generator, repeats: int) -> Iterator[Estima
         g[:, :, -1] += np.sqrt(cell.gsnr)
     else:
         g += np.sqrt(cell.gsnr / cell.d)
-    key = rng.integers(0, 2**64, (repeats, cell.n), dtype=np.uint64)
+    key = rng.spawn(1)[0].integers(0, 2**64, (repeats, cell.n), dtype=np.uint64)  # the gradients are what they were before keys were drawn
     sign, taken = signs_of(key), key <= np.sort(key, axis=1)[:, :TAKEN][:, -1:]
     sums, signed = g.sum(1), (sign[:, None] @ g)[:, 0]
     q = np.einsum("knd,knd->kn", g, g)
