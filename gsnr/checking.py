@@ -12,7 +12,7 @@ from torch import nn
 from gsnr.batches import Batch, batch_size, device_named, double, moved
 from gsnr.coupling import coupled, require_no_batch_norm_in_training
 from gsnr.engines import ENGINES, Loss, find
-from gsnr.gradients import PerSample, wide
+from gsnr.gradients import PerSample, Signs, wide
 from gsnr.moments import Labels, by_group
 from gsnr.selection import Groups, Parameters, check_kinds, label, select
 from gsnr.surroundings import exact, undisturbed
@@ -69,7 +69,7 @@ def _moments(engine: str, model: nn.Module, loss: Loss, batch: Batch, selected: 
         with exact(device):
             plus = wide(selected[name].detach()).new_zeros(selected[name].shape)
             minus = torch.zeros_like(plus)
-            q[name] = gradients.accumulate(plus, minus, 0)
+            q[name] = gradients.accumulate(plus, minus, Signs.of(np.where(np.arange(gradients.samples) % 2, -1.0, 1.0), device))
             sums[name] = plus.double() + minus.double()
 
     with undisturbed(model, device):

@@ -4,10 +4,17 @@ Legend: a_i, b_i (i = 1..n) gradients of the two losses at sample i; A = sum a_i
 
     I = (A . B - sum_i x_i) / (n (n-1))         unbiased for <E a, E b>: no sample meets itself
     cosine = I / sqrt(U_a U_b)                  each product unbiased; a ratio of noisy norms may leave [-1, 1] and is not clipped
-    constructive G-SNR of a with respect to b = sign(cos) cos^2 gsnr_a = sign(I) I^2 / (U_b V_a)
+    constructive G-SNR of a with respect to b = sign(I) (I^2 - X) / (U_b V_a)
 
-The last is the part of a's signal that also descends b (the "constructive optimisation subspace" of AHPA, App. E.1, as a number). Intervals are
-delete-one jackknife with Student's t, which pairs the two losses sample by sample.
+The last is the part of a's signal that also descends b (the "constructive optimisation subspace" of AHPA, App. E.1, as a number), sign(cos) cos^2
+gsnr_a. Without X, I^2 / U_b exceeds <E a, E b>^2 / ||E b||^2 by X / U_b in expectation, to first order in 1/n (delta method), where
+
+    X = Var(I - beta U_b)    beta = I / U_b
+
+is Var I where b is well resolved, and 0 for b proportional to a, since I and U_b then err together. X is estimated by the jackknife, which
+is a little too large where b is hardly resolved. Within sqrt(X) of 0, where the sign of I says little, sqrt(X) |I| is taken off instead, which keeps
+the estimate continuous in I; there it may have the other sign than I, as U may be negative. Intervals are delete-one jackknife with Student's t,
+which pairs the two losses sample by sample; the constructive G-SNR's is not symmetric about it.
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ from functools import cached_property
 import numpy as np
 
 from gsnr.estimates import LEVEL, Array, Estimate, Scalars, delete_one, ratio
-from gsnr.intervals import jackknife_interval
+from gsnr.intervals import jackknife_interval, jackknife_se
 
 
 def mean_product(sum_ab: Scalars, x: Scalars, n: int) -> Scalars:
@@ -26,15 +33,16 @@ def mean_product(sum_ab: Scalars, x: Scalars, n: int) -> Scalars:
     return (sum_ab - x) / (n * (n - 1))
 
 
-def cosine(inner: Scalars, signal_a: Scalars, signal_b: Scalars) -> Scalars:
-    """I / sqrt(U_a U_b); NaN unless both signals are positive."""
-    positive = np.where((np.asarray(signal_a) > 0) & (np.asarray(signal_b) > 0), np.multiply(signal_a, signal_b), np.nan)
+def cosine(inner: Scalars, size_a: Scalars, size_b: Scalars) -> Scalars:
+    """I / sqrt(U_a U_b), or with V_a in place of U_a the signed root of the constructive G-SNR; NaN unless both are positive."""
+    positive = np.where((np.asarray(size_a) > 0) & (np.asarray(size_b) > 0), np.multiply(size_a, size_b), np.nan)
     return ratio(inner, np.sqrt(positive))
 
 
-def constructive(inner: Scalars, noise_a: Scalars, signal_b: Scalars) -> Scalars:
-    """sign(I) I^2 / (U_b V_a); NaN unless U_b is positive: without a direction to descend there is nothing constructive."""
-    return ratio(np.sign(inner) * np.square(inner), np.where(np.asarray(signal_b) > 0, signal_b, np.nan) * noise_a)
+def constructive(inner: float, excess: float, noise_a: float, signal_b: float) -> float:
+    """sign(I) (I^2 - min(X, sqrt(X) |I|)) / (U_b V_a); NaN unless U_b is positive: without a direction to descend there is nothing constructive."""
+    square = inner**2 - min(excess, np.sqrt(excess) * abs(inner))
+    return float(ratio(np.sign(inner) * square, signal_b * noise_a)) if signal_b > 0 else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -65,6 +73,12 @@ class Comparison:
         """I: unbiased for <E a, E b>; signed."""
         return float(mean_product(self.sum_ab, float(self.x_n.sum()), self.n))
 
+    @cached_property
+    def excess(self) -> float:
+        """X: what I^2 / U_b is too large by, times U_b; the jackknife variance of I - (I / U_b) U_b. Raises ValueError for n < 3."""
+        inner, _, _, signal_b, _ = self._deleted()
+        return jackknife_se(inner - ratio(self.inner, self.b.signal) * signal_b) ** 2
+
     @property
     def cosine(self) -> float:
         """Of the two mean gradients. May leave [-1, 1] where they are not resolved; NaN where a signal is not positive."""
@@ -72,8 +86,8 @@ class Comparison:
 
     @property
     def constructive(self) -> float:
-        """G-SNR of a that also descends b: sign(cos) cos^2 gsnr_a."""
-        return float(constructive(self.inner, self.a.noise, self.b.signal))
+        """G-SNR of a that also descends b: sign(cos) cos^2 gsnr_a, corrected for what squaring adds. NaN where there is no interval."""
+        return constructive(self.inner, self.excess, self.a.noise, self.b.signal) if self.has_interval else float("nan")
 
     @property
     def mean_sample_cosine(self) -> float:
@@ -114,9 +128,11 @@ class Comparison:
         return jackknife_interval(self.cosine, np.asarray(cosine(inner, signal_a, signal_b)), level)
 
     def constructive_ci(self, level: float = LEVEL) -> tuple[float, float]:
-        """Interval of the constructive G-SNR."""
+        """Interval of the constructive G-SNR: that of its signed root, squared with its sign, since the root is nearly normal even near 0."""
         inner, _, noise_a, signal_b, _ = self._deleted()
-        return jackknife_interval(self.constructive, np.asarray(constructive(inner, noise_a, signal_b)), level)
+        root, root_n = cosine(self.inner, self.a.noise, self.b.signal), cosine(inner, noise_a, signal_b)
+        low, high = jackknife_interval(float(root), np.asarray(root_n), level)
+        return low * abs(low), high * abs(high)
 
     def gsnr_difference_ci(self, level: float = LEVEL) -> tuple[float, float]:
         """Interval of gsnr_a - gsnr_b: paired, so it is narrower than two intervals where the losses' gradients go together."""

@@ -15,8 +15,10 @@ from gsnr.comparison import Comparison
 from gsnr.coupling import require_no_batch_norm_in_training
 from gsnr.engines import AUTO, Loss, NotCovered, default_memory, find
 from gsnr.estimates import Array
+from gsnr.hashing import smallest
+from gsnr.identity import Index
 from gsnr.moments import ALL, Moments
-from gsnr.passes import FirstPass, Plan, Products, first_pass, second_look
+from gsnr.passes import COV_SAMPLES, FirstPass, Plan, Products, first_pass, second_look
 from gsnr.results import ComparisonResult, Result
 from gsnr.selection import Groups, Parameters, check_kinds, label, select
 
@@ -32,6 +34,7 @@ def _plan(
     chunk: int | None,
     memory_bytes: int | None,
     device: str | torch.device | None,
+    index: Index | None,
 ) -> Plan:
     """Checks the arguments and puts them together, for the first engine to try."""
     if engine != "auto":
@@ -43,6 +46,8 @@ def _plan(
     for loss in losses:
         if not callable(loss):
             raise ValueError(f"loss must be a function, not {type(loss).__name__}")
+    if not (index is None or isinstance(index, str) or callable(index)):
+        raise ValueError(f"index must be the name of a batch entry or a function batch -> (B,) integers, not {type(index).__name__}")
     if isinstance(batches, Mapping | torch.Tensor):
         raise ValueError(f"batches must be an iterable of batches, and this is one {type(batches).__name__}: pass [batch]")
     if not isinstance(model, nn.Module) or not isinstance(batches, Iterable):
@@ -62,6 +67,7 @@ def _plan(
         samples=chunk,
         memory_bytes=default_memory(selected) if memory_bytes is None else memory_bytes,
         to=device_named(device),
+        index=index,
     )
 
 
@@ -97,7 +103,8 @@ def _run(
         ranks.add([*mine.plus.values(), *mine.minus.values()], distributed)
     looks: tuple[Products | None, ...] = (None,) * len(plan.losses)
     if interval:
-        products = ranks.together(lambda: second_look(plan, first), distributed)
+        taken = first.keys <= smallest(ranks.join({"": first.keys}, distributed)[""], COV_SAMPLES)
+        products = ranks.together(lambda: second_look(plan, first, taken), distributed)
         looks = tuple(Products(*(ranks.join(part, distributed) for part in (p.r, p.other, p.e))) for p in products)
     moments = tuple(
         replace(
@@ -137,6 +144,7 @@ def measure(
     memory_bytes: int | None = None,
     device: str | torch.device | None = None,
     distributed: bool = True,
+    index: Index | None = None,
 ) -> Result:
     """Measures the gradient signal-to-noise ratio of a per-sample loss over independent samples.
 
@@ -163,12 +171,19 @@ def measure(
     device      where batches are moved before they are used (the model stays); default: nowhere.
     distributed     where torch.distributed is initialised, every rank brings batches of its own and all get the result of all
                 (counts may differ); False measures this rank alone.
+    index       who a sample is: the name of a batch entry, or a function batch -> (B,) integers, with its number in the data (one for all
+                its draws). tr(Cov^2), and by it interval, effective dimension and cautions, gives each sample a sign and takes some samples'
+                products with the sum of all so signed; both follow from a hash of that number, so the same samples give the same result
+                in any order, batch, chunk and rank, up to rounding. Default: a hash of the sample's content, the bits of its rows in every
+                tensor of the batch. Then the same numbers in another dtype, or padded to another length, are another sample, and
+                copies of a sample are told apart on one rank only. `gsnr.pool` needs the number.
 
     Raises ValueError for an unknown engine, coupled samples (batch norm in train mode, contrastive losses), an empty selection,
-    a glob that matches nothing, n < 2, a loss of another shape, gradients that are not finite, or batches that come in another order the second time.
+    a glob that matches nothing, n < 2, a loss of another shape, gradients that are not finite, batches that come in another order
+    the second time, an index that is no entry of the batch, no (B,) whole numbers, or not one number for a sample's draws.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
-    plan = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes, device), distributed)
+    plan = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes, device, index), distributed)
     (moments,), _, (look,), used = _run(plan, engine, interval, distributed)
     return _result(moments, look, used)
 
@@ -187,6 +202,7 @@ def compare(
     memory_bytes: int | None = None,
     device: str | torch.device | None = None,
     distributed: bool = True,
+    index: Index | None = None,
 ) -> ComparisonResult:
     """Measures two losses on identical samples: each one's G-SNR, the cosine of their mean gradients, and their paired difference.
 
@@ -194,7 +210,7 @@ def compare(
     a flag `resolved`; `.constructive` is the part of loss a's G-SNR that also descends loss b. See `gsnr.comparison`.
     """
     losses = (loss_a, loss_b)
-    plan = ranks.together(lambda: _plan(model, losses, batches, engine, parameters, groups, draws, chunk, memory_bytes, device), distributed)
+    plan = ranks.together(lambda: _plan(model, losses, batches, engine, parameters, groups, draws, chunk, memory_bytes, device, index), distributed)
     moments, x, looks, used = _run(plan, engine, True, distributed)
     a, b = (_result(m, look, used) for m, look in zip(moments, looks, strict=True))
     assert looks[0] is not None and looks[1] is not None

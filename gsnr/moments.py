@@ -1,7 +1,8 @@
 """Sufficient statistics of per-sample gradients: sums per parameter, ||g_i||^2 per group. They add over batches and ranks, and merge from disk.
 
-The sum S is kept as two halves, `plus` and `minus`, of samples with signs s_i = +1 and -1: D = plus - minus yields tr(Cov^2), and halves of
-different samples yield products without a sample meeting itself. Scalars are float64; sums keep the parameters' dtype, at least float32.
+The sum S is kept as two halves, `plus` and `minus`, of samples with signs s_i = +1 and -1 (by `gsnr.hashing`): D = plus - minus yields
+tr(Cov^2), and halves of different samples yield products without a sample meeting itself. Scalars are float64; sums keep the parameters' dtype,
+at least float32.
 """
 
 from __future__ import annotations
@@ -66,10 +67,6 @@ class Moments:
     @property
     def n(self) -> int:
         return len(self.signs)
-
-    def next_signs(self, n: int) -> Array:
-        """Signs of the next n samples: + and - by turns, so that chunks can be cut anywhere."""
-        return np.where((self.n + np.arange(n)) % 2 == 0, 1.0, -1.0)
 
     def append(self, q: dict[str, Tensor], draw_q: dict[str, Tensor], signs: Array, losses: Tensor) -> None:
         """What tells the samples of one chunk apart; their gradients have been added to `plus` and `minus`."""

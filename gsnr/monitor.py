@@ -22,6 +22,7 @@ from torch import nn
 
 from gsnr.batches import Batch
 from gsnr.engines import Loss
+from gsnr.identity import Index
 from gsnr.measurement import measure
 from gsnr.results import Result
 from gsnr.selection import Groups, Parameters
@@ -43,7 +44,8 @@ class Monitor:
     """Call it with the step; it returns name -> Result on steps that are multiples of `every`, and {} on others.
 
     model, batches, engine, parameters, groups and what follows: as in `gsnr.measure`. losses: name -> loss. `batches` should stay the same
-    throughout (held-out samples with their own t and noise), so that curves over steps differ by the weights alone.
+    throughout (held-out samples with their own t and noise), so that curves over steps differ by the weights alone;
+    pass `index` where they hold what the weights make (features of the moving average), which would else give other signs every time.
     eval_mode   measure in eval mode (default), where dropout and batch norm do not interfere.
 
     Raises ValueError for `every` < 1 or no losses; measuring raises as `gsnr.measure` does.
@@ -65,6 +67,7 @@ class Monitor:
         memory_bytes: int | None = None,
         device: str | torch.device | None = None,
         distributed: bool = True,
+        index: Index | None = None,
         eval_mode: bool = True,
     ) -> None:
         if every < 1:
@@ -75,7 +78,7 @@ class Monitor:
         self.batches = list(batches) if isinstance(batches, Iterator) else batches
         self.eval_mode = eval_mode
         self.options: dict[str, Any] = {"engine": engine, "parameters": parameters, "groups": groups, "interval": interval, "draws": draws}
-        self.options |= {"chunk": chunk, "memory_bytes": memory_bytes, "device": device, "distributed": distributed}
+        self.options |= {"chunk": chunk, "memory_bytes": memory_bytes, "device": device, "distributed": distributed, "index": index}
         self.measurements = 0
         self.seconds = 0.0
         self._started: float | None = None

@@ -12,17 +12,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsnr.batches import Batch, batch_size, moved, rows
 from gsnr.coupling import losses_of, spot_check
 from gsnr.engines import Engine, Loss, NotCovered, Visit, chunk_within, ghost, loop
 from gsnr.estimates import Array
-from gsnr.gradients import PerSample, inner
+from gsnr.gradients import PerSample, Signs, inner
+from gsnr.hashing import Keys, signs_of
+from gsnr.identity import Identify, Index
 from gsnr.moments import ALL, Labels, Moments, by_group
 from gsnr.surroundings import RandomState, drawn_apart, exact, random_state, random_state_kept, set_random_state, undisturbed
 
-COV_SAMPLES = 64  # samples (per rank) whose products with D are taken, for tr(Cov^2): a quarter of the cost of r_i at n = 256
+COV_SAMPLES = 64  # samples, of all ranks together, whose products with D are taken, for tr(Cov^2)
 CHANGED = "the batches came in another order, or with other random numbers, the second time; pass a list"
 Gradients = dict[str, PerSample]
 
@@ -42,6 +45,7 @@ class Plan:
     samples: int | None
     memory_bytes: int
     to: torch.device | None = None  # where batches are moved
+    index: Index | None = None  # who a sample is: `gsnr.identity`
 
     @property
     def device(self) -> torch.device:
@@ -68,10 +72,11 @@ class Plan:
 
 @dataclass
 class FirstPass:
-    """First pass: a Moments per loss, x: group -> (n,) g_a,i . g_b,i (two losses), and per chunk its gradients by each loss, if they fitted,
-    or else the random state it started from."""
+    """First pass: a Moments per loss, the samples' keys, x: group -> (n,) g_a,i . g_b,i (two losses), and per chunk its gradients by each loss,
+    if they fitted, or else the random state it started from."""
 
     moments: tuple[Moments, ...]
+    keys: Keys
     x: dict[str, Array]
     chunks: list[list[Gradients] | RandomState]
 
@@ -117,7 +122,7 @@ class _Accumulate:
 
     plan: Plan
     mine: Moments
-    start: int  # 0 where the chunk's first sample has sign +
+    signs: Signs
     first: Gradients | None  # those of the first loss, where this is the second
     budget: _Budget
     q: dict[str, Tensor] = field(default_factory=dict)
@@ -131,7 +136,7 @@ class _Accumulate:
             if draws > 1:
                 self.draw_q[name] = gradients.square_norms().view(-1, draws).sum(1)
                 gradients = gradients.pooled(draws)
-            self.q[name] = gradients.accumulate(self.mine.plus[name], self.mine.minus[name], self.start)
+            self.q[name] = gradients.accumulate(self.mine.plus[name], self.mine.minus[name], self.signs)
             if self.first is not None:
                 self.x[name] = inner(self.first[name], gradients)
             fits = self.budget.take(gradients)
@@ -163,20 +168,22 @@ def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tenso
 def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
     """Raises ValueError for coupled samples and gradients that are not finite, naming them; NotCovered where the engine does not fit."""
     moments = tuple(Moments.empty(plan.labels, plan.selected, plan.draws) for _ in plan.losses)
+    identify, keys = Identify(plan.index, plan.draws), np.empty(0, dtype=np.uint64)
     x_parts: list[dict[str, Array]] = []
     budget = _Budget(plan.memory_bytes if keep else 0)
     chunks: list[list[Gradients] | RandomState] = []
     latest: dict[Loss, tuple[Batch, Tensor, dict[str, Tensor]]] = {}
     with undisturbed(plan.model, plan.device, plan.batches):
         for chunk in plan.chunks():
-            n = batch_size(chunk) // plan.draws
-            signs = moments[0].next_signs(n)
+            own = identify(chunk)
+            keys, n, sign_n = np.concatenate([keys, own]), len(own), signs_of(own)
+            signs = Signs.of(sign_n, plan.device)
             held: list[Gradients] = []
             state = random_state(plan.device)
             for loss, mine in zip(plan.losses, moments, strict=True):
-                visit = _Accumulate(plan, mine, int(signs[0] < 0), held[0] if held else None, budget)
+                visit = _Accumulate(plan, mine, signs, held[0] if held else None, budget)
                 losses = plan.engine(plan.model, loss, chunk, plan.selected, visit)
-                mine.append(visit.q, visit.draw_q, signs, losses)
+                mine.append(visit.q, visit.draw_q, sign_n, losses)
                 _check_finite(mine.q[ALL][-n:], mine.n - n)
                 latest[loss] = chunk, losses, visit.q
                 _spot_check(plan, loss, chunk, len(chunks), losses, visit.q)
@@ -187,38 +194,44 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
         for loss, (chunk, losses, q) in latest.items() if len(chunks) == 1 else ():
             _spot_check(plan, loss, chunk, 1, losses, q)
     x = {group: np.concatenate([part[group] for part in x_parts] or [np.empty(0)]) for group in moments[0].q}
-    return FirstPass(moments, x if len(moments) > 1 else {}, chunks)
+    return FirstPass(moments, keys, x if len(moments) > 1 else {}, chunks)
 
 
 @dataclass
 class _Multiply:
-    """Visits the gradients of one chunk and loss k: products with its own S, with the other loss's, and (the first few) with its own D."""
+    """Visits the gradients of one chunk and loss k: products with its own S, with the other loss's, and of the samples `taken` with its own D."""
 
     plan: Plan
     mine: Moments
     own: dict[str, Tensor]
     others: dict[str, Tensor] | None
-    with_e: bool
+    taken: NDArray[np.bool_]
     r: dict[str, Tensor] = field(default_factory=dict)
     other: dict[str, Tensor] = field(default_factory=dict)
     e: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rows = torch.from_numpy(np.flatnonzero(self.taken)).to(self.plan.device)
 
     def __call__(self, name: str, gradients: PerSample) -> None:
         with exact(self.plan.device):
             self.r[name] = gradients.dots(self.own[name])
             if self.others is not None:
                 self.other[name] = gradients.dots(self.others[name])
-            if self.with_e:
-                self.e[name] = gradients.dots(self.mine.plus[name] - self.mine.minus[name])
+            if len(self.rows):
+                self.e[name] = gradients.take(self.rows).dots(self.mine.plus[name] - self.mine.minus[name])
 
     def parts(self) -> Products:
         r = by_group(self.r, self.plan.labels)
-        e = by_group(self.e, self.plan.labels) if self.e else {group: np.full_like(value, np.nan) for group, value in r.items()}
+        e = {group: np.full_like(value, np.nan) for group, value in r.items()}
+        for group, value in by_group(self.e, self.plan.labels).items() if self.e else ():
+            e[group][self.taken] = value
         return Products(r, by_group(self.other, self.plan.labels) if self.other else {}, e)
 
 
-def second_look(plan: Plan, first: FirstPass) -> tuple[Products, ...]:
-    """Products with the sums in `first.moments` (by now those of all ranks). Raises ValueError where a chunk that is run again has other losses."""
+def second_look(plan: Plan, first: FirstPass, taken: NDArray[np.bool_]) -> tuple[Products, ...]:
+    """Products with the sums in `first.moments` (by now those of all ranks); taken: (n,), whose with D too. Raises ValueError where a chunk
+    that is run again has other losses."""
     totals = [{name: mine.total(name) for name in plan.labels} for mine in first.moments]
     parts: list[list[Products]] = [[] for _ in totals]
     done = 0
@@ -230,20 +243,19 @@ def second_look(plan: Plan, first: FirstPass) -> tuple[Products, ...]:
                 raise ValueError(CHANGED)
             if not isinstance(chunk, list):
                 set_random_state(chunk, plan.device)
-            n = 0
+            n = next(iter(chunk[0].values())).samples if isinstance(chunk, list) else batch_size(batch) // plan.draws
+            if done + n > len(taken):
+                raise ValueError(CHANGED)
             for k, mine in enumerate(first.moments):
-                visit = _Multiply(plan, mine, totals[k], totals[1 - k] if len(totals) > 1 else None, done < COV_SAMPLES)
+                visit = _Multiply(plan, mine, totals[k], totals[1 - k] if len(totals) > 1 else None, taken[done : done + n])
                 if isinstance(chunk, list):
                     for name, gradients in chunk[k].items():
                         visit(name, gradients)
                 else:
                     assert batch is not None
                     losses = plan.engine(plan.model, plan.losses[k], batch, plan.selected, _pooling(plan.draws, visit))
-                    _check_same(losses.double().cpu().numpy().reshape(-1, plan.draws).mean(1), mine.losses[done:])
+                    _check_same(losses.double().cpu().numpy().reshape(-1, plan.draws).mean(1), mine.losses[done : done + n])
                 parts[k].append(visit.parts())
-                n = len(parts[k][-1].r[ALL])
-                for value in parts[k][-1].e.values():  # of exactly so many samples, wherever chunks end
-                    value[max(0, COV_SAMPLES - done) :] = np.nan
             done += n
     return tuple(_joined(part, list(mine.q)) for part, mine in zip(parts, first.moments, strict=True))
 
@@ -262,5 +274,5 @@ def _joined(parts: list[Products], groups: list[str]) -> Products:
 def _check_same(losses: Array, before: Array) -> None:
     """r_i and q_i must be of the same sample."""
     scale = np.abs(before).max(initial=0.0)
-    if len(losses) > len(before) or not np.allclose(losses, before[: len(losses)], rtol=1e-3, atol=1e-6 * scale):
+    if not np.allclose(losses, before, rtol=1e-3, atol=1e-6 * scale):
         raise ValueError(CHANGED)

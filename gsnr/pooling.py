@@ -6,8 +6,8 @@ Legend: bins b with weights w_b that sum to 1; mu_b, Cov_b mean and covariance w
     U  = sum_b w_b^2 U_b + M+ . M- - sum_b w_b^2 ḡ_b+ . ḡ_b-           with M± = sum_b w_b ḡ_b±
     V  = sum_b w_b V_b + sum_b w_b U_b - U
 
-Both are unbiased: products between bins pair samples of opposite sign only. If the i-th sample of every bin is the same image (as the
-probes have it), opposite signs are different images, so an image's gradient in one bin never meets its own in another.
+Both are unbiased: products between bins pair samples of opposite sign only. Where the bins hold the same images, measure them with `index=` the
+image's number: an image then has one sign in all bins, opposite signs are different images, and its gradients never meet one another.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ class Pooled:
 def pool(results: Iterable[Result], weights: Iterable[float]) -> dict[str, Pooled]:
     """group -> Pooled, over bins in which t has the probabilities `weights`. Holds two vectors of the parameters' size, however many bins.
 
-    `results` may be a generator. Raises ValueError for weights that are not positive or do not sum to 1, fewer weights than results
-    or the reverse, results of different groups, or a bin with fewer than one sample of either sign.
+    `results` may be a generator. Bins that share samples must have been measured with `index=`, the samples' numbers in the data: without it signs
+    are hashes of what the bins hold, which t and noise change, so a sample would meet itself and U be too large.
+
+    Raises ValueError for weights that are not positive or do not sum to 1, fewer weights than results or the reverse, results of different
+    groups, or a bin with fewer than one sample of either sign.
     """
     w = list(weights)
     if not w or min(w) <= 0 or abs(sum(w) - 1) > 1e-6:

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
-
-from gsnr.estimates import Array
+from numpy.typing import NDArray
 
 T = TypeVar("T")
+A = TypeVar("A", bound=NDArray[Any])
 
 
 def count(distributed: bool) -> int:
@@ -47,10 +47,10 @@ def add(tensors: Any, distributed: bool) -> None:
             dist.all_reduce(tensor)
 
 
-def join(arrays: dict[str, Array], distributed: bool) -> dict[str, Array]:
+def join(arrays: dict[str, A], distributed: bool) -> dict[str, A]:
     """Concatenates each array over ranks, in their order; lengths may differ."""
     if count(distributed) == 1:
         return arrays
     parts: list[Any] = [None] * count(True)
     dist.all_gather_object(parts, arrays)
-    return {key: np.concatenate([part[key] for part in parts]) for key in arrays}
+    return {key: np.concatenate([part[key] for part in parts]) for key in arrays}  # type: ignore[misc]

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from gsnr import commands
 from gsnr.commandline import Parser, choose
 from gsnr.estimates import Array, Estimate, trace_cov_sq
+from gsnr.hashing import signs_of
 
 TAKEN = 64  # samples whose e_i is taken: gsnr.passes.COV_SAMPLES, which is not imported since it needs torch
 CHUNK = 300_000  # numbers drawn at once (2.4 MB, which fits a cache)
@@ -101,7 +102,7 @@ def noise(cell: Cell, rng: np.random.Generator, repeats: int) -> Array:
 
 
 def drawn(cell: Cell, rng: np.random.Generator, repeats: int) -> Iterator[Estimate]:
-    """Independent measurements, with signs by turns and D met by the first 64 only, as `measure` has it."""
+    """Independent measurements, with signs and the samples that meet D chosen by their keys, as `measure` has it."""
     g = noise(cell, rng, repeats)
     if cell.mean == "along":
         g[:, :, 0] += np.sqrt(cell.gsnr)
@@ -109,14 +110,14 @@ def drawn(cell: Cell, rng: np.random.Generator, repeats: int) -> Iterator[Estima
         g[:, :, -1] += np.sqrt(cell.gsnr)
     else:
         g += np.sqrt(cell.gsnr / cell.d)
-    sign_n = np.where(np.arange(cell.n) % 2 == 0, 1.0, -1.0)
-    sums, signed = g.sum(1), sign_n @ g
+    key = rng.spawn(1)[0].integers(0, 2**64, (repeats, cell.n), dtype=np.uint64)  # the gradients are what they were before keys were drawn
+    sign, taken = signs_of(key), key <= np.sort(key, axis=1)[:, :TAKEN][:, -1:]
+    sums, signed = g.sum(1), (sign[:, None] @ g)[:, 0]
     q = np.einsum("knd,knd->kn", g, g)
-    r = (g @ sums[:, :, None])[:, :, 0]
-    e = np.full_like(r, np.nan)
-    e[:, :TAKEN] = (g[:, :TAKEN] @ signed[:, :, None])[:, :, 0]
+    r, e = ((g @ x[:, :, None])[:, :, 0] for x in (sums, signed))
+    e[~taken] = np.nan
     for k in range(repeats):
-        cov_sq = trace_cov_sq(q[k], r[k], e[k], sign_n)
+        cov_sq = trace_cov_sq(q[k], r[k], e[k], sign[k])
         yield Estimate(group="all", q_n=q[k], r_n=r[k], sum_sq=float(sums[k] @ sums[k]), cov_sq=cov_sq)
 
 

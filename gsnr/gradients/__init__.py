@@ -16,9 +16,9 @@ Source: the products of Goodfellow (2015, arXiv:1510.01799) for T = 1 and of Li 
 
 from __future__ import annotations
 
-from gsnr.gradients.base import Dense, PerSample, Zero, wide
+from gsnr.gradients.base import Dense, PerSample, Signs, Zero, wide
 from gsnr.gradients.factors import Outer, Rows
 from gsnr.gradients.patches import Patches
 from gsnr.gradients.sums import Sum, inner
 
-__all__ = ["Dense", "Outer", "Patches", "PerSample", "Rows", "Sum", "Zero", "inner", "wide"]
+__all__ = ["Dense", "Outer", "Patches", "PerSample", "Rows", "Signs", "Sum", "Zero", "inner", "wide"]

@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Multiply-adds that squaring and adding up one element of a formed gradient costs as much as. On a CPU, where one sample's gradient stays in
@@ -39,20 +41,40 @@ def slices(x: Tensor, shape: torch.Size) -> Iterator[tuple[int, int]]:
     return ((i, min(i + step, len(x))) for i in range(0, len(x), step))
 
 
-def halves(plus: Tensor, minus: Tensor, start: int) -> tuple[tuple[Tensor, slice], tuple[Tensor, slice]]:
-    """Each sum with the samples that belong to it."""
-    return (plus, slice(start, None, 2)), (minus, slice(1 - start, None, 2))
+@dataclass(frozen=True)
+class Signs:
+    """Which of C samples count for which of two sums. positive: (C,) on the host; rows: the numbers of those of "plus" and of "minus", int64;
+    masks: (2, C) of 0 and 1, for the same."""
+
+    positive: tuple[bool, ...]
+    rows: tuple[Tensor, Tensor]
+    masks: Tensor
+
+    @classmethod
+    def of(cls, sign_C: NDArray[np.float64], device: torch.device) -> Signs:
+        """From +-1."""
+        positive = torch.from_numpy(sign_C > 0).to(device)
+        masks = torch.stack([positive, ~positive])
+        return cls(tuple((sign_C > 0).tolist()), (masks[0].nonzero()[:, 0], masks[1].nonzero()[:, 0]), masks.float())
 
 
-def add_formed(formed: Iterator[tuple[int, Tensor]], plus: Tensor, minus: Tensor, start: int) -> Tensor:
+def add_formed(formed: Iterator[tuple[int, Tensor]], plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
     """`PerSample.accumulate` for whole gradients that come a few samples at a time; their sum is the weight gradient, for free."""
     norms = []
     for i, g in formed:
         norms.append(dot(g, g))
-        for total, first in ((plus, (start - i) % 2), (minus, (start - i + 1) % 2)):
-            if first < len(g):
-                total.view(g.shape[1:]).add_(g[0] if len(g) == 1 else g[first::2].sum(0))
+        if len(g) == 1:
+            (plus if signs.positive[i] else minus).view(g.shape[1:]).add_(g[0])
+        else:
+            add_masked(g, plus, minus, signs.masks[:, i : i + len(g)])
     return torch.cat(norms)
+
+
+def add_masked(g: Tensor, plus: Tensor, minus: Tensor, masks: Tensor) -> None:
+    """Adds whole gradients to their sums by products with masks: gathering them would cost several times as much."""
+    rows = g.reshape(len(g), -1).to(plus.dtype)
+    for total, mask in zip((plus, minus), masks.to(plus.dtype), strict=True):
+        total.view(-1).addmv_(rows.T, mask)
 
 
 class PerSample(ABC):
@@ -61,8 +83,8 @@ class PerSample(ABC):
     samples: int
 
     @abstractmethod
-    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
-        """Adds every other gradient to `plus`, from number `start` (0 or 1) on, and the others to `minus`; returns the square norms, (C,) float64."""
+    def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
+        """Adds the gradients of sign + to `plus` and the others to `minus`; returns the square norms, (C,) float64."""
 
     @abstractmethod
     def square_norms(self) -> Tensor:
@@ -75,6 +97,10 @@ class PerSample(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """(C, *parameter shape)."""
+
+    @abstractmethod
+    def take(self, rows: Tensor) -> PerSample:
+        """Gradients of some samples, by their numbers (int64)."""
 
     @abstractmethod
     def pooled(self, draws: int) -> PerSample:
@@ -94,7 +120,7 @@ class Zero(PerSample):
     samples: int
     like: Tensor
 
-    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+    def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
         return self.square_norms()
 
     def square_norms(self) -> Tensor:
@@ -105,6 +131,9 @@ class Zero(PerSample):
 
     def dense(self) -> Tensor:
         return self.like.new_zeros(self.samples, *self.like.shape)
+
+    def take(self, rows: Tensor) -> PerSample:
+        return Zero(len(rows), self.like)
 
     def pooled(self, draws: int) -> PerSample:
         return Zero(self.samples // draws, self.like)
@@ -121,9 +150,8 @@ class Dense(PerSample):
     def samples(self) -> int:  # type: ignore[override]
         return len(self.g)
 
-    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
-        for total, part in halves(plus, minus, start):
-            total.add_(self.g[part].sum(0, dtype=total.dtype))
+    def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
+        add_masked(self.g, plus, minus, signs.masks)
         return self.square_norms()
 
     def square_norms(self) -> Tensor:
@@ -135,6 +163,9 @@ class Dense(PerSample):
 
     def dense(self) -> Tensor:
         return self.g
+
+    def take(self, rows: Tensor) -> PerSample:
+        return Dense(self.g[rows])
 
     def pooled(self, draws: int) -> PerSample:
         return Dense(wide(self.g).unflatten(0, (-1, draws)).mean(1))

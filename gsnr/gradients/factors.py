@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gsnr.gradients.base import PerSample, add_formed, dot, element_cost, halves, slices, wide
+from gsnr.gradients.base import PerSample, Signs, add_formed, dot, element_cost, slices, wide
 
 
 class Factored(PerSample):
@@ -51,16 +51,16 @@ class Outer(Factored):
             out = torch.mm(wide(self.b[i, 0]).T, wide(self.a[i, 0]), out=out)
             yield i, out[None, None]
 
-    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+    def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
         if not self._materialise():
-            for total, part in halves(plus, minus, start):
+            for total, part in zip((plus, minus), signs.rows, strict=True):
                 a, b = (wide(x[part].transpose(0, 1).flatten(1, 2)) for x in (self.a, self.b))  # (G, C T, .)
                 if a.shape[0] == 1:
                     total.view(b.shape[-1], -1).addmm_(b[0].T, a[0])
                 else:
                     total.view(a.shape[0], b.shape[-1], -1).baddbmm_(b.transpose(1, 2), a)
             return self.gram(self)
-        return add_formed(self._formed(), plus, minus, start)
+        return add_formed(self._formed(), plus, minus, signs)
 
     def gram(self, other: Outer) -> Tensor:
         """<sum_t b_t a_t^T, sum_s b'_s a'_s^T> = sum_ts (a_t . a'_s) (b_t . b'_s), per sample and summed over groups."""
@@ -91,6 +91,9 @@ class Outer(Factored):
     def dense(self) -> Tensor:
         return (wide(self.b).transpose(-1, -2) @ wide(self.a)).reshape(-1, *self.shape)
 
+    def take(self, rows: Tensor) -> PerSample:
+        return Outer(self.a[rows], self.b[rows], self.shape)
+
     def pooled(self, draws: int) -> PerSample:
         a, b = (x.unflatten(0, (-1, draws)).transpose(1, 2).flatten(2, 3) for x in (self.a, self.b))
         return Outer(a, b / draws, self.shape)
@@ -107,8 +110,8 @@ class Rows(Factored):
     b: Tensor
     shape: torch.Size
 
-    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
-        for total, part in halves(plus, minus, start):
+    def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
+        for total, part in zip((plus, minus), signs.rows, strict=True):
             total.index_add_(0, self.index[part].flatten(), self.b[part].flatten(0, 1).to(total.dtype))
         return self.square_norms()
 
@@ -132,6 +135,9 @@ class Rows(Factored):
     def dense(self) -> Tensor:
         made = wide(self.b).new_zeros(self.samples, *self.shape)
         return made.scatter_add_(1, self.index[:, :, None].expand(-1, -1, self.shape[1]), wide(self.b))
+
+    def take(self, rows: Tensor) -> PerSample:
+        return Rows(self.index[rows], self.b[rows], self.shape)
 
     def pooled(self, draws: int) -> PerSample:
         index, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.index, self.b))

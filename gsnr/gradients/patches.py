@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from gsnr.gradients.base import PerSample, add_formed, dot, element_cost, halves, slices, wide
+from gsnr.gradients.base import PerSample, Signs, add_formed, dot, element_cost, slices, wide
 from gsnr.gradients.factors import Factored, Outer
 
 CONVOLVED_PIXELS = 256  # from so many output pixels on, a CPU forms one sample's gradient faster by its convolution kernels than unfolded
@@ -36,7 +36,7 @@ class Patches(Factored):
         b = b.flatten(3).view(c, m, self.groups, -1, a_NKT.shape[-1]).permute(0, 2, 1, 4, 3).flatten(2, 3)
         return Outer(a, b, self.shape)
 
-    def _sum(self, part: slice) -> Tensor:
+    def _sum(self, part: slice | Tensor) -> Tensor:
         """Of the gradients of some samples: a convolution's ordinary weight gradient."""
         x, b = wide(self.x[part]).flatten(0, 1), wide(self.b[part]).flatten(0, 1)
         return conv2d_weight(x, self.shape, b, self.stride, 0, self.dilation, self.groups)
@@ -77,12 +77,12 @@ class Patches(Factored):
         }
         return min(costs, key=lambda name: costs[name])
 
-    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
+    def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
         way = self._cheapest()
         if way == "form":
-            return add_formed(self._formed(), plus, minus, start)
-        for total, part in halves(plus, minus, start):
-            if len(self.x[part]):
+            return add_formed(self._formed(), plus, minus, signs)
+        for total, part in zip((plus, minus), signs.rows, strict=True):
+            if len(part):
                 total.add_(self._sum(part).view_as(total))
         return self.square_norms()
 
@@ -100,6 +100,9 @@ class Patches(Factored):
 
     def dense(self) -> Tensor:
         return self.outer().dense()
+
+    def take(self, rows: Tensor) -> PerSample:
+        return Patches(self.x[rows], self.b[rows], self.shape, self.stride, self.dilation, self.groups)
 
     def pooled(self, draws: int) -> PerSample:
         x, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.x, self.b))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gsnr.gradients.base import PerSample, Zero, dot, wide
+from gsnr.gradients.base import PerSample, Signs, Zero, dot, wide
 from gsnr.gradients.factors import Outer, Rows
 from gsnr.gradients.patches import Patches
 
@@ -29,8 +29,8 @@ class Sum(PerSample):
                 total += 2 * inner(part, other)
         return total
 
-    def accumulate(self, plus: Tensor, minus: Tensor, start: int) -> Tensor:
-        return torch.stack([part.accumulate(plus, minus, start) for part in self.parts]).sum(0) + self._cross()
+    def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
+        return torch.stack([part.accumulate(plus, minus, signs) for part in self.parts]).sum(0) + self._cross()
 
     def square_norms(self) -> Tensor:
         return torch.stack([part.square_norms() for part in self.parts]).sum(0) + self._cross()
@@ -40,6 +40,9 @@ class Sum(PerSample):
 
     def dense(self) -> Tensor:
         return torch.stack([wide(part.dense()) for part in self.parts]).sum(0)
+
+    def take(self, rows: Tensor) -> PerSample:
+        return Sum(tuple(part.take(rows) for part in self.parts))
 
     def pooled(self, draws: int) -> PerSample:
         return Sum(tuple(part.pooled(draws) for part in self.parts))

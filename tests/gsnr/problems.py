@@ -60,6 +60,17 @@ def attention_problem(seed: int = 0):
     return model, lambda m, b: (m(b["x"], b["t"], b["y"]) - b["v"]).square().flatten(1).mean(1), data
 
 
+def digits():
+    """512 of scikit-learn's digits as they come, classes in rotation, and an untrained MLP in float64."""
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10)).double()
+    images, classes = load_digits(return_X_y=True)
+    data = {"x": torch.from_numpy(images[:512] / 16), "y": torch.from_numpy(classes[:512]).long()}
+    return model, lambda m, b: F.cross_entropy(m(b["x"]), b["y"], reduction="none"), data
+
+
 PROBLEMS = {"mlp": mlp_problem, "conv": conv_problem, "attention": attention_problem}
 
 

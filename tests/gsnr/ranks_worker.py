@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import gsnr
-from tests.gsnr.problems import PROBLEMS, double, other_loss, split
+from tests.gsnr.problems import PROBLEMS, digits, double, other_loss, split
 
 
 def numbers(result: gsnr.Result) -> dict:
@@ -35,6 +35,10 @@ def main(out: Path) -> None:
     found["own"] = numbers(gsnr.measure(model, loss, [parts[rank]], distributed=False, draws=1, engine="ghost", interval=True)) if rank == 0 else {}
     c = gsnr.compare(model, loss, other_loss, [parts[rank]])["all"]
     found["compare"] = {"inner": c.inner, "cosine": c.cosine, "x": c.x_n.tolist()}
+    mlp, cross_entropy, images = digits()
+    by_class = {k: v[images["y"].argsort()] for k, v in images.items()}
+    e = gsnr.measure(mlp, cross_entropy, split(split(by_class, 300)[rank], 100), engine="ghost", memory_bytes=rank << 30)["all"]
+    found["digits"] = {"cov_sq": e.cov_sq, "ci": e.ci(), "caution": e.caution}
     broken = {k: v.clone() for k, v in parts[rank].items()}
     if rank == 1:
         broken["x"][1] = float("nan")

@@ -13,10 +13,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gsnr import passes
+from gsnr import hashing, passes
 from gsnr.benchmarks import coverage
 from gsnr.estimates import Estimate, trace_cov_sq
-from gsnr.moments import Moments
 from tests.conftest import run_module
 
 REPEATS = 1500
@@ -96,9 +95,12 @@ def test_signs_and_products_with_d_are_those_of_measure() -> None:
     assert coverage.TAKEN == passes.COV_SAMPLES
     cell = next(c for c in TABLE if c.n == 128)
     (e,) = coverage.drawn(cell, np.random.default_rng(0), 1)
-    g = coverage.noise(cell, np.random.default_rng(0), 1)[0] + np.sqrt(cell.gsnr / cell.d)
-    signs = Moments.empty({}, {}, 1).next_signs(cell.n)
-    products = np.where(np.arange(cell.n) < passes.COV_SAMPLES, g @ (signs @ g), np.nan)
+    rng = np.random.default_rng(0)
+    g = coverage.noise(cell, rng, 1)[0] + np.sqrt(cell.gsnr / cell.d)
+    key = rng.spawn(1)[0].integers(0, 2**64, cell.n, dtype=np.uint64)
+    signs, taken = hashing.signs_of(key), key <= hashing.smallest(key, coverage.TAKEN)
+    assert taken.sum() == coverage.TAKEN
+    products = np.where(taken, g @ (signs @ g), np.nan)
     assert e.cov_sq == pytest.approx(trace_cov_sq((g**2).sum(1), g @ g.sum(0), products, signs), rel=1e-9)
 
 

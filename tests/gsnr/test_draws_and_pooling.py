@@ -66,10 +66,12 @@ def test_pooling_is_unbiased_though_bins_share_images() -> None:
     model = torch.nn.Linear(6, 1, bias=False).double()
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(400):
+    for k in range(400):
         gradients, means = bins(rng, 10)
+        image = lambda b, k=k: 20 * k + torch.arange(len(b["x"]))
         results = (
-            gsnr.measure(model, lambda m, b: m(b["x"]).squeeze(-1), [{"x": torch.from_numpy(g)}], interval=False, engine="loop") for g in gradients
+            gsnr.measure(model, lambda m, b: m(b["x"]).squeeze(-1), [{"x": torch.from_numpy(g)}], interval=False, engine="loop", index=image)
+            for g in gradients
         )
         pooled = gsnr.pool(results, weights)["all"]
         found.append((pooled.signal, pooled.noise, pooled.between))

@@ -10,7 +10,7 @@ import pytest
 
 import gsnr
 from tests.conftest import run_module
-from tests.gsnr.problems import PROBLEMS, double, other_loss
+from tests.gsnr.problems import PROBLEMS, digits, double, other_loss
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,16 @@ def test_comparison_over_ranks(found: list[dict]) -> None:
         assert rank["compare"]["inner"] == pytest.approx(c.inner, rel=1e-9)
         assert rank["compare"]["cosine"] == pytest.approx(c.cosine, rel=1e-9, nan_ok=True)
         np.testing.assert_allclose(rank["compare"]["x"], c.x_n, rtol=1e-9)
+
+
+def test_signs_and_the_samples_that_meet_d_are_those_of_one_process(found: list[dict]) -> None:
+    """Sorted by class, 300 samples on one rank and 212 on the other, against all in rotation."""
+    model, loss, data = digits()
+    e = gsnr.measure(model, loss, [data])["all"]
+    for rank in found:
+        assert rank["digits"]["cov_sq"] == pytest.approx(e.cov_sq, rel=1e-8)
+        assert rank["digits"]["ci"] == pytest.approx(list(e.ci()), rel=1e-8)
+        assert tuple(rank["digits"]["caution"]) == e.caution
 
 
 def test_a_rank_can_measure_alone(found: list[dict]) -> None:

@@ -85,7 +85,7 @@ def test_device_moves_batches() -> None:
         seen.append(b["x"].device.type)
         return loss(m, {key: torch.empty_like(x, device="cpu").copy_(data[key][: len(x)]) for key, x in b.items()})
 
-    gsnr.measure(model, watching, [data], engine="loop", chunk=13, device="meta")
+    gsnr.measure(model, watching, [data], engine="loop", chunk=13, device="meta", index=lambda b: range(len(b["x"])))
     assert set(seen) == {"meta"}
     assert gsnr.measure(model, loss, [data], device="cpu")["all"].n == 13
     with pytest.raises(ValueError, match="device 'abacus'"):

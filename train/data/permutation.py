@@ -9,15 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gsnr.hashing import GOLDEN, scramble
+
 ROUNDS = 4
 Index = NDArray[np.int64]
-
-
-def _scramble(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: a good 64-bit hash, vectorised."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def permute(positions: Index, size: int, seed: int, epoch: int) -> Index:
@@ -25,14 +20,14 @@ def permute(positions: Index, size: int, seed: int, epoch: int) -> Index:
     half_bits = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     with np.errstate(over="ignore"):
-        start = _scramble(np.array([seed, epoch], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-        keys = _scramble(np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start[0] + start[1] * np.uint64(31))
+        start = scramble(np.array([seed, epoch], dtype=np.uint64) + GOLDEN)
+        keys = scramble(np.arange(1, ROUNDS + 1, dtype=np.uint64) * GOLDEN + start[0] + start[1] * np.uint64(31))
         image = positions.astype(np.uint64)
         todo = np.ones(len(image), dtype=bool)
         while todo.any():
             left, right = image[todo] >> half_bits, image[todo] & mask
             for key in keys:
-                left, right = right, left ^ (_scramble(right + key) & mask)
+                left, right = right, left ^ (scramble(right + key) & mask)
             image[todo] = (left << half_bits) | right
             todo = image >= size
     return image.astype(np.int64)
