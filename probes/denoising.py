@@ -47,11 +47,11 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     return velocity_loss(model(x_t, batch["t"], batch["label"]), velocity(batch["latent"], batch["noise"]))
 
 
-def _bin(subject: Subject, options: Options, index: int) -> Rows:
-    low, high = options.edges(index)
+def _bin(subject: Subject, options: Options, place: int) -> Rows:
+    low, high = options.edges(place)
     split = subject.splits["heldout"]
     drawn = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, (), repeats=options.draws, first=options.first_image)
-    batches = [{key: x.to(subject.device) for key, x in batch.items()} for _, batch in drawn]
+    batches = [{key: x.to(subject.device) for key, x in (batch | {"image": torch.from_numpy(index)}).items()} for index, batch in drawn]
     model = subject.checkpoint.model.to(subject.device).eval()
     result = gsnr.measure(
         model,
@@ -60,6 +60,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
         engine=options.engine,
         groups=parameter_groups.groups_of,
         draws=options.draws,
+        index="image",
     )
     t_N = torch.cat([batch["t"] for batch in batches]).view(-1, options.draws).mean(1).tolist()
     shared = subject.columns("denoising", options)
@@ -69,7 +70,7 @@ def _bin(subject: Subject, options: Options, index: int) -> Rows:
         if label == "all":  # embraces the label embedding
             continue
         estimate, group = result[label], {"group": parameter_groups.in_table(label)}
-        here = shared | which | group | bin_columns(index, low, high)
+        here = shared | which | group | bin_columns(place, low, high)
         measured = {"draws": estimate.draws, "loss": result.loss, "engine": result.engine}
         rows["cells"].append(here | estimate_columns(estimate, options.batch_ref) | NOTHING | measured)
         rows["samples"] += sample_rows(here, subject.images(options), t_N, result.losses.tolist(), estimate)

@@ -136,6 +136,7 @@ def measure(subject: Subject, options: TargetOptions, candidate: Candidate, pair
         parameters=lambda name: bool(group_of(name, subject.tap)),
         groups=lambda name: group_of(name, subject.tap),
         draws=options.draws,
+        index="image",
     )
 
 
