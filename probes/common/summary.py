@@ -42,3 +42,30 @@ def easy(metrics: pd.DataFrame) -> str:
             texts.append(f"{f'{run}/{checkpoint}: ' if several else ''}{target_name(*which, labels=labels)} {where}")
     head = f"easy targets, of whose projector's cosine a constant vector reaches {EASY:.0%} or more:"
     return "\n  ".join([head, *texts]) if texts else ""
+
+
+def readable(metrics: pd.DataFrame) -> str:
+    """What the vertex rule chooses beside what the router weighs most, per bin (rows) and part (columns), as text. metrics: the table
+    `readability`. "" where the data have no parts to choose from."""
+    chosen = metrics[(metrics["metric"] == "predicted_weight") & (metrics["value"] == 1)]
+    router = metrics[metrics["metric"] == "router_weight"]
+    several, lines = len(chosen[["run", "checkpoint"]].drop_duplicates()) > 1, []
+    for (run, checkpoint), rows in chosen.groupby(["run", "checkpoint"], sort=False):
+        targets = ["beta", *(target for target in rows["target"].drop_duplicates() if target != "beta")]
+        lines.append((f"{run}/{checkpoint}:" if several else "").ljust(11) + "".join(f"{target.replace('_', ' '):>18}" for target in targets))
+        for (low, high), here in rows.groupby(["t_low", "t_high"]):
+            of_bin = (router["run"] == run) & (router["checkpoint"] == checkpoint) & (router["t_low"] == low)
+            found = here.set_index("target")
+            cells = [_chosen(found.loc[target], router[of_bin & (router["target"] == target)]) for target in targets]
+            lines.append(f"{low:.2f}-{high:.2f}".rjust(11) + "".join(f"{cell:>18}" for cell in cells))
+    head = "what a linear reader reads best (?: not resolved from another) | what the router weighs most, at the middle of the bin:"
+    return "\n".join([head, *lines]) if lines else ""
+
+
+def _chosen(row: pd.Series, router: pd.DataFrame) -> str:
+    """ "15 | 15 1.00": a layer by its number, a part by its name."""
+    text = row["group"].split(":")[0] + ("" if row["low"] == 1 else "?")
+    if router.empty:
+        return text
+    most = router.loc[router["value"].idxmax()]
+    return f"{text} | {most['group'].split(':')[0]} {most['value']:.2f}"
