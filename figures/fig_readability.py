@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from string import ascii_lowercase
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -67,7 +68,7 @@ def _blocks(figure: Figure, axes: Axes, rows: pd.DataFrame, tap: int) -> None:
     """rows: of one thing that is read, at every block."""
     value = rows.assign(block=rows["group"].str.split().str[1].astype(int)).pivot(index="block", columns="bin", values="value")
     blocks = np.append(value.index - 0.5, value.index[-1] + 0.5)
-    mesh = axes.pcolormesh(_edges(rows), blocks, value, cmap="cividis", vmin=min(0.0, value.min(axis=None)), vmax=1)
+    mesh = axes.pcolormesh(_edges(rows), blocks, value, cmap="cividis", vmin=min(0.0, float(value.to_numpy().min())), vmax=1)
     axes.plot(0.03, tap, "x", color="white", clip_on=False)
     axes.set(ylabel="block", yticks=value.index[:: -(-len(value) // 7)])
     figure.colorbar(mesh, ax=axes, label="$R^2$", pad=0.02)
@@ -86,7 +87,7 @@ def _choices(figure: Figure, axes: Axes, chosen: pd.DataFrame, router: pd.DataFr
     best = chosen[chosen["value"] == 1]
     y = np.array([heights[line] for line in zip(best["target"], best["group"], strict=True)])
     resolved = best["low"] == 1
-    look = {"marker": "o", "edgecolors": COLOURS[3], "s": 16, "linewidths": 1.0, "zorder": 3}
+    look: dict[str, Any] = {"marker": "o", "edgecolors": COLOURS[3], "s": 16, "linewidths": 1.0, "zorder": 3}
     for which, face, label in ((resolved, COLOURS[3], "vertex rule"), (~resolved, "white", "vertex rule, not resolved")):
         axes.scatter(_middle(best)[which], y[which], color=face, label=label, **look)
     part = {target: f"{target.removeprefix('alpha_')}: layer " for target in targets} | {"beta": ""}

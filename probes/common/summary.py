@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import pandas as pd
 
 from gsnr.table import EASY, target_name
@@ -51,21 +54,21 @@ def readable(metrics: pd.DataFrame) -> str:
     router = metrics[metrics["metric"] == "router_weight"]
     several, lines = len(chosen[["run", "checkpoint"]].drop_duplicates()) > 1, []
     for (run, checkpoint), rows in chosen.groupby(["run", "checkpoint"], sort=False):
-        targets = ["beta", *(target for target in rows["target"].drop_duplicates() if target != "beta")]
+        targets = sorted(rows["target"].drop_duplicates(), key=lambda target: target != "beta")  # the order of the table otherwise
         lines.append((f"{run}/{checkpoint}:" if several else "").ljust(11) + "".join(f"{target.replace('_', ' '):>18}" for target in targets))
+        trained = router[(router["run"] == run) & (router["checkpoint"] == checkpoint)]
         for (low, high), here in rows.groupby(["t_low", "t_high"]):
-            of_bin = (router["run"] == run) & (router["checkpoint"] == checkpoint) & (router["t_low"] == low)
-            found = here.set_index("target")
-            cells = [_chosen(found.loc[target], router[of_bin & (router["target"] == target)]) for target in targets]
+            found = {row["target"]: row for row in here.to_dict("records")}
+            cells = [_chosen(found[x], trained[(trained["t_low"] == low) & (trained["target"] == x)].to_dict("records")) for x in targets]
             lines.append(f"{low:.2f}-{high:.2f}".rjust(11) + "".join(f"{cell:>18}" for cell in cells))
     head = "what a linear reader reads best (?: not resolved from another) | what the router weighs most, at the middle of the bin:"
     return "\n".join([head, *lines]) if lines else ""
 
 
-def _chosen(row: pd.Series, router: pd.DataFrame) -> str:
-    """ "15 | 15 1.00": a layer by its number, a part by its name."""
+def _chosen(row: dict[Hashable, Any], router: list[dict[Hashable, Any]]) -> str:
+    """ "15 | 15 1.00": a layer by its number, a part by its name. router: the row of each weight."""
     text = row["group"].split(":")[0] + ("" if row["low"] == 1 else "?")
-    if router.empty:
+    if not router:
         return text
-    most = router.loc[router["value"].idxmax()]
+    most = max(router, key=lambda weight: weight["value"])
     return f"{text} | {most['group'].split(':')[0]} {most['value']:.2f}"
