@@ -133,7 +133,7 @@ def _readability(run: str, probe: str) -> Rows:
         rows.append(_metric(run, probe, "tap", 2.0, target="tap", group="block 2", **place))
         parts = {"alpha_mid": LAYERS["G3"], "alpha_deep": LAYERS["G4"], "beta": ("mid", "deep")}
         for target, group, i in [(target, group, i) for target, groups in parts.items() for i, group in enumerate(groups)]:
-            for metric, projector in (("predicted_weight", "ridge"), ("router_weight", "ckpt")):
+            for metric, projector in (("readable_share", "ridge"), ("predicted_weight", "ridge"), ("router_weight", "ckpt")):
                 rows.append(_metric(run, probe, metric, float(i), target=target, group=group, projector=projector, **place))
     return rows
 

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from gsnr.figures._curves import one_checkpoint
 from gsnr.figures.style import COLOURS, MARKERS, PAGE, T_LABEL, paper
@@ -22,8 +22,9 @@ CAPTION = (
     "aligned; numbers are those of the encoder's layers. Bars are 95 % jackknife intervals over images; dotted grey: readers of other images' "
     "features, mean over layers. Heat map: the layer that is chosen most often, block by block (a cross: the aligned block). Last, dots: what the "
     "vertex rule chooses between the parts and within each (hollow: not resolved from another); shade: the router's weights at the middle of each "
-    "bin, where the checkpoint has a router."
+    "bin, where the checkpoint has a router. Shares, which the rule compares, are not centred: a layer's mean counts as read, in R^2 it does not."
 )
+Part = Figure | SubFigure
 COLUMNS = 3
 OTHERS = "others"  # the panel of what is alone in its group
 R2_LABEL = "$R^2$ on held-out images"
@@ -56,7 +57,7 @@ def _curves(axes: Axes, rows: pd.DataFrame, shuffled: pd.DataFrame, names: dict[
     level = shuffled[shuffled["target"].isin(names)].groupby("bin")[["t_low", "t_high", "value"]].mean()
     axes.plot(_middle(level), level["value"], color=CONTROLS["shuffled"][0][0], ls=CONTROL_LINES["shuffled"])
     axes.set(xlim=(0, 1), ylim=(R2_FLOOR, 1.0))
-    axes.legend(loc="upper right", ncols=2, fontsize=6, handlelength=1.8, columnspacing=1.0)
+    axes.legend(loc="center left", bbox_to_anchor=(0.0, 0.45), fontsize=6, handlelength=1.8)  # below the curves, above the teacher's
 
 
 def _edges(rows: pd.DataFrame) -> np.ndarray:
@@ -64,7 +65,7 @@ def _edges(rows: pd.DataFrame) -> np.ndarray:
     return np.append(bins["t_low"], bins["t_high"].iloc[-1])
 
 
-def _blocks(figure: Figure, axes: Axes, rows: pd.DataFrame, tap: int) -> None:
+def _blocks(figure: Part, axes: Axes, rows: pd.DataFrame, tap: int) -> None:
     """rows: of one thing that is read, at every block."""
     value = rows.assign(block=rows["group"].str.split().str[1].astype(int)).pivot(index="block", columns="bin", values="value")
     blocks = np.append(value.index - 0.5, value.index[-1] + 0.5)
@@ -74,7 +75,17 @@ def _blocks(figure: Figure, axes: Axes, rows: pd.DataFrame, tap: int) -> None:
     figure.colorbar(mesh, ax=axes, label="$R^2$", pad=0.02)
 
 
-def _choices(figure: Figure, axes: Axes, chosen: pd.DataFrame, router: pd.DataFrame) -> None:
+def _shares(axes: Axes, shares: pd.DataFrame) -> None:
+    """What the rule compares between the parts."""
+    for i, (part, rows) in enumerate(shares.groupby("group", sort=False)):
+        rows = rows.sort_values("bin")
+        errors = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+        axes.errorbar(_middle(rows), rows["value"], errors, color=COLOURS[i % 7], marker=MARKERS[i % 7], elinewidth=0.6, label=part)
+    axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel=T_LABEL, ylabel=r"$E\,\hat y \cdot y\;/\;E|y|^2$")
+    axes.legend(loc="lower left")
+
+
+def _choices(figure: Part, axes: Axes, chosen: pd.DataFrame, router: pd.DataFrame) -> None:
     """A line for each part, and for each layer of a part."""
     targets = sorted(chosen["target"].drop_duplicates(), key=lambda target: target != "beta")  # the order of the table otherwise
     lines = [(target, group) for target in targets for group in chosen.loc[chosen["target"] == target, "group"].drop_duplicates()]
@@ -88,12 +99,12 @@ def _choices(figure: Figure, axes: Axes, chosen: pd.DataFrame, router: pd.DataFr
     y = np.array([heights[line] for line in zip(best["target"], best["group"], strict=True)])
     resolved = best["low"] == 1
     look: dict[str, Any] = {"marker": "o", "edgecolors": COLOURS[3], "s": 16, "linewidths": 1.0, "zorder": 3}
-    for which, face, label in ((resolved, COLOURS[3], "vertex rule"), (~resolved, "white", "vertex rule, not resolved")):
+    for which, face, label in ((resolved, COLOURS[3], "vertex rule"), (~resolved, "white", "not resolved")):
         axes.scatter(_middle(best)[which], y[which], color=face, label=label, **look)
     part = {target: f"{target.removeprefix('alpha_')}: layer " for target in targets} | {"beta": ""}
     axes.set_yticks(list(heights.values()), [f"{part[target]}{group.split(':')[0]}" for target, group in lines])
-    axes.set(xlim=(0, 1), ylim=(max(heights.values()) + 0.7, -0.7), xlabel=T_LABEL, ylabel="part, or layer of a part")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 0.2))
+    axes.set(xlim=(0, 1), ylim=(max(heights.values()) + 0.7, -0.7), xlabel=T_LABEL)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2, fontsize=6, handletextpad=0.1, columnspacing=0.8)
     if not router.empty:
         figure.colorbar(mesh, ax=axes, label="router's weight", pad=0.02, boundaries=np.linspace(0, 1, 100), ticks=(0, 0.5, 1))
 
@@ -119,24 +130,26 @@ def draw(metrics: pd.DataFrame) -> Figure:
     here, there = (rows[rows["group"] == f"block {tap}"] for rows in (true, shuffled))
     chosen, router = (metrics[metrics["metric"] == metric] for metric in ("predicted_weight", "router_weight"))
     panels = _panels(true["target"])
-    rows = -(-(len(panels) + 1) // COLUMNS)
     lines = len(chosen.drop_duplicates(["target", "group"]))
-    heights = [1.7] * rows + ([0.6 + 0.16 * lines] if lines else [])
+    heights = [1.7 * -(-(len(panels) + 1) // COLUMNS)] + ([0.7 + 0.16 * lines] if lines else [])
     with paper():
         figure = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
-        cells = figure.add_gridspec(len(heights), COLUMNS, height_ratios=heights)
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        all_axes = parts[0].subplots(-(-(len(panels) + 1) // COLUMNS), COLUMNS, squeeze=False).ravel()
         for i, (panel, names) in enumerate(panels.items()):
-            axes = figure.add_subplot(cells[i // COLUMNS, i % COLUMNS])
-            _curves(axes, here, there, names)
-            axes.set_title(f"({ascii_lowercase[i]}) {panel if panel == OTHERS else f'layers of {panel}'}", loc="left")
-            axes.set(xlabel=T_LABEL, ylabel=R2_LABEL if i % COLUMNS == 0 else "$R^2$")
-        most = _most_chosen(chosen, here)
-        axes = figure.add_subplot(cells[len(panels) // COLUMNS, len(panels) % COLUMNS])
-        _blocks(figure, axes, true[true["target"] == most], tap)
-        axes.set_title(f"({ascii_lowercase[len(panels)]}) {most.split(':')[0].replace('/', ', layer ')}, by block", loc="left")
-        axes.set_xlabel(T_LABEL)
+            _curves(all_axes[i], here, there, names)
+            all_axes[i].set_title(f"({ascii_lowercase[i]}) {panel if panel == OTHERS else f'layers of {panel}'}", loc="left")
+            all_axes[i].set(xlabel=T_LABEL, ylabel=R2_LABEL if i % COLUMNS == 0 else "$R^2$")
+        last, most = len(panels), _most_chosen(chosen, here)
+        _blocks(parts[0], all_axes[last], true[true["target"] == most], tap)
+        all_axes[last].set_title(f"({ascii_lowercase[last]}) {most.split(':')[0].replace('/', ', layer ')}, by block", loc="left")
+        all_axes[last].set_xlabel(T_LABEL)
+        for axes in all_axes[last + 1 :]:
+            axes.set_visible(False)
         if lines:
-            axes = figure.add_subplot(cells[-1, :])
-            _choices(figure, axes, chosen, router)
-            axes.set_title(f"({ascii_lowercase[len(panels) + 1]}) chosen at block {tap}", loc="left")
+            left, right = parts[1].subplots(1, 2, width_ratios=(1, 1.6))
+            _shares(left, metrics[(metrics["metric"] == "readable_share") & (metrics["target"] == "beta")])
+            left.set_title(f"({ascii_lowercase[last + 1]}) share, best layer of each part", loc="left")
+            _choices(parts[1], right, chosen, router)
+            right.set_title(f"({ascii_lowercase[last + 2]}) chosen at block {tap}", loc="left")
     return figure

@@ -113,7 +113,7 @@ def test_the_table(smoke_run: Path, rows: pd.DataFrame) -> None:
     assert len(said) == 4 and said[1].split() == ["beta", "alpha", "mid", "alpha", "deep"] and " | " in said[3]
     assert said[3].split()[1].rstrip("?") == best.loc["beta", "group"]
     drawn = fig_readability.draw(rows)
-    assert [axes.get_title(loc="left")[:3] for axes in drawn.axes if axes.get_title(loc="left")] == [f"({x})" for x in "abcdefg"]
+    assert [axes.get_title(loc="left")[:3] for axes in drawn.axes if axes.get_title(loc="left")] == [f"({x})" for x in "abcdefgh"]
 
 
 def test_a_checkpoint_without_a_router_or_of_other_data(plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -63,7 +63,7 @@ def test_what_is_read_best_beside_the_router() -> None:
         head,
         "                         beta        alpha deep",
         "  0.00-0.50  deep | deep 0.75     15? | 15 0.75",
-        "  0.50-1.00  deep | deep 0.75     15 | 15 0.75",
+        "  0.50-1.00  deep | deep 0.75      15 | 15 0.75",
     ]
     several = pd.DataFrame(rows).assign(run="other")
     lines = summary.readable(pd.concat([pd.DataFrame(rows + trained), several])).splitlines()
