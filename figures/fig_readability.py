@@ -103,7 +103,7 @@ def _choices(figure: Part, axes: Axes, chosen: pd.DataFrame, router: pd.DataFram
         axes.scatter(_middle(best)[which], y[which], color=face, label=label, **look)
     part = {target: f"{target.removeprefix('alpha_')}: layer " for target in targets} | {"beta": ""}
     axes.set_yticks(list(heights.values()), [f"{part[target]}{group.split(':')[0]}" for target, group in lines])
-    axes.set(xlim=(0, 1), ylim=(max(heights.values()) + 0.7, -0.7), xlabel=T_LABEL)
+    axes.set(xlim=(0, 1), ylim=(max(heights.values()) + 0.7, -0.7), xlabel=T_LABEL, ylabel="part, or layer of it")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2, fontsize=6, handletextpad=0.1, columnspacing=0.8)
     if not router.empty:
         figure.colorbar(mesh, ax=axes, label="router's weight", pad=0.02, boundaries=np.linspace(0, 1, 100), ticks=(0, 0.5, 1))
