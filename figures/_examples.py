@@ -122,6 +122,23 @@ def _representation(run: str, probe: str) -> Rows:
     return rows
 
 
+def _readability(run: str, probe: str) -> Rows:
+    rows = []
+    for place in _bins():
+        for i, (group, name) in enumerate([(group, name) for group, names in LAYERS.items() for name in names] + [("a_group", "0")]):
+            here: dict[str, Any] = {"target": f"{group}/{name}", "projector": "ridge", **place}
+            for block in range(1, 4):
+                about = here | {"group": f"block {block}"}
+                rows.append(_metric(run, probe, "readable_r2", 0.9 - 0.1 * i - 0.1 * place["bin"] + 0.02 * block, **about))
+                rows.append(_metric(run, probe, "readable_r2", 0.0, **about, control="shuffled"))
+        rows.append(_metric(run, probe, "tap", 2.0, target="tap", group="block 2", **place))
+        parts = {"alpha_mid": LAYERS["G3"], "alpha_deep": LAYERS["G4"], "beta": ("mid", "deep")}
+        for target, group, i in [(target, group, i) for target, groups in parts.items() for i, group in enumerate(groups)]:
+            for metric, projector in (("readable_share", "ridge"), ("predicted_weight", "ridge"), ("router_weight", "ckpt")):
+                rows.append(_metric(run, probe, metric, float(i), target=target, group=group, projector=projector, **place))
+    return rows
+
+
 def _variance(run: str, probe: str) -> Rows:
     places = [(group, i) for group in ("G1", "G4") for i in range(3)]
     return [_metric(run, probe, "explained_variance", 0.4 / (1 + i), target="features", group=group, bin=i) for group, i in places]
@@ -150,6 +167,7 @@ EXAMPLES: dict[str, Callable[[str, str], Rows]] = {
     "controls": _controls,
     "router": _router,
     "representation": _representation,
+    "readability": _readability,
     "vae_pca": _variance,
     "vae_pca.maps": _maps,
 }

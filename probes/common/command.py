@@ -192,6 +192,8 @@ def _summarise(chosen: list[Measurement], out: Path) -> None:
         if name.split(".")[0] in named and path.is_file() and (flagged := summary.easy(table.read(path))):
             print(flagged)
             break
+    if "readability" in named and (said := summary.readable(table.read(out / "readability.parquet"))):
+        print(said)
 
 
 def main(argv: list[str]) -> int:

@@ -15,7 +15,7 @@ from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, load
 from gsnr.train.contracts.problem import hold
 
-SMALL = {"bins": 2, "n_images": 16, "fit_samples": 256, "fit_steps": 3}
+SMALL = {"bins": 2, "n_images": 16, "fit_samples": 256, "fit_steps": 3, "train_images": 32}
 CONSTANTS = {"SUMMARY": str, "KIND": str, "SCALES": tuple}
 CALLS = ("cannot", "plan", "run")
 

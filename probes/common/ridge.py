@@ -6,7 +6,7 @@ chooses each output's penalty; the weights are then solved again from both. With
     W(penalty) = (R + penalty I)^-1 E z (y - mean y)^T ,        error on the other part in closed form, from its sums alone.
 
 A penalty that is large against the largest eigenvalue of R leaves the mean of y: what an output that x says nothing of should get.
-Sums are float64; products of one batch are taken in the precision of x, about the first batch's mean, so that a large mean cancels nothing.
+Sums are float64; those of one batch are taken in the precision of x, about the first batch's mean, so that a large mean cancels nothing.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class _Sums:
 
     def add(self, x_NP: Tensor, y_NC: Tensor) -> None:
         self.n += len(x_NP)
-        self.x_P += x_NP.sum(0, dtype=torch.float64)
-        self.y_C += y_NC.sum(0, dtype=torch.float64)
+        self.x_P += x_NP.sum(0)
+        self.y_C += y_NC.sum(0)
         self.xx_PP += x_NP.T @ x_NP
         self.xy_PC += x_NP.T @ y_NC
-        self.yy_C += y_NC.square().sum(0, dtype=torch.float64)
+        self.yy_C += y_NC.square().sum(0)
 
     def plus(self, other: _Sums) -> _Sums:
         both = _Sums(0, 0, self.x_P.device)
@@ -74,9 +74,9 @@ class Ridge:
         self.outputs = dict(outputs)
         self.parts: tuple[_Sums, _Sums] | None = None
 
-    def add(self, x_NP: Tensor, y: Mapping[str, Tensor], part: int) -> None:
-        """Rows (N,P) and (N,C) of each output, float32 or float64, for part SOLVES or CHOOSES."""
-        y_NC = torch.cat([y[name] for name in self.outputs], dim=1).to(x_NP.dtype)
+    def add(self, x_NP: Tensor, y: Mapping[str, Tensor] | Tensor, part: int) -> None:
+        """Rows (N,P) and (N,C) of each output (or of all side by side, in their order), float32 or float64, for part SOLVES or CHOOSES."""
+        y_NC = (y if isinstance(y, Tensor) else torch.cat([y[name] for name in self.outputs], dim=1)).to(x_NP.dtype)
         if self.parts is None:
             self.x0_P, self.y0_C = x_NP.mean(0), y_NC.mean(0)
             self.parts = tuple(_Sums(x_NP.shape[1], y_NC.shape[1], x_NP.device) for _ in range(2))  # type: ignore[assignment]
@@ -84,20 +84,24 @@ class Ridge:
         self.parts[part].add(x_NP - self.x0_P, y_NC - self.y0_C)
 
     def solve(self) -> dict[str, Reader]:
-        """output -> its reader. Raises ValueError where a part of the data is empty."""
+        """output -> its reader. Raises ValueError where a part of the data is empty, or holds numbers that are not finite."""
         if self.parts is None or not all(part.n for part in self.parts):
             raise ValueError("a ridge regression needs data to solve from and data to choose the penalty by")
         one, two = self.parts
+        both = one.plus(two)
+        if not all(bool(torch.isfinite(x).all()) for x in (both.xx_PP, both.xy_PC, both.yy_C)):
+            raise ValueError("a ridge regression of numbers that are not finite")
         columns = dict(zip(self.outputs, torch.arange(sum(self.outputs.values())).split(list(self.outputs.values())), strict=True))
-        error = {}  # penalty -> (C,)
-        centre = one.x_P / one.n, one.y_C / one.n
-        held_xx, held_xy, held_yy = two.about(*centre)
-        for penalty, w_PC in _solutions(one, PENALTIES).items():
-            error[penalty] = held_yy - 2 * (w_PC * held_xy).sum(0) + (w_PC * (held_xx @ w_PC)).sum(0)
+        error: dict[float, Tensor] = {}  # penalty -> (C,)
+        held_xx, held_xy, held_yy = two.about(one.x_P / one.n, one.y_C / one.n)
+        system = _System(one)
+        for penalty in PENALTIES:
+            if (w_PC := system.weights(penalty)) is not None:
+                error[penalty] = held_yy - 2 * (w_PC * held_xy).sum(0) + (w_PC * (held_xx @ w_PC)).sum(0)
         of_output = {name: {penalty: float(e_C[c].sum()) for penalty, e_C in error.items()} for name, c in columns.items()}
         chosen = {name: min(errors, key=errors.__getitem__) for name, errors in of_output.items()}
-        both = one.plus(two)
-        final = _solutions(both, tuple(sorted(set(chosen.values()))))
+        system = _System(both)
+        final = {least: system.first_weights(least) for least in set(chosen.values())}
         readers = {}
         for name, c in columns.items():
             weight = final[chosen[name]][:, c]
@@ -108,18 +112,23 @@ class Ridge:
         return readers
 
 
-def _solutions(sums: _Sums, penalties: tuple[float, ...]) -> dict[float, Tensor]:
-    """penalty -> (P,C) weights; a penalty at which the matrix is not positive definite (by rounding) is left out."""
-    xx, xy, _ = sums.about(sums.x_P / sums.n, sums.y_C / sums.n)
-    variance = xx.diagonal().clamp_min(0)
-    scale_P = (variance + 1e-12 * variance.mean()).sqrt()  # an input that never varies keeps the weight 0
-    scale_P = torch.where(scale_P > 0, scale_P, 1.0)
-    correlation = xx / torch.outer(scale_P, scale_P)
-    found = {}
-    for penalty in penalties:
-        matrix = correlation.clone()
+class _System:
+    """The normal equations of sums, in standardised inputs."""
+
+    def __init__(self, sums: _Sums) -> None:
+        xx, self.xy_PC, _ = sums.about(sums.x_P / sums.n, sums.y_C / sums.n)
+        variance = xx.diagonal().clamp_min(0)
+        scale_P = (variance + 1e-12 * variance.mean()).sqrt()  # an input that never varies keeps the weight 0
+        self.scale_P1 = torch.where(scale_P > 0, scale_P, 1.0).unsqueeze(1)
+        self.correlation_PP = xx / (self.scale_P1 * self.scale_P1.T)
+
+    def weights(self, penalty: float) -> Tensor | None:
+        """(P,C); None where the matrix is not positive definite, by rounding."""
+        matrix = self.correlation_PP.clone()
         matrix.diagonal().add_(penalty)
         factor, failed = torch.linalg.cholesky_ex(matrix)
-        if not failed:
-            found[penalty] = torch.cholesky_solve(xy / scale_P.unsqueeze(1), factor) / scale_P.unsqueeze(1)
-    return found
+        return None if failed else torch.cholesky_solve(self.xy_PC / self.scale_P1, factor) / self.scale_P1
+
+    def first_weights(self, least: float) -> Tensor:
+        """(P,C) of the least penalty from `least` on that has them."""
+        return next(w_PC for penalty in PENALTIES if penalty >= least and (w_PC := self.weights(penalty)) is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
@@ -61,3 +62,30 @@ def easy(metrics: pd.DataFrame) -> str:
             texts.append(f"{f'{run}/{checkpoint}: ' if several else ''}{target_name(*which, labels=labels)} {where}")
     head = f"easy targets, of whose projector's cosine a constant vector reaches {EASY:.0%} or more:"
     return "\n  ".join([head, *texts]) if texts else ""
+
+
+def readable(metrics: pd.DataFrame) -> str:
+    """What the vertex rule chooses beside what the router weighs most, per bin (rows) and part (columns), as text. metrics: the table
+    `readability`. "" where the data have no parts to choose from."""
+    chosen = metrics[(metrics["metric"] == "predicted_weight") & (metrics["value"] == 1)]
+    router = metrics[metrics["metric"] == "router_weight"]
+    several, lines = len(chosen[["run", "checkpoint"]].drop_duplicates()) > 1, []
+    for (run, checkpoint), rows in chosen.groupby(["run", "checkpoint"], sort=False):
+        targets = sorted(rows["target"].drop_duplicates(), key=lambda target: target != "beta")  # the order of the table otherwise
+        lines.append((f"{run}/{checkpoint}:" if several else "").ljust(11) + "".join(f"{target.replace('_', ' '):>18}" for target in targets))
+        trained = router[(router["run"] == run) & (router["checkpoint"] == checkpoint)]
+        for (low, high), here in rows.groupby(["t_low", "t_high"]):
+            found = {row["target"]: row for row in here.to_dict("records")}
+            cells = [_chosen(found[x], trained[(trained["t_low"] == low) & (trained["target"] == x)].to_dict("records")) for x in targets]
+            lines.append(f"{low:.2f}-{high:.2f}".rjust(11) + "".join(f"{cell:>18}" for cell in cells))
+    head = "what a linear reader reads best (?: not resolved from another) | what the router weighs most, at the middle of the bin:"
+    return "\n".join([head, *lines]) if lines else ""
+
+
+def _chosen(row: dict[Hashable, Any], router: list[dict[Hashable, Any]]) -> str:
+    """ "15 | 15 1.00": a layer by its number, a part by its name. router: the row of each weight."""
+    text = row["group"].split(":")[0] + ("" if row["low"] == 1 else "?")
+    if not router:
+        return text
+    most = max(router, key=lambda weight: weight["value"])
+    return f"{text} | {most['group'].split(':')[0]} {most['value']:.2f}"

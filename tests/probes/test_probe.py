@@ -334,7 +334,7 @@ def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys:
     assert not out.exists()
     assert call(main, "--list") == 0
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert listed >= {"alignment", "controls", "denoising", "representation", "router", "vae_pca", "vae_swap"}
+    assert listed >= {"alignment", "controls", "denoising", "readability", "representation", "router", "vae_pca", "vae_swap"}
 
 
 @pytest.fixture
@@ -351,7 +351,13 @@ def test_bad_input_is_named(smoke_run: Path, copied_run: Path, tmp_path: Path) -
 
     fails("no such run or checkpoint", "--ckpt", tmp_path / "nope")
     fails("neither a run folder", "--ckpt", tmp_path)
-    fails(choose_from("alignment, controls, denoising, representation, router, vae_pca, vae_swap"), "--ckpt", smoke_run, "--probe", "alignment,nope")
+    fails(
+        choose_from("alignment, controls, denoising, readability, representation, router, vae_pca, vae_swap"),
+        "--ckpt",
+        smoke_run,
+        "--probe",
+        "alignment,nope",
+    )
     fails("choose from auto, loop, vmap", "--ckpt", smoke_run, "--engine", "nope")
     fails("--bins 0: must be at least 1", "--ckpt", smoke_run, "--bins", "0")
     fails("--n-images 257: the held-out split of 'demo' has 256", "--ckpt", smoke_run, "--n-images", "257")

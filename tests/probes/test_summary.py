@@ -46,3 +46,31 @@ def test_easy_targets() -> None:
         "  uniform mid at t = 0.50-1.00",
     ]
     assert summary.easy(rows[rows["control"] == "shuffled"]) == ""
+
+
+def test_what_is_read_best_beside_the_router() -> None:
+    """Two bins, two parts; the second run has no router."""
+    about = {"run": "demo", "checkpoint": "0000400", "metric": "predicted_weight"}
+    rows = [
+        about | {"target": target, "group": group, "value": value, "low": low, "t_low": t, "t_high": t + 0.5}
+        for t in (0.0, 0.5)
+        for target, group, value, low in (
+            ("alpha_deep", "14:a", 0, 0),
+            ("alpha_deep", "15:b", 1, t * 2),
+            ("beta", "deep", 1, 1),
+            ("beta", "mid", 0, 0),
+        )
+    ]
+    trained = [row | {"metric": "router_weight", "value": 0.75 if row["value"] else 0.25} for row in rows]
+    head = "what a linear reader reads best (?: not resolved from another) | what the router weighs most, at the middle of the bin:"
+    assert summary.readable(pd.DataFrame(rows + trained)).splitlines() == [
+        head,
+        "                         beta        alpha deep",
+        "  0.00-0.50  deep | deep 0.75     15? | 15 0.75",
+        "  0.50-1.00  deep | deep 0.75      15 | 15 0.75",
+    ]
+    several = pd.DataFrame(rows).assign(run="other")
+    lines = summary.readable(pd.concat([pd.DataFrame(rows + trained), several])).splitlines()
+    assert lines[1].startswith("demo/0000400:") and lines[4].startswith("other/0000400:")
+    assert lines[5].split() == ["0.00-0.50", "deep", "15?"]
+    assert summary.readable(pd.DataFrame(trained)) == ""

@@ -1,0 +1,265 @@
+"""What a linear reader makes of hidden states: R^2 and cosine of ridge regressions per layer, block and bin of t, on any backbone; and what a
+router that is trained with a cosine loss would choose by them.
+
+Read are every layer of the cached features, as the checkpoint's own target normalises them, an image teacher's features where the data hold them,
+and the clean latent, patchified. A reader sees one token's hidden state, no neighbours. It is fitted to train images, each once in every
+bin, its penalty chosen on an eighth of them, and measured on held-out images. The model is told the class, as in training.
+Shapes: N images, B samples, T tokens, D width, C channels, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from gsnr.options import option
+from gsnr.probes.common.options import BinOptions
+from gsnr.probes.common.readings import Readings, read
+from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.ridge import CHOOSES, SOLVES, Reader, Ridge
+from gsnr.probes.common.subject import Subject, bin_columns
+from gsnr.probes.common.targets import own_target
+from gsnr.probes.common.vertex import MOST_LAYERS, Moments, choice, interval
+from gsnr.table import NAN
+from gsnr.train.alignments import TargetAlignment
+from gsnr.train.data import permutation, rng
+from gsnr.train.data.batches import Batch, assemble
+from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.interpolant import interpolate
+from gsnr.train.priors.layers import CACHED, DEEP, MID
+
+SUMMARY = "how well a linear reader of hidden states predicts each layer, per block and bin of t; what a router would choose by it"
+KIND = "metrics"
+SCALES = ("bins",)  # the fits to train images take most of it
+NONE, SHUFFLED = "none", "shuffled"
+LATENT, BETA = "latent", "beta"
+BATCH = 64
+CHOOSING = 8  # one in so many train images chooses the penalties
+Pairs = Iterator[tuple[Batch, Batch]]
+Layer = tuple[str, str]  # group of cached features, name
+Parts = dict[str, list[Layer]]
+Index = NDArray[np.int64]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(BinOptions):
+    train_images: int = option(512, "train images that readers are fitted to, each once in every bin (all where there are fewer)", low=2 * CHOOSING)
+
+
+def cannot(subject: Subject, options: Options) -> str | None:
+    images = subject.splits["train"].size
+    return None if images >= 2 * CHOOSING else f"{subject.header.data!r} has {images} train images; readers are fitted to {2 * CHOOSING} or more"
+
+
+def plan(subject: Subject, options: Options) -> list[str]:
+    things, depth = 1 + len(_layers(subject)), subject.checkpoint.config.model.depth
+    fits = min(options.train_images, subject.splits["train"].size)
+    return [f"{options.bins} bins x {depth} blocks x {things} things to read, and their controls, on {options.n_images} images; fits on {fits}"]
+
+
+def _layers(subject: Subject) -> list[Layer]:
+    """Every layer of the cached features, shallow first."""
+    header = subject.header
+    return [(group, name) for group, shape in header.groups.items() for name in header.layers[group] or map(str, range(shape[0]))]
+
+
+def _called(layer: Layer) -> str:
+    """The column `target` of a layer."""
+    return "/".join(layer)
+
+
+def derangement(size: int, seed: int) -> Index:
+    """(size,): another number for each of 0 .. size - 1, by one random cycle through all."""
+    order = np.random.default_rng([seed, size]).permutation(size)
+    other = np.empty(size, dtype=np.int64)
+    other[order] = np.roll(order, 1)
+    return other
+
+
+def _another(subject: Subject, options: Options, split: str, stream: str, batch: Batch, index_B: Index) -> Batch:
+    """Other images of the same split, at the same times."""
+    data = subject.splits[split]
+    other_B = derangement(data.size, options.seed)[index_B]
+    drawn = rng.draw(options.seed, stream, other_B, subject.header.latent_shape)
+    return assemble(data, other_B, drawn, batch["t"].numpy(), tuple(subject.header.groups), mirror=False)
+
+
+def _train(subject: Subject, options: Options, low: float, high: float, part: int) -> Pairs:
+    """Batches of train images in random order, and others for the shuffled control."""
+    split = subject.splits["train"]
+    numbers = permutation.image_of(np.arange(min(options.train_images, split.size), dtype=np.int64), split.size, options.seed)
+    chosen = len(numbers) // CHOOSING
+    numbers = numbers[:chosen] if part == CHOOSES else numbers[chosen:]
+    for index in np.array_split(numbers, -(-len(numbers) // BATCH)):
+        drawn = rng.draw(options.seed, "fit", index, subject.header.latent_shape)
+        batch = assemble(split, index, drawn, low + (high - low) * drawn.u, tuple(subject.header.groups), mirror=False)
+        yield batch, _another(subject, options, "train", "fit", batch, index)
+
+
+def _heldout(subject: Subject, options: Options, low: float, high: float) -> Pairs:
+    split, groups = subject.splits["heldout"], tuple(subject.header.groups)
+    for index, batch in heldout_batches(split, options.n_images, options.seed, "heldout", low, high, groups, first=options.first_image):
+        yield batch, _another(subject, options, "heldout", "heldout", batch, index)
+
+
+def _hidden(subject: Subject, batch: Batch) -> dict[int, Tensor]:
+    """block -> (B,T,D)."""
+    model = subject.checkpoint.model.to(subject.device)
+    latent, noise, t_B, label = (batch[key].to(subject.device) for key in ("latent", "noise", "t", "label"))
+    blocks = tuple(range(1, subject.checkpoint.config.model.depth + 1))
+    return model.forward_with_taps(interpolate(latent, noise, t_B), t_B, label, taps=blocks, stop=True)[1]
+
+
+def things(subject: Subject, batch: Batch) -> dict[str, Tensor]:
+    """What is read, as column `target` calls it -> (B,T,C) float32."""
+    own = own_target(subject)
+    alignment = own[1].to(subject.device) if own is not None and isinstance(own[1], TargetAlignment) else None
+    found: dict[str, Tensor] = {}
+    for group in subject.header.groups:
+        f_BLCgg = batch[group].to(subject.device).float()
+        if alignment is not None and group in alignment.needs:
+            f_BLCgg = alignment.normalised(group, f_BLCgg)
+        names = [layer for layer in _layers(subject) if layer[0] == group]
+        found |= {_called(layer): f_BLCgg[:, i].flatten(-2).mT for i, layer in enumerate(names)}
+    patch = subject.checkpoint.config.model.patch_size
+    return found | {LATENT: F.unfold(batch["latent"].to(subject.device).float(), patch, stride=patch).mT}
+
+
+def _with_control(subject: Subject, batch: Batch, other: Batch) -> dict[str, Tensor]:
+    """ "target control" -> (B,T,C)."""
+    both = {NONE: things(subject, batch), SHUFFLED: things(subject, other)}
+    return {f"{name} {control}": y_BTC for control, each in both.items() for name, y_BTC in each.items()}
+
+
+def _fit(subject: Subject, options: Options, low: float, high: float) -> tuple[dict[int, dict[str, Reader]], dict[str, Tensor]]:
+    """block -> its readers by "target control", and (T,C) means of what they read."""
+    ridges: dict[int, Ridge] = {}
+    sums: dict[str, Tensor] = {}
+    images = 0
+    for part in (SOLVES, CHOOSES):
+        for pair in _train(subject, options, low, high, part):
+            y = _with_control(subject, *pair)
+            sums = {key: y_BTC.sum(0).double() + sums.get(key, 0) for key, y_BTC in y.items()}
+            images += len(pair[0]["t"])
+            y_NP = torch.cat(list(y.values()), dim=-1).flatten(0, 1)
+            for block, h_BTD in _hidden(subject, pair[0]).items():
+                ridge = ridges.setdefault(block, Ridge({key: y_BTC.shape[-1] for key, y_BTC in y.items()}))
+                ridge.add(h_BTD.flatten(0, 1), y_NP, part)
+    return {block: ridge.solve() for block, ridge in ridges.items()}, {key: sum_TC / images for key, sum_TC in sums.items()}
+
+
+@torch.no_grad()
+def _measure(subject: Subject, options: Options, parts: Parts, low: float, high: float) -> tuple[Readings, dict[str, Moments]]:
+    """Readers of one bin on held-out images, and moments at the tap of each part of a mixture."""
+    readers, means = _fit(subject, options, low, high)
+    readings, moments = Readings(means), {part: Moments() for part in parts}
+    for pair in _heldout(subject, options, low, high):
+        y = _with_control(subject, *pair)
+        readings.begin(torch.cat(list(y.values()), dim=-1))
+        for block, h_BTD in _hidden(subject, pair[0]).items():
+            read_BTP = read(readers[block], h_BTD)
+            readings.add(block, read_BTP)
+            if block == subject.tap:
+                found = dict(zip(y, read_BTP.split(readings.sizes, dim=-1), strict=True))
+                for part, layers in parts.items():
+                    keys = [f"{_called(layer)} {NONE}" for layer in layers]
+                    moments[part].add(torch.stack([found[key] for key in keys]), torch.stack([y[key] for key in keys]))
+    return readings, moments
+
+
+def _router(subject: Subject, times: tuple[float, ...]) -> dict[str, Tensor]:
+    """part, or "beta" -> (times, K) weights of what the checkpoint was aligned to; {} where nothing is learned over t alone."""
+    own = own_target(subject)
+    return {} if own is None else {part: w_BK.cpu() for part, w_BK in own[1].cpu().router_weights(torch.tensor(times)).items()}
+
+
+def _parts(subject: Subject, router: dict[str, Tensor]) -> Parts:
+    """part of a mixture -> its layers: the router's parts, or else mid and deep where the data hold them. Layers that a split moved between mid and
+    deep are where it put them."""
+    cached = {group: [layer for layer in _layers(subject) if layer[0] == group] for group in subject.header.groups}
+    both = [layer for part in (MID, DEEP) for layer in cached.get(CACHED[part], [])]
+    sizes = {part: w_BK.shape[1] for part, w_BK in router.items()}
+    mid = sizes.get(MID, len(both) - sizes[DEEP] if DEEP in sizes else len(cached.get(CACHED[MID], [])))
+    named = cached | {MID: both[:mid], DEEP: both[mid:]}
+    return {part: named[part] for part in sizes or (MID, DEEP) if part != BETA and named[part]}
+
+
+def _rule(moments: dict[str, Moments], parts: Parts) -> list[dict[str, Any]]:
+    """What the vertex rule chooses, and the optimum over the simplex, as columns target (alpha_PART or beta), group, metric, value, low, high."""
+    rows, best = [], {}
+    for part, layers in parts.items():
+        share_L, left_NL = moments[part].shares()
+        best[part] = share_L.max(), left_NL[:, share_L.argmax()]
+        names = [name for _, name in layers]
+        rows += _choice(f"alpha_{part}", names, share_L, left_NL)
+        if len(names) <= MOST_LAYERS:
+            w_L, share = moments[part].optimum()
+            rows += _point(f"alpha_{part}", "optimal_weight", zip(names, w_L.tolist(), strict=True))
+            rows += _point(f"alpha_{part}", "optimal_share", [("all", share)])
+    if parts:
+        shares, left = zip(*best.values(), strict=True)
+        rows += _choice(BETA, list(parts), np.array(shares), np.stack(left, axis=1))
+    return rows
+
+
+def _choice(target: str, names: list[str], share_K: Array, left_NK: Array) -> list[dict[str, Any]]:
+    metrics = {
+        "readable_share": [interval(share_K[k], left_NK[:, k]) for k in range(len(names))],
+        "predicted_weight": choice(share_K, left_NK),
+    }
+    return [
+        {"target": target, "group": name, "metric": metric, "value": value, "low": low, "high": high}
+        for metric, found in metrics.items()
+        for name, (value, low, high) in zip(names, found, strict=True)
+    ]
+
+
+def _point(target: str, metric: str, values: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
+    """Without an interval."""
+    return [{"target": target, "group": name, "metric": metric, "value": value, "low": NAN, "high": NAN} for name, value in values]
+
+
+@torch.no_grad()
+def _bin(subject: Subject, options: Options, index: int) -> Rows:
+    low, high = options.edges(index)
+    router = _router(subject, ((low + high) / 2,))
+    parts = _parts(subject, router)
+    readings, moments = _measure(subject, options, parts, low, high)
+    here = subject.columns("readability", options) | bin_columns(index, low, high) | {"control": NONE, "projector": "ridge"}
+    rows = [here | {"target": "tap", "group": f"block {subject.tap}", "metric": "tap", "value": float(subject.tap), "low": NAN, "high": NAN}]
+    for block in readings.cosine_BK:
+        for key, measures in readings.measures(block).items():
+            target, _, control = key.rpartition(" ")
+            about = here | {"target": target, "control": control, "group": f"block {block}"}
+            rows += [about | {"metric": metric, "value": v, "low": a, "high": b} for metric, (v, a, b) in measures.items()]
+    for key, (value, a, b) in readings.constant_cosine().items():
+        target, _, control = key.rpartition(" ")
+        if control == NONE:
+            rows.append(here | {"target": target, "group": "target", "metric": "constant_cosine", "value": value, "low": a, "high": b})
+    rows += [here | row for row in _rule(moments, parts)]
+    for part, w_BK in router.items():
+        target, names = (BETA, list(parts)) if part == BETA else (f"alpha_{part}", [name for _, name in parts[part]])
+        trained = _point(target, "router_weight", zip(names, w_BK[0].tolist(), strict=True))
+        rows += [here | row | {"projector": "ckpt"} for row in trained]
+    return {"metrics": rows}
+
+
+def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
+    """Rows of kind "metrics". readable_r2, readable_cosine: target = GROUP/LAYER or "latent", group = block, control none or shuffled;
+    constant_cosine: group "target"; tap: the block of the rest. Target alpha_PART or beta, group = layer or part: readable_share,
+    predicted_weight, optimal_weight, router_weight; optimal_share of group "all"."""
+    rows: Rows = {"metrics": []}
+    for index in tqdm(range(options.bins), desc="readability", unit="bin", leave=False):
+        rows["metrics"] += resume.rows(f"bin{index}", partial(_bin, subject, options, index))["metrics"]
+    return rows, {"tap": subject.tap, "train_images": min(options.train_images, subject.splits["train"].size)}
