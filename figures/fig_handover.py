@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gsnr.estimates import Array
 from gsnr.figures._curves import grid
 from gsnr.figures.fig5_router import WEIGHT_LIMITS
 from gsnr.figures.style import GREY, LINES, PAGE, paper
@@ -37,14 +38,17 @@ def curves(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(run): rows.pivot_table(index="step", columns="t_low", values="value") for run, rows in beta.groupby("run", sort=False)}
 
 
-def _at(curve: pd.DataFrame, t: float) -> pd.Series:
-    return curve.iloc[:, abs(curve.columns.to_numpy() - t).argmin()]
+def _at(curve: pd.DataFrame, t: float) -> Array:
+    """Beta over the logged steps at the time next to t."""
+    values: Array = curve.to_numpy()[:, abs(curve.columns.to_numpy() - t).argmin()]
+    return values
 
 
 def released(curve: pd.DataFrame) -> int:
     """The last logged step before beta moves; the last of all where it never does."""
-    moved = (curve - curve.iloc[0]).abs().max(axis=1) > MOVED
-    return int(curve.index[moved.argmax() - 1] if moved.any() else curve.index[-1])
+    values = curve.to_numpy()
+    moved = abs(values - values[0]).max(axis=1) > MOVED
+    return int(curve.index[moved.argmax() - 1 if moved.any() else -1])
 
 
 def verdicts(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -52,13 +56,12 @@ def verdicts(metrics: pd.DataFrame) -> pd.DataFrame:
     the step it was at; and `moving`, how far beta went at any t in the last 50 steps. metrics: a `router` table."""
     rows = []
     for run, curve in curves(metrics).items():
-        difference, last = _at(curve, HIGH_T) - _at(curve, LOW_T), curve.index[-1]
-        before = curve[curve.index <= last - SETTLING]
-        largest = difference.abs().idxmax()
-        ends: dict[str, Any] = {"run": run, "step": last, "low_t": _at(curve, LOW_T)[last], "high_t": _at(curve, HIGH_T)[last]}
-        way = {"difference": difference[last], "largest": difference[largest], "largest_at": largest}
-        moving = (curve.iloc[-1] - before.iloc[-1]).abs().max() if len(before) else float("nan")
-        rows.append(ends | way | {"moving": moving})
+        steps, values, low, high = curve.index.to_numpy(), curve.to_numpy(), _at(curve, LOW_T), _at(curve, HIGH_T)
+        largest = abs(high - low).argmax()
+        before = values[steps <= steps[-1] - SETTLING]
+        ends: dict[str, Any] = {"run": run, "step": steps[-1], "low_t": low[-1], "high_t": high[-1], "difference": high[-1] - low[-1]}
+        way = {"largest": (high - low)[largest], "largest_at": steps[largest]}
+        rows.append(ends | way | {"moving": abs(values[-1] - before[-1]).max() if len(before) else float("nan")})
     return pd.DataFrame(rows)
 
 
@@ -66,8 +69,8 @@ def _panel(axes: Axes, curve: pd.DataFrame, start: int) -> None:
     colours = mpl.colormaps["cividis"]
     for i, after in enumerate(AFTER):
         if start + after in curve.index and start + after < curve.index[-1]:
-            line = {"color": colours(i / len(AFTER)), "ls": LINES[i % len(LINES)], "lw": 0.9, "label": f"+{after} steps"}
-            axes.plot(curve.columns, curve.loc[start + after], **line)
+            style: dict[str, Any] = {"color": colours(i / len(AFTER)), "ls": LINES[i % len(LINES)], "lw": 0.9}
+            axes.plot(curve.columns, curve.loc[start + after], label=f"+{after} steps", **style)
     axes.plot(curve.columns, curve.iloc[-1], color="black", lw=1.8, label="end", zorder=3)
     axes.plot(curve.columns, curve.iloc[0], color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
     axes.set(xlim=(0, 1), ylim=WEIGHT_LIMITS)

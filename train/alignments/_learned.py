@@ -21,7 +21,7 @@ class LearnedConfig(RoutedConfig):
     router_lr: float = option(1.0, "factor on the learning rate for the router alone, to tell slow from settled (ours)", low=0)
     release: int = option(0, "steps in which the router stays as it starts, uniform, before it learns (ours)", low=0)
     temperature: float = option(1.0, "the router's logits are divided by it; slows a choice, does not undo it (ours)", above=0)
-    entropy: float = option(0.0, "loss taken off a sample for each nat of entropy of its weights over all layers; against one-layer mixtures (ours)", low=0)
+    entropy: float = option(0.0, "loss taken off a sample a nat of entropy of its weights over all layers; against one-layer mixtures (ours)", low=0)
 
     def __post_init__(self) -> None:
         check_ranges(self, "alignment.")

@@ -113,5 +113,6 @@ def make(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Normaliser:
     """shapes: group -> (L,C). Raises ValueError listing the valid names."""
     if name not in NORMALISATIONS:
         raise ValueError(f"alignment.features {name!r} does not exist; choose from {', '.join(NORMALISATIONS)}")
-    of_train_split = {"centre": Centre, "rms": RootMeanSquare, "standardise": Standardise}
-    return of_train_split[name](shapes) if name in of_train_split else Spatial() if name == "spatial" else Raw()
+    if name in ("none", "spatial"):
+        return Spatial() if name == "spatial" else Raw()
+    return Centre(shapes) if name == "centre" else RootMeanSquare(shapes) if name == "rms" else Standardise(shapes)

@@ -33,7 +33,8 @@ ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
 # On --resume: what does not change the run that is asked for. (compile, checkpointing and accumulate change how its numbers are rounded.)
 MAY_CHANGE = (
     *("steps", "gsnr_every", "gsnr_images", "sample_every", "trackers", "keep_last", "keep_every", "save_every", "max_skipped"),
-    *("compile", "checkpointing", "accumulate", "data.workers", "data.path", "log_every", "router_every"),  # of data elsewhere, the header is compared
+    *("compile", "checkpointing", "accumulate", "log_every", "router_every"),
+    *("data.workers", "data.path"),  # of data elsewhere, the header is compared
 )
 
 
