@@ -18,7 +18,7 @@ SWITCHED := features-rms per-group router-entropy router-temperature per-group-e
 # a row of presets, or FEATURES-lrFACTOR-releaseSTEP, which are options of ahpa
 define routed
 $(BIN)/gsnr train --steps 300 --router-every 5 --sample-every 0 --save-every 100 --trackers none --resume --out $(HANDOVER)/$(1) \
-	$(if $(filter $(1),$(SWITCHED)),--preset $(1)-demo --alignment.router-lr 10,--preset demo \
+	$(if $(filter $(1),$(SWITCHED)),--preset $(1)-demo --alignment.release 150,--preset demo \
 	--alignment.features $(word 1,$(subst -, ,$(1))) --alignment.router-lr $(patsubst lr%,%,$(word 2,$(subst -, ,$(1)))) \
 	--alignment.release $(patsubst release%,%,$(word 3,$(subst -, ,$(1)))))
 
