@@ -17,9 +17,10 @@ def cosine(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
 
 
 def group_cosine(prediction_BTC: Tensor, target_BTC: Tensor, channels: list[int]) -> Tensor:
-    """(B,): mean over tokens of sum_g |y_g| (1 - cos(z_g, y_g)), where group g is the next channels[g] channels of prediction z and target y.
+    """(B,): mean over tokens of sum_g |y_g| (1 - cos(z_g, y_g)), prediction z and target y.
 
-    Of a target of unit vectors times beta it is sum_g beta_g (1 - cos_g), linear in beta."""
+    Group g is the next channels[g] channels. Of unit vectors times beta it is sum_g beta_g (1 - cos_g), linear in beta (ours).
+    """
     parts = zip(prediction_BTC.float().split(channels, -1), target_BTC.float().split(channels, -1), strict=True)
     return torch.stack([y.norm(dim=-1) - (F.normalize(z, dim=-1) * y).sum(-1) for z, y in parts]).sum(0).mean(1)
 

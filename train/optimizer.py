@@ -40,7 +40,10 @@ def set_rate(optimizer: Any, optim: OptimConfig, step: int) -> float:
 
 
 def hold(parameters: Iterable[nn.Parameter]) -> None:
-    """After backward: these do not learn in this step. AdamW passes over a parameter without a gradient: its moments and its count of steps stay,
-    and it is no part of the gradient's norm. They take part in backward all the same, as data-parallel training wants of every parameter."""
+    """After backward: these do not learn in this step.
+
+    AdamW passes over a parameter without a gradient: its moments and its count of steps stay, and it is no part of the
+    gradient's norm. It takes part in backward all the same, as data-parallel training wants of every parameter.
+    """
     for p in parameters:
         p.grad = None

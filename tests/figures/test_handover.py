@@ -27,6 +27,7 @@ def test_a_transient_and_a_handover_told_apart() -> None:
     assert said["difference"].tolist() == pytest.approx([0, 0.64, 0]) and said["largest"].tolist() == pytest.approx([0.64, 0.64, 0])
     assert said.loc["transient", "largest_at"] == 155
     assert said["moving"].tolist() == pytest.approx([0, 0.01, 0])
+    assert said["slope"].tolist() == pytest.approx([0, 0.51 * 0.49, 0.25])
     assert said.loc["handover", ["low_t", "high_t"]].tolist() == pytest.approx([0.19, 0.83])
     curves = fig_handover.curves(pd.concat([transient, handover, still]))
     assert [fig_handover.released(curves[run]) for run in said.index] == [150, 150, 300]

@@ -1,5 +1,7 @@
-"""How a router learns: its rate, release, temperature and entropy; per-group cosines; features less their mean or over their RMS. Each against a
-closed form, and each without effect at its default."""
+"""How a router learns: its rate, release, temperature and entropy; per-group cosines; centred and RMS-matched features.
+
+Each against a closed form, and each without effect at its default.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What `ahpa` and `static` share beside the mixture: how their router learns. Switches of ours, none of them in the paper; each leaves training
-as it was at its default. What they can do about a router that takes one layer and keeps it is in docs/handover.md.
+"""What `ahpa` and `static` share beside the mixture: how their router learns.
+
+These switches are ours, none is in the paper, and each leaves training as it was at its default. What they can do about a
+router that takes one layer and keeps it is in docs/handover.md.
 """
 
 from __future__ import annotations

@@ -35,9 +35,10 @@ def mix(features: dict[str, Tensor], weights: dict[str, Tensor], unit: bool = Fa
 
 
 def entropy(weights: dict[str, Tensor]) -> Tensor:
-    """(B,) in nats: H of the weights beta_g alpha_{g,l} over the layers of all groups, which is H(beta) + sum_g beta_g H(alpha_g).
+    """(B,) in nats: H of the weights beta_g alpha_{g,l} over the layers of all groups.
 
-    weights: as of `mix`, alphas and beta summing to 1. A weight below float32's normal numbers counts 0, with a finite gradient.
+    It is H(beta) + sum_g beta_g H(alpha_g). weights: as of `mix`, alphas and beta summing to 1. A weight below float32's
+    normal numbers counts 0, with a finite gradient.
     """
     groups = [name for name in weights if name != "beta"]
     joint_BK = torch.cat([weights["beta"][:, g : g + 1] * weights[group] for g, group in enumerate(groups)], dim=-1)
