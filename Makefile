@@ -12,12 +12,23 @@ COMMA := ,
 SPACE := $(subst ,, )
 METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa,ahpa-spatial
 ROUTED := $(foreach row,ahpa ahpa-standardise ahpa-spatial,$(foreach seed,0 1 2,runs/methods/$(row)-s$(seed)))
+HANDOVER := runs/handover
+RELEASED := $(foreach lr,1 10,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
+SWITCHED := features-rms per-group router-entropy router-temperature per-group-entropy
+# a row of presets, or FEATURES-lrFACTOR-releaseSTEP, which are options of ahpa
+define routed
+$(BIN)/gsnr train --steps 300 --router-every 5 --sample-every 0 --save-every 100 --trackers none --resume --out $(HANDOVER)/$(1) \
+	$(if $(filter $(1),$(SWITCHED)),--preset $(1)-demo --alignment.release 150,--preset demo \
+	--alignment.features $(word 1,$(subst -, ,$(1))) --alignment.router-lr $(patsubst lr%,%,$(word 2,$(subst -, ,$(1)))) \
+	--alignment.release $(patsubst release%,%,$(word 3,$(subst -, ,$(1)))))
+
+endef
 export HF_HUB_OFFLINE := 1
 export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures probed-sit ablations methods test check notebooks clean
+.PHONY: help demo figures probed-sit ablations methods handover test check notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +69,14 @@ methods: $(STAMP) ## the methods at the demo's full length, three seeds each, wi
 	$(BIN)/gsnr grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs 2 --rows $(METHODS)
 	$(BIN)/gsnr probe --ckpt $(ROUTED) --probe router --out runs/methods/routers --resume
 	$(BIN)/gsnr figures --run runs/methods/routers --figure fig_beta
+
+handover: $(STAMP) ## beta(t) while the router learns and at the end: its rate x its release x normalisation, then switches; docs/handover.md reads it; hours, goes on where it stopped
+	$(foreach row,$(RELEASED),$(call routed,$(row)))
+	$(foreach row,$(SWITCHED),$(call routed,$(row)))
+	$(BIN)/gsnr probe --ckpt $(RELEASED:%=$(HANDOVER)/%) --probe router --out $(HANDOVER)/released --resume
+	$(BIN)/gsnr figures --run $(HANDOVER)/released --figure fig_handover
+	$(BIN)/gsnr probe --ckpt $(SWITCHED:%=$(HANDOVER)/%) --probe router --out $(HANDOVER)/switched --resume
+	$(BIN)/gsnr figures --run $(HANDOVER)/switched --figure fig_handover
 
 test: $(STAMP) ## runs the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -73,6 +73,7 @@ class TrainConfig:
     checkpointing: bool = option(False, "compute the blocks' activations again in backward: less memory, about a third more time")
     max_skipped: int = option(20, "stop after more than this many steps in a row whose gradient is not finite (each is skipped and counted)", low=0)
     log_every: int = option(100, "steps between lines of metrics.jsonl and router.jsonl", low=1)
+    router_every: int = option(0, "steps between lines of router.jsonl, to see a router move; 0: those of log_every", low=0)
     save_every: int = option(10_000, "steps between checkpoints", low=1)
     keep_last: int = option(0, "checkpoints to keep; 0: all", low=0)
     keep_every: int = option(0, "with --keep-last, also keep checkpoints at multiples of this many steps; 0: none", low=0)

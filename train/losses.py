@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +14,15 @@ BETA = 0.05  # where smooth L1 turns from square to line; SRA's and SRA 2's
 def cosine(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
     """(B,): 1 - mean over tokens of the cosine over channels (AHPA Eq. 5)."""
     return 1 - F.cosine_similarity(prediction_BTC.float(), target_BTC.float(), dim=-1).mean(dim=1)
+
+
+def group_cosine(prediction_BTC: Tensor, target_BTC: Tensor, channels: list[int]) -> Tensor:
+    """(B,): mean over tokens of sum_g |y_g| (1 - cos(z_g, y_g)), prediction z and target y.
+
+    Group g is the next channels[g] channels. Of unit vectors times beta it is sum_g beta_g (1 - cos_g), linear in beta (ours).
+    """
+    parts = zip(prediction_BTC.float().split(channels, -1), target_BTC.float().split(channels, -1), strict=True)
+    return torch.stack([y.norm(dim=-1) - (F.normalize(z, dim=-1) * y).sum(-1) for z, y in parts]).sum(0).mean(1)
 
 
 def l1(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:

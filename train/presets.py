@@ -110,6 +110,13 @@ def _ablations() -> dict[str, Row]:
         "router-depth3": _ahpa("D.17 (6)", router_depth=3),
         "router-depth8": _ahpa("D.17 (8)", router_depth=8),
         "beta-sigmoid": _ahpa("-", beta="sigmoid"),
+        # against a router that takes one layer and keeps it (docs/handover.md)
+        "features-centre": _ahpa("-", features="centre"),
+        "features-rms": _ahpa("-", features="rms"),
+        "per-group": _ahpa("-", per_group=True),
+        "router-entropy": _ahpa("-", entropy=0.05),
+        "router-temperature": _ahpa("-", temperature=4.0),
+        "per-group-entropy": _ahpa("-", per_group=True, entropy=0.05),
         "heuristic-sigmoid": Row(table="D.3", alignment={"name": "heuristic", "schedule": "sigmoid"}),
     }
 

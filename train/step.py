@@ -7,7 +7,7 @@ processes, it is the step of the whole batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gsnr.train.data.batches import Batch
 from gsnr.train.objective import Objective
+from gsnr.train.optimizer import hold
 
 Metrics = dict[str, Tensor]
 
@@ -77,10 +78,18 @@ def _micro_batches(batch: Batch, parts: int) -> list[Batch]:
 
 
 def optimisation_step(
-    accelerator: Accelerator, objective: nn.Module, raw: Objective, ema: Objective, optimizer: Any, batch: Batch, clip: float, accumulate: int = 1
+    accelerator: Accelerator,
+    objective: nn.Module,
+    raw: Objective,
+    ema: Objective,
+    optimizer: Any,
+    batch: Batch,
+    clip: float,
+    accumulate: int = 1,
+    held: Iterable[nn.Parameter] = (),
 ) -> Metrics:
     """One step; its metrics, still on the device. `raw` is the objective without its distributed wrapper. batch: this process's part, a multiple
-    of `accumulate` samples, on any device."""
+    of `accumulate` samples, on any device. held: parameters that this step leaves as they are."""
     optimizer.zero_grad(set_to_none=True)
     parts = _micro_batches(batch, accumulate)
     sums: Metrics = {}
@@ -90,6 +99,7 @@ def optimisation_step(
             losses["loss"] = losses["velocity"] + raw.alignment.weight * losses.get("align", 0.0)
             accelerator.backward(losses["loss"])
         sums = {name: sums.get(name, 0.0) + value.detach() for name, value in losses.items()}
+    hold(held)
     norm = accelerator.clip_grad_norm_(raw.parameters(), clip)
     bad = (~torch.isfinite(norm)).to(norm.dtype)
     if accelerator.scaler is None:  # the fused kernel leaves everything as it is where found_inf is 1; fp16's scaler sees to it itself

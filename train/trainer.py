@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from gsnr.train import opening, sample, vae
+from gsnr.train import opening, optimizer, sample, vae
 from gsnr.train.callback import GsnrCallback, check_images
-from gsnr.train.config import OptimConfig, TrainConfig
+from gsnr.train.config import TrainConfig
 from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.models.sit import SiT
@@ -112,8 +112,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     raw.alignment.calibrate(splits["train"])
     raw.model.checkpointing = config.checkpointing
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
-    optim = config.optim
-    adamw = torch.optim.AdamW(raw.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay, fused=True)
+    adamw = optimizer.make(raw, config.optim)
     batches = _batches(accelerator, config, splits["train"], raw.alignment.needs)
     state = runfolder.restore(out, header, raw, ema, adamw)
     first = state.get("step", 0)
@@ -126,7 +125,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     if config.compile:
         for block in raw.model.blocks:
             block.compile()
-    objective, optimizer = accelerator.prepare(raw, adamw)
+    objective, prepared = accelerator.prepare(raw, adamw)
     if state.get("scaler") and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     return Run(
@@ -139,7 +138,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         raw=raw,
         objective=objective,
         ema=ema,
-        optimizer=optimizer,
+        optimizer=prepared,
         window=Window(state.get("window", {}), accelerator.device),
         callback=GsnrCallback(config, out, raw, ema.model, splits["heldout"], accelerator),
         decoder=decoder,
@@ -170,12 +169,15 @@ def _loop(run: Run) -> None:
     step, totals = run.first, {key: 0.0 for key in Window.STREAKS}
     with Preemption() as preemption:
         for step, batch in enumerate(batches, start=run.first + 1):
-            lr = _set_rate(run.optimizer, config.optim, step)
-            window.add(optimisation_step(accelerator, run.objective, run.raw, run.ema, run.optimizer, batch, config.optim.clip, config.accumulate))
+            lr, held = optimizer.set_rate(run.optimizer, config.optim, step), run.raw.alignment.held(step)
+            parts = (accelerator, run.objective, run.raw, run.ema, run.optimizer)
+            window.add(optimisation_step(*parts, batch, config.optim.clip, config.accumulate, held))
             with torch.no_grad():
                 average(list(run.ema.parameters()), list(run.raw.parameters()), torch.tensor(step))
             run.callback(step)
             progress.bar.update()
+            if accelerator.is_main_process and step % (config.router_every or config.log_every) == 0:
+                runfolder.log_router(run.out, step, run.raw)
 
             ends = preemption.agreed(accelerator, step)
             logs, saves = step % config.log_every == 0, ends or step % config.save_every == 0 or step == config.steps
@@ -186,7 +188,6 @@ def _loop(run: Run) -> None:
                     window = window.emptied()
                     if accelerator.is_main_process:
                         progress.log(step, totals, lr)
-                        runfolder.log_router(run.out, step, run.raw)
                     totals = {key: value for key, value in totals.items() if key in Window.STREAKS}
                 if saves and accelerator.is_main_process:
                     _save(run, step, totals)
@@ -197,14 +198,6 @@ def _loop(run: Run) -> None:
                 break
     progress.bar.close()
     _end(run, step, streak=int(totals["streak"]))
-
-
-def _set_rate(optimizer: Any, optim: OptimConfig, step: int) -> float:
-    """Linear warm-up, then constant."""
-    lr = optim.lr * min(1.0, step / optim.warmup) if optim.warmup else optim.lr
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
 
 
 def _save(run: Run, step: int, window: dict[str, float]) -> None:

@@ -298,7 +298,7 @@ def test_bad_names_and_shapes() -> None:
         made("ahpa", projector="nope")
     with pytest.raises(ValueError, match=r"alignment.loss 'nope' does not exist; choose from cosine, l1, smooth_l1"):
         made("ahpa", loss="nope")
-    with pytest.raises(ValueError, match=r"alignment.features 'nope' does not exist; choose from none, standardise, spatial"):
+    with pytest.raises(ValueError, match=r"alignment.features 'nope' does not exist; choose from none, standardise, spatial, centre, rms"):
         made("ahpa", features="nope")
     with pytest.raises(ValueError, match=r"alignment.beta 'nope' does not exist; choose from softmax, sigmoid"):
         made("ahpa", beta="nope")

@@ -46,6 +46,7 @@ def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
         "beta": "softmax",
         "projector": "conv3x3",
         "loss": "cosine",
+        "per_group": False,
     }
     assert resolve(presets.find("demo"), nest({"alignment": "none"})).alignment == {"name": "none", "tap": None, "weight": 0.0}
     assert resolve(presets.find("demo"), nest({"alignment.weight": "0.5"})).alignment["tap"] == 2
@@ -85,6 +86,11 @@ def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
         ({"data": "cache"}, "data is a section, not a value; its options are demo_heldout"),
         ({"optim": "3"}, "optim is a section"),
         ({"alignment.weight": "nan"}, "alignment.weight nan"),
+        ({"alignment.router_lr": "-1"}, "alignment.router-lr -1.0: must be at least 0"),
+        ({"alignment.release": "-1"}, "alignment.release -1: must be at least 0"),
+        ({"alignment.temperature": "0"}, "alignment.temperature 0.0: must be above 0"),
+        ({"alignment.entropy": "nan"}, "alignment.entropy nan: must be a finite number"),
+        ({"router_every": "-1"}, "--router-every -1: must be at least 0"),
         ({"label_dropout": "2"}, "--label-dropout 2.0: must be at least 0 and at most 1"),
         ({"label_dropout": "nan"}, "--label-dropout nan: must be a finite number"),
         ({"optim.ema": "1"}, "--optim.ema 1.0: must be at least 0 and below 1"),

@@ -42,6 +42,7 @@ def test_projector_contract(name: str) -> None:
     [("ahpa", {"router": router}) for router in ROUTERS]
     + [("ahpa", {"projector": projector}) for projector in plugins.names("projectors")]
     + [("ahpa", {"features": "spatial", "t_encoding": "sinusoidal"}), ("ahpa", {"features": "standardise", "t_encoding": "fourier"})]
+    + [("ahpa", {"per_group": "true", "entropy": "0.2", "temperature": "2", "features": "rms"})]
     + [("uniform", {"source": "G1-G4", "loss": "smooth_l1"}), ("uniform", {"source": "mid", "split": "2/6", "beta": "sigmoid"})],
     ids=lambda x: x if isinstance(x, str) else ",".join(x.values()),
 )

@@ -90,6 +90,15 @@ class AlignmentModule(nn.Module, ABC):
     def calibrate(self, train: Split) -> None:
         """Takes constants of the train split (channel means, ...) into buffers, once, before training starts."""
 
+    @property
+    def rates(self) -> dict[float, list[nn.Parameter]]:
+        """factor on the learning rate -> the parameters that it is for; it is 1 for all others."""
+        return {}
+
+    def held(self, step: int) -> list[nn.Parameter]:
+        """The parameters that do not learn in this step of training, the first of which is 1."""
+        return []
+
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
         """name -> (B,K) learned mixture weights over t; {} where nothing is learned, or not as a function of t alone."""
         return {}

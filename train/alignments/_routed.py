@@ -39,10 +39,11 @@ SOURCES = {
 class RoutedConfig(AlignmentConfig):
     source: str = option("both", "groups of VAE layers (Table 2); both is mid and deep, mid is G3, deep is G4", tuple(SOURCES))
     split: str | None = option(None, "mid/deep layers, 2/6 say (Table D.14; default: as the cache groups them, 4/4 on SD-VAE)")
-    features: str = option("none", "normalisation of each layer; the paper mentions none", normalise.NORMALISATIONS)
+    features: str = option("none", "normalisation of each layer; the paper mentions none; centre and rms are ours", normalise.NORMALISATIONS)
     beta: str = option("softmax", "how the weights between the groups are made (Sec. 4.3)", BETAS)
     projector: str = option("conv3x3", "head on the hidden state (Table D.13)", "projectors")
     loss: str = option("cosine", "distance to the target, over channels (Eq. 5, Table D.13)", tuple(losses.LOSSES))
+    per_group: bool = option(False, "a cosine of its own for each group, weighted by beta: sum_g beta_g (1 - cos_g), in place of one over all (ours)")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ class RoutedConfig(AlignmentConfig):
         if not isinstance(own, RoutedConfig):
             return {"source": source}
         divided = own.split is not None and set(CACHED.values()) & set(cls(source=source).needs)
-        shared = {"features": own.features, "loss": own.loss, "projector": own.projector}
+        shared = {"features": own.features, "loss": own.loss, "per_group": own.per_group, "projector": own.projector}
         return {"source": source} | shared | ({"split": own.split} if divided else {})
 
 
@@ -91,9 +92,9 @@ class RoutedAlignment(TargetAlignment):
         groups: Mapping[str, tuple[int, ...]],
         *,
         router: str,
-        router_depth: int = 4,
-        t_encoding: str = "linear",
+        **of_router: Any,
     ) -> None:
+        """of_router: what a RouterConfig has beside sizes, beta and width."""
         super().__init__(config)
         self.sources = SOURCES[config.source]
         sizes = {source: groups[CACHED.get(source, source)][0] for source in self.sources}
@@ -108,14 +109,16 @@ class RoutedAlignment(TargetAlignment):
         shape = RouterConfig(
             sizes={source: sizes[source] for source in self.sources},
             beta=config.beta,
-            depth=router_depth,
-            encoding=t_encoding,
             hidden_size=model.hidden_size,
+            **of_router,
         )
         self.router = plugins.find("routers", router).Router(shape)
-        out = sum(channels[source] for source in self.sources)
-        self.projector = plugins.find("projectors", config.projector).Projector(model.hidden_size, out, model.grid)
+        self.channels = [channels[source] for source in self.sources]
+        self.projector = plugins.find("projectors", config.projector).Projector(model.hidden_size, sum(self.channels), model.grid)
         self.loss_function = losses.find(config.loss)
+        self.per_group = config.per_group
+        if self.per_group and (config.loss, config.beta) != ("cosine", "softmax"):
+            raise ValueError(f"alignment.per_group: needs loss cosine and beta softmax, not {config.loss} and {config.beta}")
 
     def calibrate(self, train: Split) -> None:
         self.normaliser.calibrate(train)
@@ -124,16 +127,24 @@ class RoutedAlignment(TargetAlignment):
         return self.normaliser(group, f_BLCgg)
 
     def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:
-        t_B = batch["t"]
-        with _full_precision(t_B.device):  # bf16 would round t to 8 bits, and the router with it
+        return self.mixture(batch, self.weights(batch, h_BTD))
+
+    def weights(self, batch: Batch, h_BTD: Tensor) -> dict[str, Tensor]:
+        """The router's, sample by sample; float32."""
+        with _full_precision(h_BTD.device):  # bf16 would round t to 8 bits, and the router with it
+            return self.router(batch["t"].float(), h_BTD.detach().float())
+
+    def mixture(self, batch: Batch, weights: dict[str, Tensor]) -> Tensor:
+        """(B,T,C) float32: the batch's features with these weights."""
+        with _full_precision(batch["t"].device):
             features = {group: self.normalised(group, batch[group].detach().float()) for group in self.needs}
             if self.mid_layers is not None:
                 features |= mid_deep(features["G3"], features["G4"], self.mid_layers)
             chosen = {source: features[source if source in features else CACHED[source]] for source in self.sources}
-            return mix(chosen, self.router(t_B.float(), h_BTD.detach().float()))
+            return mix(chosen, weights, unit=self.per_group)
 
     def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
-        return self.loss_function(projected_BTC, target_BTC)
+        return losses.group_cosine(projected_BTC, target_BTC, self.channels) if self.per_group else self.loss_function(projected_BTC, target_BTC)
 
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
         learned = any(True for _ in self.router.parameters())

@@ -77,6 +77,16 @@ class Alignment(AlignmentModule):
         for part in self.parts:
             part.calibrate(train)
 
+    @property
+    def rates(self) -> dict[float, list[nn.Parameter]]:
+        rates: dict[float, list[nn.Parameter]] = {}
+        for factor, parameters in (item for part in self.parts for item in part.rates.items()):
+            rates.setdefault(factor, []).extend(parameters)
+        return rates
+
+    def held(self, step: int) -> list[nn.Parameter]:
+        return [p for part in self.parts for p in part.held(step)]
+
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
         """Those of the first part that has any."""
         return next((weights for part in self.parts if (weights := part.router_weights(t_B))), {})

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gsnr.train.alignments._routed import RoutedAlignment, RoutedConfig
+from gsnr.train.alignments._learned import LearnedAlignment, LearnedConfig
 from gsnr.train.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RoutedConfig):
+class Config(LearnedConfig):
     pass
 
 
-class Alignment(RoutedAlignment):
+class Alignment(LearnedAlignment):
     def __init__(self, config: Config, model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__(config, model, groups, router="static")

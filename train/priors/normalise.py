@@ -2,6 +2,8 @@
 layer with a large mean is an easy cosine target.
 
     none          as they are
+    centre        per layer and channel, less the train split's mean over images and tokens: its constant part is gone, its scale is not (ours)
+    rms           per layer, over the root mean square of all its values in the train split: its scale is gone, its constant part is not (ours)
     standardise   per layer and channel, by the train split's mean and standard deviation over images and tokens
     spatial       per sample, layer and channel, over its tokens (iREPA, Singh et al. 2025): (f - gamma mean) / (std + 1e-6), gamma = 0.6
 
@@ -49,6 +51,42 @@ class Spatial(Normaliser):
         return spatial(f_BLCgg)
 
 
+class Centre(Normaliser):
+    """Its buffers GROUP_mean, (L,C), lie in the checkpoint."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for group, shape in shapes.items():
+            self.register_buffer(f"{group}_mean", torch.full(shape, torch.nan))
+
+    def calibrate(self, train: Split) -> None:
+        statistics = train.statistics()
+        for name, buffer in self.named_buffers():
+            buffer.copy_(torch.from_numpy(statistics[name]))
+
+    def forward(self, group: str, f_BLCgg: Tensor) -> Tensor:
+        return f_BLCgg - getattr(self, f"{group}_mean")[..., None, None]
+
+
+class RootMeanSquare(Normaliser):
+    """Its buffers GROUP_rms, (L,), lie in the checkpoint. A layer that is 0 in all of the train split stays 0."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for group, (layers, _) in shapes.items():
+            self.register_buffer(f"{group}_rms", torch.full((layers,), torch.nan))
+
+    def calibrate(self, train: Split) -> None:
+        statistics = train.statistics()
+        for name, buffer in self.named_buffers():
+            mean_LC, std_LC = (torch.from_numpy(statistics[f"{name.removesuffix('_rms')}_{which}"]) for which in ("mean", "std"))
+            buffer.copy_((mean_LC.square() + std_LC.square()).mean(1).sqrt())
+
+    def forward(self, group: str, f_BLCgg: Tensor) -> Tensor:
+        rms = getattr(self, f"{group}_rms")[:, None, None, None]
+        return torch.where(rms == 0, 0, f_BLCgg / rms)
+
+
 class Standardise(Normaliser):
     """Its buffers GROUP_mean and GROUP_std, (L,C), lie in the checkpoint. A channel that never varies in the train split becomes 0."""
 
@@ -68,11 +106,13 @@ class Standardise(Normaliser):
         return torch.where(std == 0, 0, (f_BLCgg - mean) / std)
 
 
-NORMALISATIONS = ("none", "standardise", "spatial")
+NORMALISATIONS = ("none", "standardise", "spatial", "centre", "rms")
 
 
 def make(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Normaliser:
     """shapes: group -> (L,C). Raises ValueError listing the valid names."""
     if name not in NORMALISATIONS:
         raise ValueError(f"alignment.features {name!r} does not exist; choose from {', '.join(NORMALISATIONS)}")
-    return Standardise(shapes) if name == "standardise" else Spatial() if name == "spatial" else Raw()
+    if name in ("none", "spatial"):
+        return Spatial() if name == "spatial" else Raw()
+    return Centre(shapes) if name == "centre" else RootMeanSquare(shapes) if name == "rms" else Standardise(shapes)

@@ -21,13 +21,14 @@ DEEPEST = 64  # nobody means a deeper one
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
     """sizes: group -> number of layers, in concatenation order. beta: how the groups' logits become weights. depth, encoding: of the MLP and
-    of t, where a router has them. hidden_size: width of h."""
+    of t, where a router has them. hidden_size: width of h. temperature: what the logits are divided by."""
 
     sizes: dict[str, int]
     beta: str = "softmax"
     depth: int = 4
     encoding: str = "linear"
     hidden_size: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.beta not in BETAS:
@@ -53,7 +54,8 @@ class RouterModule(nn.Module, ABC):
         """(B,K): the groups' layers one after another, then the groups."""
 
     def forward(self, t_B: Tensor, h_BTD: Tensor | None = None) -> dict[str, Tensor]:
-        """alpha by softmax, beta by softmax or sigmoid (AHPA Eq. 2, 3), float32."""
+        """alpha by softmax, beta by softmax or sigmoid of the logits over the temperature (AHPA Eq. 2, 3), float32."""
         parts = self.config.sizes | {"beta": len(self.config.sizes)}
-        split = dict(zip(parts, self.logits(t_B, h_BTD).float().split(list(parts.values()), -1), strict=True))
+        logits_BK = self.logits(t_B, h_BTD).float() / self.config.temperature
+        split = dict(zip(parts, logits_BK.split(list(parts.values()), -1), strict=True))
         return {name: x.sigmoid() if name == "beta" and self.config.beta == "sigmoid" else x.softmax(-1) for name, x in split.items()}

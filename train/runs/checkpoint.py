@@ -39,6 +39,7 @@ from gsnr.train.data.latents import Scaling
 from gsnr.train.interpolant import TIME_CONVENTION
 from gsnr.train.models.sit import SiT
 from gsnr.train.objective import Objective, make_alignment
+from gsnr.train.optimizer import names as parameter_names
 
 SCHEMA_VERSION = 2  # 1 named the router's and projector's tensors otherwise
 ADAMW = {"step", "exp_avg", "exp_avg_sq"}  # what the optimizer keeps for a parameter
@@ -135,8 +136,7 @@ def save(
         aside.mkdir(parents=True)
         write_weights(aside, "raw", objective.model, objective.alignment)
         write_weights(aside, "ema", ema.model, ema.alignment)
-        names = [name for name, _ in objective.named_parameters()]
-        flat = _flatten_optimizer(optimizer, names)
+        flat = _flatten_optimizer(optimizer, parameter_names(objective, optimizer))
         save_file(flat, aside / "optimizer.safetensors")
         write_state(aside, state | {"optimizer_tensors": len(flat)})
         shutil.rmtree(folder, ignore_errors=True)  # a leftover that LAST never pointed at
@@ -280,7 +280,7 @@ def restore(run: Path, objective: Objective, ema: Objective, optimizer: torch.op
     state, path = read_state(folder), folder / "optimizer.safetensors"
     flat = read_tensors(path)
     parameters = dict(objective.named_parameters())
-    names = list(parameters)
+    names = parameter_names(objective, optimizer)
     if len(flat) != state.get("optimizer_tensors", len(flat)):
         raise ValueError(f"{path}: damaged (holds {len(flat)} tensors, not {state['optimizer_tensors']})")
     per_parameter: dict[int, dict[str, Tensor]] = {}

@@ -23,7 +23,7 @@ import torch
 import gsnr
 from gsnr import files
 from gsnr.train import callback
-from gsnr.train.config import TrainConfig
+from gsnr.train.config import TrainConfig, resolve
 from gsnr.train.data.cache import Header, header_from
 from gsnr.train.objective import Objective
 from gsnr.train.runs import checkpoint
@@ -33,7 +33,8 @@ ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
 # On --resume: what does not change the run that is asked for. (compile, checkpointing and accumulate change how its numbers are rounded.)
 MAY_CHANGE = (
     *("steps", "gsnr_every", "gsnr_images", "sample_every", "trackers", "keep_last", "keep_every", "save_every", "max_skipped"),
-    *("compile", "checkpointing", "accumulate", "data.workers", "data.path", "log_every"),  # of data elsewhere, the header is compared
+    *("compile", "checkpointing", "accumulate", "log_every", "router_every"),
+    *("data.workers", "data.path"),  # of data elsewhere, the header is compared
 )
 
 
@@ -42,6 +43,19 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _as_json(config: TrainConfig) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
+
+
+def _of_today(values: dict[str, Any], stored: Path) -> dict[str, Any]:
+    """A stored configuration with the defaults of options that came later, which leave a run as it was."""
+    try:
+        return _as_json(resolve(values))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{stored}: damaged, or of another version ({error})") from error
 
 
 def check(out: Path, config: TrainConfig, resume: bool) -> None:
@@ -60,8 +74,8 @@ def check(out: Path, config: TrainConfig, resume: bool) -> None:
         raise ValueError(f"{stored}: damaged ({error})") from error
     if not isinstance(values, dict) or not values:
         raise ValueError(f"{stored}: damaged (its `config` is not a mapping)")
-    before = _flat(values)
-    for key, value in _flat(json.loads(json.dumps(asdict(config)))).items():
+    before = _flat(_of_today(values, stored))
+    for key, value in _flat(_as_json(config)).items():
         was = before.get(key)
         if key == "steps" and isinstance(was, int) and value < was:
             raise ValueError(f"--resume: --steps can only grow; this run was asked for {was}, now {value}")

@@ -1,0 +1,62 @@
+"""What `ahpa` and `static` share beside the mixture: how their router learns.
+
+These switches are ours, none is in the paper, and each leaves training as it was at its default. What they can do about a
+router that takes one layer and keeps it is in docs/handover.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gsnr.options import check_ranges, option
+from gsnr.train.alignments._routed import RoutedAlignment, RoutedConfig
+from gsnr.train.config import ModelConfig
+from gsnr.train.data.batches import Batch
+from gsnr.train.priors.mixture import entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedConfig(RoutedConfig):
+    router_lr: float = option(1.0, "factor on the learning rate for the router alone, to tell slow from settled (ours)", low=0)
+    release: int = option(0, "steps in which the router stays as it starts, uniform, before it learns (ours)", low=0)
+    temperature: float = option(1.0, "the router's logits are divided by it; slows a choice, does not undo it (ours)", above=0)
+    entropy: float = option(0.0, "loss taken off a sample a nat of entropy of its weights over all layers; against one-layer mixtures (ours)", low=0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "alignment.")
+
+
+class LearnedAlignment(RoutedAlignment):
+    """L = distance - entropy x H, H in nats, before the weight of the whole alignment; H reaches the router alone."""
+
+    def __init__(
+        self,
+        config: LearnedConfig,
+        model: ModelConfig,
+        groups: Mapping[str, tuple[int, ...]],
+        *,
+        router: str,
+        depth: int = 4,
+        encoding: str = "linear",
+    ) -> None:
+        super().__init__(config, model, groups, router=router, depth=depth, encoding=encoding, temperature=config.temperature)
+        self.router_lr, self.release, self.entropy = config.router_lr, config.release, config.entropy
+        if self.entropy and config.beta != "softmax":
+            raise ValueError(f"alignment.entropy {self.entropy}: is of weights that sum to 1; choose alignment.beta softmax, not {config.beta}")
+
+    @property
+    def rates(self) -> dict[float, list[nn.Parameter]]:
+        return {self.router_lr: list(self.router.parameters())}
+
+    def held(self, step: int) -> list[nn.Parameter]:
+        return list(self.router.parameters()) if step <= self.release else []
+
+    def loss(self, hidden: dict[int, Tensor], batch: Batch) -> Tensor:
+        assert self.tap is not None
+        h_BTD = hidden[self.tap]
+        weights = self.weights(batch, h_BTD)
+        distance = self.discrepancy(self.projector(h_BTD), self.mixture(batch, weights))
+        return distance - self.entropy * entropy(weights) if self.entropy else distance
