@@ -156,11 +156,13 @@ def test_crops_come_in_order_and_what_cannot_be_read_is_named(flat: Path, worker
 
 
 def test_the_hash_of_the_preprocessing_is_that_of_the_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    images.preprocessing_sha.cache_clear()
     before = images.preprocessing_sha()
-    assert before == images.preprocessing_sha()
     original = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, size, resample, box=None: original(self, size, Image.Resampling.NEAREST, box))
+    images.preprocessing_sha.cache_clear()
     assert images.preprocessing_sha() != before
+    images.preprocessing_sha.cache_clear()
 
 
 def test_jpegs_of_other_modes(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The cache: latents as moments, labels, and VAE features on the token grid, as a Hugging Face `datasets` folder that is memory-mapped.
 
     CACHE/gsnr_cache.json       the Header: which VAE and teacher (hashes), preprocessing, groups, shapes, dtype; schema version 1
-    CACHE/statistics.safetensors  GROUP_mean, GROUP_std: (L,C) float32 over images and tokens of the train split
+    CACHE/statistics.safetensors  GROUP_mean, GROUP_std: (L,C) float32 over images and tokens of the train split; so latent_mean, latent_std
+                                (1,C) where `gsnr prepare` measured them
     CACHE/dataset_dict.json     `datasets.load_from_disk` reads the folder; one sub-folder a split, any number of shards
     columns                     image_id, label, view (1 = mirrored), mean, std (C*h*w float32), one column a group (L*C*g*g float16, or
                                 int8 beside a column GROUP_scale, L*C float16: see `gsnr.train.data.quantise`)

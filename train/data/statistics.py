@@ -34,8 +34,9 @@ def latent_sums(mean_BChw: Tensor, std_BChw: Tensor) -> NDArray[np.float64]:
 
 
 def scaling_of(sums_31C: NDArray[np.float64], measure: str) -> Scaling:
-    """To unit variance. scalar: one factor, one over the standard deviation of all elements, the mean stays (Rombach et al. 2022, App. G; diffusers'
-    `scaling_factor`). channel: to mean 0 and variance 1 in each channel. Raises ValueError naming a channel that does not vary."""
+    """To unit variance. scalar: one factor, one over the standard deviation of all elements; the mean stays (Rombach et
+    al. 2022, App. G; diffusers' `scaling_factor`). channel: to mean 0 and variance 1 in each channel. Raises ValueError
+    naming a channel that does not vary."""
     total, squares, n = sums_31C[:, 0]
     if measure == "scalar":
         total, squares, n = (x.sum(keepdims=True) for x in (total, squares, n))

@@ -9,6 +9,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,8 @@ LONGEST = 16  # times the short side: of longer pictures only the part that is k
 def centre_crop(image: Image.Image, side: int) -> NDArray[np.uint8]:
     """(side, side, 3) uint8: ADM's preprocessing (Dhariwal and Nichol 2021): box-halve, bicubic to the short side, crop the centre.
 
-    Of a picture longer than LONGEST the centre alone is resized: the same up to the rounding and clipping between Pillow's two passes. Raises
-    ValueError for a mode that is refused."""
+    Of a picture longer than LONGEST the centre alone is resized: the same but for rounding and clipping between Pillow's
+    two passes. Raises ValueError for a mode that is refused."""
     image = rgb(image)
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -45,13 +46,17 @@ def _fixed() -> list[Image.Image]:
     """A picture in several modes, and a strip of it."""
     y, x = np.mgrid[:192, :257]
     colour = Image.fromarray(np.stack([x * 7 + y * 3, x * y // 5, x ^ y], axis=-1).astype(np.uint8))
-    alpha, turned = colour.copy(), colour.copy()
-    alpha.putalpha(Image.fromarray((x + y).astype(np.uint8)))
+    x, y = x[:66, :80], y[:66, :80]
+    small = colour.crop((0, 0, 80, 66))
+    alpha, turned = small.copy(), small.copy()
+    alpha.putalpha(Image.fromarray((3 * x + y).astype(np.uint8)))
     turned.getexif()[ExifTags.Base.Orientation] = 6
-    deep = [Image.fromarray((x * y).astype(np.uint16)), Image.fromarray((x * y).astype(np.int32)), Image.fromarray((x / 256).astype(np.float32))]
-    return [colour, *(colour.convert(mode) for mode in ("L", "P", "CMYK")), alpha, turned, *deep, colour.crop((0, 0, 257, 8))]
+    deep = [Image.fromarray((9 * x * y).astype(kind)) for kind in (np.uint16, np.int32)]
+    deep.append(Image.fromarray((x / 80).astype(np.float32)))
+    return [colour, *(small.convert(mode) for mode in ("L", "P", "CMYK")), alpha, turned, *deep, colour.crop((0, 0, 257, 8))]
 
 
+@cache
 def preprocessing_sha() -> str:
     """SHA-256 of what `centre_crop` makes of fixed pictures: another Pillow, or another rule, shows in it."""
     return hashlib.sha256(b"".join(centre_crop(picture, 64).tobytes() for picture in _fixed())).hexdigest()

@@ -9,7 +9,7 @@ class VAE(FrozenVAE)
     .decode(raw_BChw)          -> images in [-1, 1]; left out where there is no decoder
     .scaling                   raw -> final latents; left out where `gsnr prepare` is to measure it
     .settings                  what else tells it from others of the same weights; left out where nothing does
-CLASS_NAME = "AutoencoderKL"   the class in config.json of folders and hub ids that need no KIND; left out where there is none
+CLASS_NAME = "AutoencoderKL"   the class in config.json of folders and hub ids that need no KIND; left out otherwise
 
 Shapes: B images, (H,W) pixels, (h,w) latent grid, C latent channels.
 """
@@ -26,8 +26,8 @@ from gsnr.train.weights_hash import weights_hash
 
 
 class FrozenVAE(ABC):
-    """A VAE in float32, in eval mode, without gradients. model: all of its weights; sha: hash of them and of `settings`, by which caches and
-    checkpoints know it; name: as asked for."""
+    """A VAE in float32, in eval mode, without gradients. model: all of its weights; sha: hash of them and of `settings`,
+    by which caches and checkpoints know it; name: as asked for."""
 
     name = ""
 
@@ -38,7 +38,7 @@ class FrozenVAE(ABC):
     @classmethod
     @abstractmethod
     def open(cls, source: str) -> FrozenVAE:
-        """Raises whatever says that `source` is missing, damaged or of another kind; `gsnr.train.vae.load` makes one line of it."""
+        """Raises whatever says that `source` is missing, damaged or of another kind; `vae.load` makes one line of it."""
 
     @classmethod
     @abstractmethod

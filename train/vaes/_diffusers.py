@@ -19,9 +19,6 @@ class DiffusersVAE(FrozenVAE):
     @classmethod
     def open(cls, source: str) -> Self:
         """source: a folder or hub id."""
-        wanted = cls.stored.load_config(source).get("_class_name", cls.stored.__name__)
-        if wanted != cls.stored.__name__:
-            raise ValueError(f"it is a {wanted}, not a {cls.stored.__name__}")
         model, notes = cls.stored.from_pretrained(source, output_loading_info=True)
         lacking = [*notes["missing_keys"], *notes["mismatched_keys"]]
         if lacking:

@@ -1,7 +1,7 @@
-"""Encoders of AutoencoderKL's shape: a diagonal Gaussian posterior, and layers walked block by block (AHPA, Sec. 4.2 and Table A.8).
+"""Encoders of AutoencoderKL's shape: a Gaussian posterior, and layers walked block by block (AHPA, Sec. 4.2, Table A.8).
 
-The walk: `conv_in`, then each level's resnets and downsampler, then the mid block. SD-VAE, SDXL's, the Consistency decoder's and the demo's all
-give the paper's 15 layers.
+The walk: `conv_in`, then each level's resnets and downsampler, then the mid block. SD-VAE, SDXL's, the Consistency
+decoder's and the demo's all give the paper's 15 layers.
 """
 
 from __future__ import annotations

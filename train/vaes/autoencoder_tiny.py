@@ -1,7 +1,7 @@
 """diffusers' AutoencoderTiny (madebyollin/taesd, taesdxl): distilled, without a posterior.
 
-Its encoder is a sequence of stages at half the resolution each, a convolution and residual blocks. The layers are the blocks; the last stage is
-deep (G4), the one before mid (G3), then G2, and all before it G1.
+Its encoder is a sequence of stages at half the resolution each, a convolution and residual blocks. The layers are the
+blocks; the last stage is deep (G4), the one before mid (G3), then G2, and all before it G1.
 """
 
 from __future__ import annotations
