@@ -34,13 +34,13 @@ from gsnr.table import NAN
 from gsnr.train.alignments import TargetAlignment
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.batches import Batch, assemble
-from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.data.heldout import heldout_batches, partners
 from gsnr.train.interpolant import interpolate
 from gsnr.train.priors.layers import CACHED, DEEP, MID
 
 SUMMARY = "how well a linear reader of hidden states predicts each layer, per block and bin of t; what a router would choose by it"
 KIND = "metrics"
-SCALES = ("bins",)  # the fits to train images take most of it
+SCALES = ("bins", "train_images")  # the fits to train images take most of it
 NONE, SHUFFLED = "none", "shuffled"
 LATENT, BETA = "latent", "beta"
 BATCH = 64
@@ -79,18 +79,10 @@ def _called(layer: Layer) -> str:
     return "/".join(layer)
 
 
-def derangement(size: int, seed: int) -> Index:
-    """(size,): another number for each of 0 .. size - 1, by one random cycle through all."""
-    order = np.random.default_rng([seed, size]).permutation(size)
-    other = np.empty(size, dtype=np.int64)
-    other[order] = np.roll(order, 1)
-    return other
-
-
 def _another(subject: Subject, options: Options, split: str, stream: str, batch: Batch, index_B: Index) -> Batch:
     """Other images of the same split, at the same times."""
     data = subject.splits[split]
-    other_B = derangement(data.size, options.seed)[index_B]
+    other_B = partners(data.size, options.seed)[index_B]
     drawn = rng.draw(options.seed, stream, other_B, subject.header.latent_shape)
     return assemble(data, other_B, drawn, batch["t"].numpy(), tuple(subject.header.groups), mirror=False)
 

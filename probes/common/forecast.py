@@ -17,7 +17,7 @@ from typing import Any
 
 from gsnr.probes.common.resume_cache import ResumeCache
 
-SMALL = {"bins": 1, "n_images": 32, "draws": 1, "fit_samples": 640}
+SMALL = {"bins": 1, "n_images": 32, "draws": 1, "fit_samples": 640, "train_images": 32}
 FIT = "fit_samples"
 
 

@@ -138,15 +138,6 @@ def test_layers_that_a_split_moved(smoke_run: Path) -> None:
     assert readability._parts(subject, {"G1": torch.ones(1, 4), "beta": torch.ones(1, 1)}).keys() == {"G1"}
 
 
-def test_a_derangement() -> None:
-    for size in (2, 3, 101):
-        other = readability.derangement(size, 5)
-        assert sorted(other) == list(range(size)) and (other != np.arange(size)).all()
-    assert (readability.derangement(101, 5) != readability.derangement(101, 6)).any()
-    shift = (readability.derangement(1000, 0) - np.arange(1000)) % 1000
-    assert np.bincount(shift).max() < 10, "at no fixed distance"
-
-
 def test_a_known_share_of_variance() -> None:
     """y = position + linear in h + noise, of which the linear part has 60 % of the variance between images; of other images' y nothing is left.
     R^2 within 0.03 (300 images of 4 tokens, 8 channels)."""
