@@ -12,12 +12,13 @@ COMMA := ,
 SPACE := $(subst ,, )
 METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa,ahpa-spatial
 ROUTED := $(foreach row,ahpa ahpa-standardise ahpa-spatial,$(foreach seed,0 1 2,runs/methods/$(row)-s$(seed)))
-HANDOVER := runs/handover
-RELEASED := $(foreach lr,1 10,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
+HANDOVER ?= runs/handover
+HANDOVER_OPTIONS ?=
+RELEASED := $(foreach lr,0.3 1,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
 SWITCHED := features-rms per-group router-entropy router-temperature per-group-entropy
 # a row of presets, or FEATURES-lrFACTOR-releaseSTEP, which are options of ahpa
 define routed
-$(BIN)/gsnr train --steps 300 --router-every 5 --sample-every 0 --save-every 100 --trackers none --resume --out $(HANDOVER)/$(1) \
+$(BIN)/gsnr train --steps 1000 --router-every 5 --sample-every 0 --save-every 500 --trackers none --resume --out $(HANDOVER)/$(1) $(HANDOVER_OPTIONS) \
 	$(if $(filter $(1),$(SWITCHED)),--preset $(1)-demo --alignment.release 150,--preset demo \
 	--alignment.features $(word 1,$(subst -, ,$(1))) --alignment.router-lr $(patsubst lr%,%,$(word 2,$(subst -, ,$(1)))) \
 	--alignment.release $(patsubst release%,%,$(word 3,$(subst -, ,$(1)))))

@@ -54,8 +54,9 @@ class GsnrCallback:
         size = min(64, -(-config.gsnr_images // world))
         batches = list(heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, objective.alignment.needs, size))[rank::world]
         losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.taps else ()))}
-        prepared = _Prepared([_ready(batch, accelerator.device) for _, batch in batches], objective.alignment, ema)
-        self.monitor = gsnr.Monitor(objective, losses, prepared, every=config.gsnr_every, groups=group_of)
+        ready = [_ready(batch | {"image": torch.from_numpy(index)}, accelerator.device) for index, batch in batches]
+        prepared = _Prepared(ready, objective.alignment, ema)
+        self.monitor = gsnr.Monitor(objective, losses, prepared, every=config.gsnr_every, groups=group_of, index="image")
 
     def __call__(self, step: int) -> None:
         if self.monitor is None:

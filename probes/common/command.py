@@ -187,6 +187,8 @@ def _summarise(chosen: list[Measurement], out: Path) -> None:
     named = {one.name for one in chosen}
     if "alignment" in named:
         print(summary.summary(table.read(out / "alignment.parquet")))
+        if left := summary.unconverged(table.provenance(out / "alignment.parquet")):
+            print(left)
     for name in ("alignment.metrics", "controls"):
         path = out / f"{name}.parquet"
         if name.split(".")[0] in named and path.is_file() and (flagged := summary.easy(table.read(path))):

@@ -47,6 +47,16 @@ def summary(cells: pd.DataFrame, group: str = "all") -> str:
     return "\n".join([head, marks, *lines])
 
 
+def unconverged(provenance: dict[str, Any]) -> str:
+    """Which projectors were still descending when `--fit-steps` ended their fit, as text; "" for none. provenance: of table `alignment`."""
+    texts = []
+    for one in provenance["checkpoints"]:
+        fits = one["notes"].get("projector_fit", {})
+        texts += [f"{one['run']}: {name} ({fit['steps']} steps, loss {fit['loss']:.3f})" for name, fit in fits.items() if not fit["converged"]]
+    head = "projectors that had not converged when --fit-steps ended their fit; their G-SNR holds what is left to fit:"
+    return "\n  ".join([head, *texts]) if texts else ""
+
+
 def easy(metrics: pd.DataFrame) -> str:
     """Which targets are easy, and where: those of whose cosine a constant vector reaches the share EASY or more, as text. metrics: the table
     `alignment.metrics` or `controls`. "" for none."""

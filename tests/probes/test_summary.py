@@ -74,3 +74,10 @@ def test_what_is_read_best_beside_the_router() -> None:
     assert lines[1].startswith("demo/0000400:") and lines[4].startswith("other/0000400:")
     assert lines[5].split() == ["0.00-0.50", "deep", "15?"]
     assert summary.readable(pd.DataFrame(trained)) == ""
+
+
+def test_fits_that_were_cut_short_are_named() -> None:
+    fits = {name: {"steps": 40, "loss": 0.25, "converged": done} for name, done in (("ahpa", True), ("repa [shuffled]", False))}
+    said = summary.unconverged({"checkpoints": [{"run": "demo", "notes": {"projector_fit": fits}}, {"run": "other", "notes": {}}]})
+    assert said.splitlines()[1:] == ["  demo: repa [shuffled] (40 steps, loss 0.250)"]
+    assert summary.unconverged({"checkpoints": [{"run": "demo", "notes": {"projector_fit": {"ahpa": fits["ahpa"]}}}]}) == ""
