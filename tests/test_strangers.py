@@ -50,7 +50,7 @@ def test_an_alignment_and_a_projector(run: Path, tmp_path: Path) -> None:
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["align"] > 0
     assert json.loads((run / "config.json").read_text())["config"]["alignment"] == {"name": "repa_l1", "tap": 1, "weight": 1.0, "projector": "wide"}
-    words = ("--ckpt", run, "--probe", "alignment", *SMALL, "--fit-samples", 128)
+    words = ("--ckpt", run, "--probe", "alignment", *SMALL, "--fit-samples", 128, "--fit-steps", 3)
     assert call(probe, *words, "--targets", "own,repa,uniform_deep", "--out", tmp_path) == 0
     cells = table.read(tmp_path / "alignment.parquet")
     assert list(dict.fromkeys(cells["target"])) == ["repa_l1", "repa", "uniform_deep"]

@@ -163,7 +163,7 @@ def test_a_uniform_run_is_probed_with_its_own_split(tmp_path: Path, capsys: pyte
         *((f"uniform_deep{marks}", 2) for marks in ("", " [shuffled]")),
         *((f"uniform_mid {marks}", 2) for marks in ("[ckpt]", "[shuffled] [ckpt]", "[shuffled_class] [ckpt]", "[constant] [ckpt]")),
     ]
-    assert call(main, "--ckpt", run, "--bins", 1, "--n-images", 4, "--fit-samples", 128) == 0
+    assert call(main, "--ckpt", run, "--bins", 1, "--n-images", 4, "--fit-samples", 128, "--train-images", 32) == 0
     assert "skipping router" in capsys.readouterr().out
     assert call(draw, "--run", run) == 0
 
@@ -186,11 +186,11 @@ def test_router_table(probed_run: Path) -> None:
 def test_measured_twice_is_measured_once(probed_run: Path, capsys: pytest.CaptureFixture) -> None:
     paths = sorted((probed_run / "probes").iterdir())
     before = [p.stat().st_mtime_ns for p in paths]
-    assert call(main, "--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256") == 0
+    assert call(main, "--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256", "--train-images", "64") == 0
     assert "there already" in capsys.readouterr().out
     assert before == [p.stat().st_mtime_ns for p in paths]
     with pytest.raises(ValueError, match=r"bins was 3, now 2.*--overwrite"):
-        call(main, "--ckpt", probed_run, "--bins", "2", "--n-images", "24", "--fit-samples", "256")
+        call(main, "--ckpt", probed_run, "--bins", "2", "--n-images", "24", "--fit-samples", "256", "--train-images", "64")
     assert before == [p.stat().st_mtime_ns for p in paths]
 
 
@@ -316,7 +316,7 @@ def test_engines_give_the_same_table(probed_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ("--ckpt", plain_run, "--bins", "1", "--n-images", "8", "--fit-samples", "128", "--out", tmp_path)
+    words = ("--ckpt", plain_run, "--bins", "1", "--n-images", "8", "--fit-samples", "128", "--train-images", "32", "--out", tmp_path)
     assert call(main, *words) == 0
     assert "skipping router" in capsys.readouterr().out
     cells = table.read(tmp_path / "alignment.parquet")

@@ -465,7 +465,7 @@ def teacher_channels(cache: Path) -> int:
     return json.loads((cache / "gsnr_cache.json").read_text())["groups"]["teacher"][1]
 
 
-SHORT = ("--bins", 1, "--n-images", 8, "--fit-samples", 128)
+SHORT = ("--bins", 1, "--n-images", 8, "--fit-samples", 128, "--fit-steps", 3)
 
 
 @pytest.mark.parametrize(("kind", "weights"), [("sit", "ema"), ("repa", "raw"), ("irepa", "ema"), ("sra", "raw")])
