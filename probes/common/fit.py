@@ -3,8 +3,8 @@
 * A projector that is one affine layer on each token or on its neighbours (linear, conv1x1, conv3x3) is solved by ridge regression in closed form.
   Under a loss that reads the target's direction alone (cosine) the regression is on unit targets: what maximises the mean cosine is the direction
   of E[f/||f|| | h].
-* Any other descends its own loss by AdamW, from an output bias at the mean target, until a held-out part of the train split no longer gains, three
-  rates in turn; at most `fit_steps` steps, and the notes say so where it was stopped by them.
+* Any other descends its own loss by AdamW, from the mean target (its last layer: weight 0, bias at the mean), until a held-out part of the train
+  split no longer gains, three rates in turn; at most `fit_steps` steps, and the notes say so where it was stopped by them.
 
 An eighth of the train images (by `order`) chooses the penalty, and says when to stop. Every candidate sees the same images, times and noise.
 Shapes: B samples, T tokens, D width, C target channels, P inputs of an affine layer.
@@ -132,7 +132,7 @@ def _solve(subject: Subject, options: TargetOptions, made: list[Candidate]) -> d
     for c in made:
         layer = layers[c.name]
         kernels.setdefault(layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 0, []).append(c)
-    sums = {kernel: Ridge({c.name: _bias(c).numel() for c in of_kernel}) for kernel, of_kernel in kernels.items()}
+    sums = {kernel: Ridge({c.name: len(layers[c.name].weight) for c in of_kernel}) for kernel, of_kernel in kernels.items()}  # type: ignore[union-attr]
     batches = -(-options.fit_samples // FIT_BATCH)
     judged = -(-batches // 8)
     with tqdm(total=batches + judged, desc="fitting projectors", unit="batch", mininterval=1.0, leave=False) as bar:
@@ -145,11 +145,11 @@ def _solve(subject: Subject, options: TargetOptions, made: list[Candidate]) -> d
     return {name: reader for ridge in sums.values() for name, reader in ridge.solve().items()}
 
 
-def _bias(candidate: Candidate) -> Tensor:
-    """The bias of the last layer of a projector; an empty tensor where it has none."""
+def _last_layer(candidate: Candidate) -> nn.Linear | nn.Conv2d | None:
+    """The last layer of a projector that has a bias."""
     assert candidate.head is not None
-    last = [m for m in candidate.head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return last[-1].bias if last and last[-1].bias is not None else torch.empty(0)
+    layers = [m for m in candidate.head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return layers[-1] if layers and layers[-1].bias is not None else None
 
 
 @torch.no_grad()
@@ -170,9 +170,10 @@ class _Descent:
     def __init__(self, candidate: Candidate, mean_C: Tensor) -> None:
         assert candidate.head is not None
         self.candidate, self.head, self.steps, self.rate = candidate, candidate.head, 0, 0
-        bias = _bias(candidate)
-        if bias.shape == mean_C.shape:
-            bias.data.copy_(mean_C)
+        layer = _last_layer(candidate)
+        if layer is not None and layer.bias is not None and layer.bias.shape == mean_C.shape:
+            layer.weight.data.zero_()
+            layer.bias.data.copy_(mean_C)
         self.best, self.stale, self.kept = float("inf"), 0, copy.deepcopy(self.head.state_dict())
         self.start()
 
@@ -221,6 +222,8 @@ def _judged(candidate: Candidate, held: list[Step], constant_C: Tensor | None = 
 def _descend(subject: Subject, options: TargetOptions, made: list[Candidate], held: list[Step], mean: Mapping[str, Tensor]) -> dict[str, _Descent]:
     """Fits by gradient, all on the same batches, each until it has converged."""
     runs = {c.name: _Descent(c, mean[c.target]) for c in made}
+    for run in runs.values():
+        run.look(held)
     bar = tqdm(
         fit_steps(subject, options.seed, made, options.fit_steps), total=options.fit_steps, desc="fitting projectors", mininterval=1.0, leave=False
     )

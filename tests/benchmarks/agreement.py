@@ -23,6 +23,7 @@ from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache
 from gsnr.probes.common.subject import Subject, load
 
+CONTROLS = ("shuffled", "constant")
 CELL = ["target", "control", "group", "bin"]
 
 
@@ -41,7 +42,7 @@ def differences(run: Path, images: int, bins: int, repetitions: int, projector: 
     pairs = subject.splits["heldout"].size // (2 * images)
     found = []
     for seed, pair in tqdm(list(product(range(repetitions), range(pairs))), desc="pairs of probes", unit="pair", leave=False):
-        shared = {"bins": bins, "n_images": images, "fit_samples": fit_samples, "projector": (projector,)}
+        shared = {"bins": bins, "n_images": images, "fit_samples": fit_samples, "projector": (projector,), "controls": CONTROLS}
         a, b = (_probe(subject, TargetOptions(**shared, seed=2 * seed + side, first_image=(2 * pair + side) * images)) for side in (0, 1))
         z = (a["gsnr"] - b["gsnr"]) / np.sqrt(a["se"] ** 2 + b["se"] ** 2)
         found.append(z.rename("z").reset_index().assign(seed=seed, pair=pair))

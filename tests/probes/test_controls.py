@@ -16,6 +16,7 @@ from gsnr.probes.common.command import main
 from gsnr.probes.common.easy import Easiness
 from gsnr.train import opening
 from gsnr.train.command import main as train
+from gsnr.train.data.heldout import order
 from gsnr.train.runs import checkpoint
 from tests.conftest import call
 
@@ -97,7 +98,9 @@ def test_layers_are_normalised_as_the_target_normalises_them(tmp_path: Path) -> 
     rows = table.read(run / "probes" / "controls.parquet")
     found = rows[rows["metric"] == "constant_cosine"].set_index("group")["value"]
     header, splits = opening.data_of(checkpoint.load(run, "ema"), None)
-    everything, first = (splits[name].take(np.arange(n), ("G1", "G4")) for name, n in (("train", splits["train"].size), ("heldout", 16)))
+    everything, first = (
+        splits[name].take(index, ("G1", "G4")) for name, index in (("train", np.arange(splits["train"].size)), ("heldout", order(256)[:16]))
+    )
     for group, standardised in (("G1", False), ("G4", True)):
         f, of_train = first[group].astype(np.float64), everything[group].astype(np.float64)
         if standardised:

@@ -270,9 +270,9 @@ def test_disjoint_images(probed_run: Path, tmp_path: Path) -> None:
 
 
 def test_probes_of_disjoint_images_agree_as_often_as_their_intervals_say(smoke_run: Path) -> None:
-    """Share of cells whose difference is below 1.96 standard errors; 432 cells of 8 probes, which depend on one another within a probe."""
+    """Share of cells whose difference is below 1.96 standard errors; 324 cells of 8 probes, which depend on one another within a probe."""
     z = agreement.differences(smoke_run, images=32, bins=3, repetitions=1)["z"]
-    assert len(z) == 4 * 4 * 3 * 9
+    assert len(z) == 4 * 3 * 3 * 9
     assert 0.90 < (z.abs() < 1.96).mean() < 0.99 and z.std() > 0.8
 
 
@@ -285,7 +285,7 @@ def test_a_dry_run_measures_nothing_and_estimates(probed_run: Path, tmp_path: Pa
 
 
 def test_a_forecast_tells_the_fit_from_the_rest() -> None:
-    """With a clock that knows what each costs: 0.01 s once, 0.02 s a step, 0.1 s for each image and bin that the piece has."""
+    """With a clock that knows what each costs: 0.02 s a sample of the fit, 0.1 s for each image and bin that the piece has."""
     from types import SimpleNamespace
 
     from gsnr.probes.common.forecast import forecast
@@ -300,9 +300,9 @@ def test_a_forecast_tells_the_fit_from_the_rest() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gsnr.probes.common.forecast.time", SimpleNamespace(perf_counter=lambda: clock[0]))
         probe = SimpleNamespace(run=run, SCALES=("bins", "n_images", "draws", "fit_samples"))
-        assert forecast(probe, None, options).seconds == pytest.approx(0.02 * 500 + 0.1 * 7 * 64)
+        assert forecast(probe, None, options).seconds == pytest.approx(0.02 * 5000 + 0.1 * 7 * 64)
         once = SimpleNamespace(run=run, SCALES=())
-        assert forecast(once, None, options).seconds == pytest.approx(0.02 + 0.1 * 32)
+        assert forecast(once, None, options).seconds == pytest.approx(0.02 * 64 + 0.1 * 32)
 
 
 def test_engines_give_the_same_table(probed_run: Path, tmp_path: Path) -> None:
@@ -321,14 +321,14 @@ def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: 
     assert "skipping router" in capsys.readouterr().out
     cells = table.read(tmp_path / "alignment.parquet")
     assert set(cells["target"]) == {"uniform_mid", "uniform_deep"}
-    assert set(cells["control"]) == {"none", "shuffled", "constant"}
+    assert set(cells["control"]) == {"none", "shuffled", "shuffled_class"}
     with pytest.raises(ValueError, match="learns no weights over t alone"):
         call(main, "--ckpt", plain_run, "--probe", "router", "--out", tmp_path)
 
 
 def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "none"
-    assert call(main, "--ckpt", smoke_run, "--dry-run", "--out", out) == 0
+    assert call(main, "--ckpt", smoke_run, "--dry-run", "--probe", "alignment,router", "--out", out) == 0
     said = capsys.readouterr().out
     assert "10 bins x 256 held-out images x 11 targets" in said and "alignment.parquet" in said
     assert not out.exists()

@@ -26,9 +26,9 @@ def test_the_table() -> None:
     assert summary.summary(cells(labels={"ahpa": "AHPA"})).splitlines() == [
         "256 x G-SNR of group 'all', n = 24, 95 % interval; floor: the first target's controls",
         "'.' below detection; '-' detected, but not above its floor; 'u' the projector reaches less than a constant",
-        "          t                      AHPA               uniform mid                   floor",
-        "  0.00-0.50  128.00 [125.44, 130.56]      64.00 [61.44, 66.56]u   25.60 [23.04, 28.16] ",
-        "  0.50-1.00     12.80 [10.24, 15.36]-  256.00 [253.44, 258.56]    25.60 [23.04, 28.16] ",
+        "          t                      AHPA               uniform mid                  floor",
+        "  0.00-0.50  128.00 [125.44, 130.56]      64.00 [61.44, 66.56]u  25.60 [23.04, 28.16] ",
+        "  0.50-1.00     12.80 [10.24, 15.36]-  256.00 [253.44, 258.56]   25.60 [23.04, 28.16] ",
     ]
 
 
