@@ -58,10 +58,10 @@ figures: demo ## every figure, from nothing: trains the demo's other methods, pr
 	$(BIN)/gsnr report --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
 
 probed-sit: # every target, on a backbone that none of them trained
-	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --align-from $(RUN) --probe alignment --targets all --fit-steps 500 --resume
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --align-from $(RUN) --probe alignment --targets all --controls shuffled --resume
 
 probed-%: # the target that a run was aligned to, on its own backbone
-	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --fit-steps 300 --resume
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --resume
 
 ablations: $(STAMP) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
 	$(BIN)/gsnr grid --out runs/ablations --steps 200 --jobs 2

@@ -21,6 +21,7 @@ from torch import nn
 import gsnr
 from gsnr.train.command import main
 from gsnr.train.data import cache
+from gsnr.train.data.heldout import order
 from gsnr.train.data.rng import draw
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.runs import checkpoint
@@ -317,8 +318,9 @@ def test_monitored_numbers_against_whole_gradients(monitored_run: Path) -> None:
     The monitor's gradients are float32: within 1e-4 of the interval's width."""
     loaded = checkpoint.load(monitored_run, "raw")
     _, splits = cache.open_cache(demo_cache(256, 256, "adaptive"), ())
-    rows = splits["heldout"].take(np.arange(24), ("mean", "std", "label"))
-    drawn = draw(0, "heldout", np.arange(24), loaded.header.latent_shape)
+    images = order(256)[:24]
+    rows = splits["heldout"].take(images, ("mean", "std", "label"))
+    drawn = draw(0, "heldout", images, loaded.header.latent_shape)
     t = drawn.u[:, None, None, None]
     x0 = (rows["mean"] + rows["std"] * drawn.posterior.astype(np.float64)) * loaded.header.scale
     x_t, v = (1 - t) * x0 + t * drawn.noise, drawn.noise - x0
