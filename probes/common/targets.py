@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gsnr import plugins
-from gsnr.probes.common.options import TargetOptions
+from gsnr.probes.common.options import NONE, TargetOptions
 from gsnr.probes.common.subject import Subject
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import alignment_config, resolve_alignment
@@ -60,7 +60,9 @@ def labels(subject: Subject) -> dict[str, str]:
 
 
 def check(subject: Subject, options: TargetOptions) -> None:
-    """Raises ValueError for targets that there are not, or a projector that the checkpoint has not."""
+    """Raises ValueError for targets that there are not, a projector that the checkpoint has not, or controls that are none and some."""
+    if NONE in options.controls and len(options.controls) > 1:
+        raise ValueError(f"--controls {','.join(options.controls)}: none stands alone")
     targets, own = chosen(subject, options.targets), own_target(subject)
     if set(options.projector) == {"ckpt"} and (own is None or own[0] not in targets or subject.align_from is not None):
         raise ValueError(f"--projector ckpt: {subject.checkpoint.folder} has none for the targets {', '.join(targets)}; choose fit")
