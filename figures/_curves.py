@@ -56,7 +56,7 @@ def grid(figure: Figure, shown: int, columns: int, label: str = T_LABEL, **shari
 
 def curve(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], scale: float, style: dict[str, Any], shift: float) -> None:
     """Points with their intervals, open where the interval reaches 0 or there is none, and for a G-SNR where it is not above its floor; crossed out
-    where its projector underfits. `shift` keeps bars from hiding one another."""
+    where a target's projector underfits. `shift` keeps bars from hiding one another."""
     width = (rows["t_high"] - rows["t_low"]).to_numpy()
     t = (rows["t_low"] + rows["t_high"]).to_numpy() / 2 + shift * width
     value, low, high = (scale * rows[c].to_numpy() for c in columns)
@@ -66,7 +66,7 @@ def curve(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], scale: 
         unseen = ~((low > 0) | (high < 0))
     if columns == GSNR:
         unseen |= (rows["floor"].notna() & ~rows["above_floor"].astype(bool)).to_numpy()
-        short = rows["underfit"].to_numpy(dtype=bool)
+        short = (rows["underfit"].astype(bool) & (rows["control"] == "none")).to_numpy()
         axes.plot(t[short], value[short], "x", color="black", markersize=5, markeredgewidth=0.7, zorder=4)
     open_marker: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.7, "markersize": 5.0 if style["marker"] in "PX" else 3.5}
     axes.plot(t[unseen], value[unseen], style["marker"], color=style["color"], zorder=3, **open_marker)
@@ -96,10 +96,11 @@ def floor_band(axes: Axes, cells: pd.DataFrame, keys: list[Key], scale: float, n
     """Shades, bin by bin, what the controls of these targets reach, with their intervals; a panel's view is not stretched to show all of it."""
     rows = pd.concat([rows_of(cells, key) for key in keys])
     bottom, top = axes.get_ylim()
+    name = "floor (controls)" if scale * rows["floor_low"].min() < top else "floor: above this view"
     for i, (_, of_bin) in enumerate(rows[rows["floor"].notna()].groupby("t_low")):
         ends = scale * of_bin["floor_low"].min(), scale * of_bin["floor_high"].max()
         bottom = min(bottom, ends[0])
         across = of_bin[["t_low", "t_high"]].iloc[0].to_numpy()
-        axes.fill_between(across, *ends, color="0.85", lw=0, zorder=-1, label=None if i else "floor (controls)")
+        axes.fill_between(across, *ends, color="0.85", lw=0, zorder=-1, label=None if i else name)
     axes.set_ylim(bottom, top)
     axes.legend(loc="upper right", ncols=ncols)

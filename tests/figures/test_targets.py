@@ -24,7 +24,7 @@ def cells_of(keys: list[tuple[str, str, str]], run: str = "run") -> pd.DataFrame
     return pd.concat([one.assign(target=t, control=c, projector=p) for t, c, p in keys], ignore_index=True)
 
 
-FLOOR = "floor (controls)"
+FLOOR = ("floor (controls)", "floor: above this view")
 
 
 def drawn(figure: Figure) -> dict[str, set[tuple[str, str, str]]]:
@@ -32,7 +32,7 @@ def drawn(figure: Figure) -> dict[str, set[tuple[str, str, str]]]:
     found: dict[str, set[tuple[str, str, str]]] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label == FLOOR:
+            if label in FLOOR:
                 continue
             line = handle[0]
             found.setdefault(label, set()).add((to_hex(line.get_color()), str(line.get_marker()), line.get_linestyle()))
