@@ -219,7 +219,8 @@ class _Multiply:
             if self.others is not None:
                 self.other[name] = gradients.dots(self.others[name])
             if len(self.rows):
-                self.e[name] = gradients.take(self.rows).dots(self.mine.plus[name] - self.mine.minus[name])
+                chosen = gradients if self.taken.all() else gradients.take(self.rows)
+                self.e[name] = chosen.dots(self.mine.plus[name] - self.mine.minus[name])
 
     def parts(self) -> Products:
         r = by_group(self.r, self.plan.labels)

@@ -1,6 +1,6 @@
 """`gsnr coverage`: how often the 95 % interval of `gsnr.estimates.Estimate.ci` covers the truth, by simulation.
 
-    gsnr coverage                                   the whole table, a minute and a half on one core
+    gsnr coverage                                   the whole table, two to three minutes on one core
     gsnr coverage --only claim --repeats 10000      one case, more precisely
     gsnr coverage --json > coverage.json
 
