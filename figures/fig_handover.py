@@ -55,17 +55,17 @@ def verdicts(metrics: pd.DataFrame) -> pd.DataFrame:
     """One row a run, from a `router` table.
 
     step: the last. low_t, high_t: beta deep there at t = 0.1 and 0.9. difference: high_t - low_t. largest, largest_at: that
-    of largest absolute value on the way, and its step. moving: how far beta went at any t in the last 50 steps. slope: the
+    of largest absolute value on the way, and its step. moving: how far beta was at any t from where it ended, in the last 50 steps. slope: the
     largest beta (1 - beta) over t at the end, of which every gradient of the choice is a multiple: at 0 a router is stuck.
     """
     rows = []
     for run, curve in curves(metrics).items():
         steps, values, low, high = curve.index.to_numpy(), curve.to_numpy(), _at(curve, LOW_T), _at(curve, HIGH_T)
         largest = abs(high - low).argmax()
-        before = values[steps <= steps[-1] - SETTLING]
+        settling = values[steps >= steps[-1] - SETTLING]
         ends: dict[str, Any] = {"run": run, "step": steps[-1], "low_t": low[-1], "high_t": high[-1], "difference": high[-1] - low[-1]}
         way = {"largest": (high - low)[largest], "largest_at": steps[largest]}
-        moving = abs(values[-1] - before[-1]).max() if len(before) else float("nan")
+        moving = abs(settling - values[-1]).max() if steps[0] <= steps[-1] - SETTLING else float("nan")
         rows.append(ends | way | {"moving": moving, "slope": (values[-1] * (1 - values[-1])).max()})
     return pd.DataFrame(rows)
 

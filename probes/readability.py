@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsnr.options import option
-from gsnr.probes.common.options import BinOptions
+from gsnr.probes.common.options import NONE, SHUFFLED, BinOptions
 from gsnr.probes.common.readings import Readings, read
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.ridge import CHOOSES, SOLVES, Reader, Ridge
@@ -41,7 +41,6 @@ from gsnr.train.priors.layers import CACHED, DEEP, MID
 SUMMARY = "how well a linear reader of hidden states predicts each layer, per block and bin of t; what a router would choose by it"
 KIND = "metrics"
 SCALES = ("bins", "train_images")  # the fits to train images take most of it
-NONE, SHUFFLED = "none", "shuffled"
 LATENT, BETA = "latent", "beta"
 BATCH = 64
 CHOOSING = 8  # one in so many train images chooses the penalties

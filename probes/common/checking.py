@@ -3,8 +3,11 @@
 Each repetition is a table of its own in OUT/check; what became of each cell (target, control, projector, bin; group "all") is one more table:
 
     kept_resolution   share of the repetitions in which the cell is detected, or not, and above its floor, or not, as at first
-    kept_sign         ... in which cos_denoise has the sign that it had; NaN where the alignment mean was not detected at first
+    kept_sign         ... in which cos_denoise has the sign that it had, of those in which the mean is detected; NaN where it was not at first
     kept_rank         ... in which the target has its place among the targets of its projector, by gsnr; NaN for controls
+
+Half and twice the fit are samples of a ridge regression; of a projector that descends they are the most steps it may take, and one that converges
+in fewer is the same fit.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ def compare(first: pd.DataFrame, again: dict[str, pd.DataFrame]) -> pd.DataFrame
     parts = []
     for name, cells in again.items():
         found = _seen(cells).reindex(base.index)
-        kept = (found == base).astype(float).where(base.notna())
+        kept = (found == base).astype(float).where(base.notna() & found.notna())
         parts.append(kept.reset_index().assign(repetition=name))
     return pd.concat(parts, ignore_index=True)
 

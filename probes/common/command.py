@@ -168,15 +168,24 @@ def _measure(chosen: list[Measurement], args: Namespace) -> None:
             one.run(resume=args.resume, overwrite=args.overwrite, save_sums=args.save_sums)
 
 
-def _check(chosen: list[Measurement], args: Namespace) -> None:
+def _repeated(chosen: list[Measurement]) -> dict[str, dict[str, Measurement]]:
+    """probe -> its repetitions, for --check; says which have nothing to check."""
+    from gsnr.probes.common import checking
+
+    without = [one.name for one in chosen if one.probe.KIND != "cells"]
+    if without:
+        print(f"--check: no cells to check in {', '.join(without)}")
+    return {one.name: checking.measurements(one) for one in chosen if one.probe.KIND == "cells"}
+
+
+def _check(chosen: list[Measurement], repeated: dict[str, dict[str, Measurement]], args: Namespace) -> None:
     """Measures what has cells again, otherwise, and says what stays."""
     from gsnr.probes.common import checking
 
     for one in chosen:
-        if one.probe.KIND == "cells":
-            repeated = checking.measurements(one)
-            _measure(list(repeated.values()), args)
-            print(checking.write(one, repeated))
+        if one.name in repeated:
+            _measure(list(repeated[one.name].values()), args)
+            print(checking.write(one, repeated[one.name]))
 
 
 def _summarise(chosen: list[Measurement], out: Path) -> None:
@@ -185,10 +194,11 @@ def _summarise(chosen: list[Measurement], out: Path) -> None:
     from gsnr.probes.common import summary
 
     named = {one.name for one in chosen}
+    for one in chosen:
+        if one.probe.KIND == "cells" and (left := summary.unconverged(table.provenance(one.path))):
+            print(left)
     if "alignment" in named:
         print(summary.summary(table.read(out / "alignment.parquet")))
-        if left := summary.unconverged(table.provenance(out / "alignment.parquet")):
-            print(left)
     for name in ("alignment.metrics", "controls"):
         path = out / f"{name}.parquet"
         if name.split(".")[0] in named and path.is_file() and (flagged := summary.easy(table.read(path))):
@@ -217,14 +227,14 @@ def main(argv: list[str]) -> int:
     chosen = _choose(asked, options, subjects, out)
     for subject in subjects:
         print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")
+    repeated = _repeated(chosen) if args.check else {}
+    everything = [*chosen, *(again for of_one in repeated.values() for again in of_one.values())]
+    todo = [one for one in everything if not one.is_there(args.overwrite)]
     if args.dry_run:
-        _say(chosen, [one for one in chosen if not one.is_there(args.overwrite)])
+        _say(everything, todo)
         return 0
-    for one in chosen:
-        one.is_there(args.overwrite)
     files.check_writable(out, "--out")
     _measure(chosen, args)
     _summarise(chosen, out)
-    if args.check:
-        _check(chosen, args)
+    _check(chosen, repeated, args)
     return 0

@@ -2,7 +2,7 @@
 
 * A projector that is one affine layer on each token or on its neighbours (linear, conv1x1, conv3x3) is solved by ridge regression in closed form.
   Under a loss that reads the target's direction alone (cosine) the regression is on unit targets: what maximises the mean cosine is the direction
-  of E[f/||f|| | h].
+  of E[f/||f|| | h]. Under any other loss (L1, smooth L1: a median, not a mean) that is where its descent begins.
 * Any other descends its own loss by AdamW, from the mean target (its last layer: weight 0, bias at the mean), until a held-out part of the train
   split no longer gains, three rates in turn; at most `fit_steps` steps, and the notes say so where it was stopped by them.
 
@@ -43,8 +43,9 @@ Step = tuple[Batch, dict[str, Batch], Tensor]  # a batch; control -> other image
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """How a projector was fitted. loss: on the held-out part of the train split; constant_loss: there, of the mean target; steps: of descent, or
-    samples of ridge; penalty: of ridge; converged: False where `fit_steps` ended the descent."""
+    """How a projector was fitted. loss: on the part of the train split that chose the penalty (and was then solved from, too) or the end of the
+    descent; constant_loss: there, of the mean target; steps: of descent, or samples of ridge; penalty: of ridge; converged: False where
+    `fit_steps` ended the descent."""
 
     how: str
     steps: int
@@ -61,7 +62,7 @@ def images_of(subject: Subject, part: int) -> NDArray[np.int64]:
     return numbers[:eighth] if part == CHOOSES else numbers[eighth:]
 
 
-def fit_steps(subject: Subject, seed: int, made: list[Candidate], steps: int, part: int = SOLVES) -> Iterator[Step]:
+def fit_batches(subject: Subject, seed: int, made: list[Candidate], steps: int, part: int = SOLVES) -> Iterator[Step]:
     """What projectors are fitted on: a pure function of (seed, part, step)."""
     subject.checkpoint.model.to(subject.device)
     split, groups, images = subject.splits["train"], groups_of(made), images_of(subject, part)
@@ -117,10 +118,13 @@ def inputs_of(layer: nn.Linear | nn.Conv2d, h_BTD: Tensor) -> Tensor:
 @torch.no_grad()
 def _is_affine(candidate: Candidate, h_BTD: Tensor) -> bool:
     """Whether its projector computes what its one affine layer does, and nothing else."""
-    layer = affine_layer(candidate.head) if candidate.head is not None else None
-    if layer is None or candidate.head is None:
+    head = copy.deepcopy(candidate.head)
+    layer = affine_layer(head) if head is not None else None
+    if layer is None or head is None:
         return False
-    found, plain = candidate.head(h_BTD).flatten(0, 1), F.linear(inputs_of(layer, h_BTD), layer.weight.flatten(1), layer.bias)
+    for weights in layer.parameters():  # as they are initialised they may be 0
+        weights.normal_(generator=torch.Generator(weights.device).manual_seed(0))
+    found, plain = head(h_BTD).flatten(0, 1), F.linear(inputs_of(layer, h_BTD), layer.weight.flatten(1), layer.bias)
     return found.shape == plain.shape and torch.allclose(found, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
 
 
@@ -137,7 +141,7 @@ def _solve(subject: Subject, options: TargetOptions, made: list[Candidate]) -> d
     judged = -(-batches // 8)
     with tqdm(total=batches + judged, desc="fitting projectors", unit="batch", mininterval=1.0, leave=False) as bar:
         for part, count in ((SOLVES, batches), (CHOOSES, judged)):
-            for step in fit_steps(subject, options.seed, made, count, part):
+            for step in fit_batches(subject, options.seed, made, count, part):
                 for kernel, of_kernel in kernels.items():
                     x_NP = inputs_of(layers[of_kernel[0].name], step[2].float())  # type: ignore[arg-type]
                     sums[kernel].add(x_NP, {c.name: _aim(c, step).flatten(0, 1) for c in of_kernel}, part)
@@ -157,7 +161,7 @@ def means(subject: Subject, seed: int, made: list[Candidate]) -> dict[str, Tenso
     """target -> (C,) float32: the mean over train images, tokens and times of what it is regressed on (unit vectors under a cosine loss)."""
     true = [c for c in {c.target: c for c in made if c.control == NONE and c.aligned is not None}.values()]
     sums: dict[str, Tensor] = {}
-    for step in fit_steps(subject, seed, true, MEAN):
+    for step in fit_batches(subject, seed, true, MEAN):
         for c in true:
             mean = _aim(c, step).double().mean((0, 1)) / MEAN
             sums[c.target] = sums[c.target] + mean if c.target in sums else mean
@@ -165,16 +169,16 @@ def means(subject: Subject, seed: int, made: list[Candidate]) -> dict[str, Tenso
 
 
 class _Descent:
-    """One projector on its way down its own loss."""
+    """One projector on its way down its own loss, from the mean target, or where it is without one."""
 
-    def __init__(self, candidate: Candidate, mean_C: Tensor) -> None:
+    def __init__(self, candidate: Candidate, mean_C: Tensor | None) -> None:
         assert candidate.head is not None
         self.candidate, self.head, self.steps, self.rate = candidate, candidate.head, 0, 0
         layer = _last_layer(candidate)
-        if layer is not None and layer.bias is not None and layer.bias.shape == mean_C.shape:
+        if mean_C is not None and layer is not None and layer.bias is not None and layer.bias.shape == mean_C.shape:
             layer.weight.data.zero_()
             layer.bias.data.copy_(mean_C)
-        self.best, self.stale, self.kept = float("inf"), 0, copy.deepcopy(self.head.state_dict())
+        self.best, self.counted, self.stale, self.kept = float("inf"), float("inf"), 0, copy.deepcopy(self.head.state_dict())
         self.start()
 
     def start(self) -> None:
@@ -199,7 +203,8 @@ class _Descent:
     def look(self, held: list[Step]) -> None:
         """After some steps: is there still a gain on the held-out part?"""
         loss = _judged(self.candidate, held)
-        self.stale = 0 if loss < self.best * (1 - GAIN) else self.stale + 1
+        gains = loss < self.counted * (1 - GAIN)
+        self.counted, self.stale = (loss, 0) if gains else (self.counted, self.stale + 1)
         if loss < self.best:
             self.best, self.kept = loss, copy.deepcopy(self.head.state_dict())
         if self.stale >= PATIENCE:
@@ -219,13 +224,13 @@ def _judged(candidate: Candidate, held: list[Step], constant_C: Tensor | None = 
     return float(torch.cat(losses).double().mean())
 
 
-def _descend(subject: Subject, options: TargetOptions, made: list[Candidate], held: list[Step], mean: Mapping[str, Tensor]) -> dict[str, _Descent]:
+def _descend(subject: Subject, options: TargetOptions, runs: dict[str, _Descent], held: list[Step]) -> None:
     """Fits by gradient, all on the same batches, each until it has converged."""
-    runs = {c.name: _Descent(c, mean[c.target]) for c in made}
+    made = [run.candidate for run in runs.values()]
     for run in runs.values():
         run.look(held)
     bar = tqdm(
-        fit_steps(subject, options.seed, made, options.fit_steps), total=options.fit_steps, desc="fitting projectors", mininterval=1.0, leave=False
+        fit_batches(subject, options.seed, made, options.fit_steps), total=options.fit_steps, desc="fitting projectors", mininterval=1.0, leave=False
     )
     for number, step in enumerate(bar, start=1):
         going = [run for run in runs.values() if not run.done]
@@ -237,7 +242,6 @@ def _descend(subject: Subject, options: TargetOptions, made: list[Candidate], he
                 run.look(held)
     for run in runs.values():
         run.head.load_state_dict(run.kept)
-    return runs
 
 
 def fit(subject: Subject, options: TargetOptions, made: list[Candidate], mean: Mapping[str, Tensor]) -> dict[str, Fitted]:
@@ -245,7 +249,7 @@ def fit(subject: Subject, options: TargetOptions, made: list[Candidate], mean: M
     to_fit = [c for c in made if c.head is not None]
     if not to_fit:
         return {}
-    held = list(fit_steps(subject, options.seed, to_fit, JUDGE, CHOOSES))
+    held = list(fit_batches(subject, options.seed, to_fit, JUDGE, CHOOSES))
     affine = [c for c in to_fit if options.fit != DESCENT and _is_affine(c, held[0][2])]
     readers = _solve(subject, options, affine) if affine else {}
     for c in affine:
@@ -253,12 +257,15 @@ def fit(subject: Subject, options: TargetOptions, made: list[Candidate], mean: M
         assert layer is not None and layer.bias is not None
         layer.weight.data.copy_(readers[c.name].weight_PC.T.reshape(layer.weight.shape))
         layer.bias.data.copy_(readers[c.name].bias_C)
-    descents = _descend(subject, options, [c for c in to_fit if c not in affine], held, mean) if len(affine) < len(to_fit) else {}
+    exact = [c for c in affine if directional(c, c.target_BTC(*held[0])[:1])]
+    descents = {c.name: _Descent(c, None if c in affine else mean[c.target]) for c in to_fit if c not in exact}
+    if descents:
+        _descend(subject, options, descents, held)
     found = {}
     for c in to_fit:
         run, reader = descents.get(c.name), readers.get(c.name)
         found[c.name] = Fitted(
-            how=DESCENT if run else RIDGE,
+            how=" + ".join([RIDGE] * (reader is not None) + [DESCENT] * (run is not None)),
             steps=run.steps if run else -(-options.fit_samples // FIT_BATCH) * FIT_BATCH,
             loss=_judged(c, held),
             constant_loss=_judged(c, held, mean[c.target]),

@@ -1,7 +1,8 @@
 """How long a probe will take and how much memory, from running a small piece of it: what `--dry-run` says.
 
 A probe names in SCALES the options that its time is proportional to. A piece of one bin and a few images is run and its time multiplied; where the
-samples of a fit are among them, two pieces tell the fit from the rest. Right within a factor of two or so: small pieces weigh what is done once.
+samples of a fit are among them, two pieces tell the fit from the rest. Right within a factor of two or so: small pieces weigh what is done once; how
+long projectors descend until they converge is not known before, and not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from gsnr.probes.common.resume_cache import ResumeCache
 
-SMALL = {"bins": 1, "n_images": 32, "draws": 1, "fit_samples": 640, "train_images": 32}
+SMALL = {"bins": 1, "n_images": 32, "draws": 1, "fit_samples": 640, "fit_steps": 6, "train_images": 32}
 FIT = "fit_samples"
 
 

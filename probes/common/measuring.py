@@ -15,6 +15,8 @@ from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject
 from gsnr.probes.common.targets import labels
 
+RULE = 2  # by which images, partners and fits are chosen: one more where tables of before are not comparable
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -34,7 +36,7 @@ class Measurement:
     def settings(self) -> dict[str, Any]:
         """What the table depends on, as JSON gives it back."""
         made = {"weights": self.subjects[0].checkpoint.weights, "checkpoints": [self._identity(subject) for subject in self.subjects]}
-        return json.loads(json.dumps(asdict(self.options) | made))
+        return json.loads(json.dumps(asdict(self.options) | made | {"rule": RULE}))
 
     def _identity(self, subject: Subject) -> dict[str, Any]:
         """What is measured: a checkpoint and its data."""

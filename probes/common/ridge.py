@@ -24,7 +24,7 @@ SOLVES, CHOOSES = 0, 1  # the parts of the data
 @dataclass(frozen=True, kw_only=True)
 class Reader:
     """y = x @ weight + bias. weight (P,C), bias (C,), both float64. r2: share of E|y - mean|^2 that it explains on the part that chose the
-    penalty, with the weights that were solved without it."""
+    penalty, with the weights that were solved without it; NaN where y does not vary there."""
 
     weight_PC: Tensor
     bias_C: Tensor
@@ -107,7 +107,8 @@ class Ridge:
             weight = final[chosen[name]][:, c]
             mean_y = both.y_C[c] / both.n + self.y0_C[c].double()
             bias = mean_y - (both.x_P / both.n + self.x0_P.double()) @ weight
-            r2 = 1 - of_output[name][chosen[name]] / float(held_yy[c].sum())
+            varies = float(held_yy[c].sum())
+            r2 = 1 - of_output[name][chosen[name]] / varies if varies > 0 else float("nan")
             readers[name] = Reader(weight_PC=weight, bias_C=bias, penalty=chosen[name], r2=r2)
         return readers
 

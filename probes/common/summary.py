@@ -35,10 +35,12 @@ def summary(cells: pd.DataFrame, group: str = "all") -> str:
             name = target_name(row["target"], row["control"], row["projector"], labels=labels)
             where = f"{row['run']}/{row['checkpoint']}: " if several else ""
             columns.setdefault(where + name, []).append(text([row[x] for x in ("gsnr", "gsnr_low", "gsnr_high")]) + _mark(row))
-            if row["floor"] == row["floor"] and row["projector"] == "fit":
-                floors.setdefault(f"{where}floor", text([row[x] for x in ("floor", "floor_low", "floor_high")]) + " ")
+            if row["projector"] == "fit" and f"{where}floor" not in floors:
+                known = row["floor"] == row["floor"]
+                floors[f"{where}floor"] = text([row[x] for x in ("floor", "floor_low", "floor_high")]) + " " if known else "none "
         for name, floor in floors.items():
             columns.setdefault(name, []).append(floor)
+    columns = {name: texts for name, texts in columns.items() if set(texts) != {"none "}}
     widths = {name: max(map(len, [name, *texts])) + 2 for name, texts in columns.items()}
     lines = ["".join(f"{name:>{width}}" for name, width in widths.items())]
     lines += ["".join(f"{text:>{width}}" for text, width in zip(row, widths.values(), strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -47,12 +49,21 @@ def summary(cells: pd.DataFrame, group: str = "all") -> str:
     return "\n".join([head, marks, *lines])
 
 
+def _fits(notes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """name -> how its projector was fitted, wherever in the notes."""
+    found = dict(notes.get("projector_fit", {}))
+    for name, value in notes.items():
+        if isinstance(value, dict) and name != "projector_fit":
+            found |= {f"{fit} ({name})": how for fit, how in _fits(value).items()}
+    return found
+
+
 def unconverged(provenance: dict[str, Any]) -> str:
-    """Which projectors were still descending when `--fit-steps` ended their fit, as text; "" for none. provenance: of table `alignment`."""
+    """Which projectors were still descending when `--fit-steps` ended their fit, as text; "" for none. provenance: of a table of cells."""
     texts = []
     for one in provenance["checkpoints"]:
-        fits = one["notes"].get("projector_fit", {})
-        texts += [f"{one['run']}: {name} ({fit['steps']} steps, loss {fit['loss']:.3f})" for name, fit in fits.items() if not fit["converged"]]
+        fits = _fits(one["notes"]).items()
+        texts += [f"{one['run']}: {name} ({fit['steps']} steps, loss {fit['loss']:.3f})" for name, fit in fits if not fit["converged"]]
     head = "projectors that had not converged when --fit-steps ended their fit; their G-SNR holds what is left to fit:"
     return "\n  ".join([head, *texts]) if texts else ""
 

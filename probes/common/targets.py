@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gsnr import plugins
-from gsnr.probes.common.options import NONE, TargetOptions
+from gsnr.probes.common.options import CONSTANT, NONE, TargetOptions
 from gsnr.probes.common.subject import Subject
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import alignment_config, resolve_alignment
@@ -63,6 +63,8 @@ def check(subject: Subject, options: TargetOptions) -> None:
     """Raises ValueError for targets that there are not, a projector that the checkpoint has not, or controls that are none and some."""
     if NONE in options.controls and len(options.controls) > 1:
         raise ValueError(f"--controls {','.join(options.controls)}: none stands alone")
+    if options.controls == (CONSTANT,) and options.projector == ("fit",):
+        raise ValueError("--controls constant: a projector that is fitted to a constant learns it; choose shuffled, or --projector ckpt or fresh")
     targets, own = chosen(subject, options.targets), own_target(subject)
     if set(options.projector) == {"ckpt"} and (own is None or own[0] not in targets or subject.align_from is not None):
         raise ValueError(f"--projector ckpt: {subject.checkpoint.folder} has none for the targets {', '.join(targets)}; choose fit")

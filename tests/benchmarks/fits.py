@@ -83,7 +83,7 @@ def fitted(world: World, control: str, loss: Any) -> Candidate:
 
     candidate = Candidate(target="given", control=control, projector="fit", alignment=Given(Projector(D, C, GRID), loss))
     nobody: Any = SimpleNamespace()
-    with mock.patch.object(fit, "fit_steps", steps):
+    with mock.patch.object(fit, "fit_batches", steps):
         fit.fit(nobody, OPTIONS, [candidate], fit.means(nobody, 0, [replace(candidate, control="none")]))
     return candidate
 

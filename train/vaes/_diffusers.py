@@ -46,8 +46,8 @@ class DiffusersVAE(FrozenVAE):
 
     @property
     def settings(self) -> str:
-        factor = self.model.config.scaling_factor
-        return f"scaling_factor {None if factor is None else float(factor)!r};"
+        factor, shift = self.model.config.scaling_factor, self.model.config.get("shift_factor")
+        return f"scaling_factor {None if factor is None else float(factor)!r};" + (f"shift_factor {float(shift)!r};" if shift else "")
 
     def decode(self, raw_BChw: Tensor) -> Tensor:
         """A Consistency decoder draws noise from the global state."""
