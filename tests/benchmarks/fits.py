@@ -79,7 +79,8 @@ def fitted(world: World, control: str, loss: Any) -> Candidate:
     def steps(subject: Any, seed: int, made: Any, count: int, part: int = SOLVES) -> Iterator[fit.Step]:
         for own, other in batches[part]:
             with torch.no_grad():
-                yield own, {"shuffled": other}, world.backbone(own["x"])
+                h_BTD = world.backbone(own["x"])
+            yield own, {"shuffled": other}, h_BTD
 
     candidate = Candidate(target="given", control=control, projector="fit", alignment=Given(Projector(D, C, GRID), loss))
     nobody: Any = SimpleNamespace()
