@@ -60,7 +60,7 @@ def probed_run(smoke_run: Path) -> Path:
     """The same run with its tables: 3 bins, 24 images."""
     from gsnr.probes.common.command import main
 
-    assert call(main, "--ckpt", smoke_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256", "--train-images", "64") == 0
+    assert call(main, "--ckpt", smoke_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256", "--train-images", "32") == 0
     return smoke_run
 
 

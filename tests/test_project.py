@@ -132,7 +132,7 @@ def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, m
     assert call(plugin_check.main, tmp_path / "plugins" / "deep_l1.py") == 0
     words = ("--preset", "smoke", "--alignment", "deep_l1", "--steps", "2", "--log-every", "1", "--out", tmp_path / "run")
     assert call(main, *words) == 0
-    words = ("--ckpt", tmp_path / "run", "--probe", "alignment", "--bins", 1, "--n-images", 4, "--fit-samples", 128)
+    words = ("--ckpt", tmp_path / "run", "--probe", "alignment", "--bins", 1, "--n-images", 4, "--fit-samples", 128, "--fit-steps", 3)
     assert call(probe, *words) == 0
     cells = table.read(tmp_path / "run" / "probes" / "alignment.parquet")
     assert {"deep_l1", "uniform_mid", "uniform_deep"} == set(cells["target"])

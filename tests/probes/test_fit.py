@@ -30,7 +30,7 @@ def test_a_closed_form_fit_beats_descent(smoke_run: Path) -> None:
     mean = fit.means(subject, 0, made)
     ridge = fit.fit(subject, options, made, mean)
     alone = candidates(subject, dataclasses.replace(options, controls=("none",)))
-    descent = fit.fit(subject, dataclasses.replace(options, fit="descent", fit_steps=150), alone, mean)["uniform_deep"]
+    descent = fit.fit(subject, dataclasses.replace(options, fit="descent", fit_steps=60), alone, mean)["uniform_deep"]
     true, shuffled = ridge["uniform_deep"], ridge["uniform_deep [shuffled]"]
     assert (true.how, descent.how) == ("ridge", "descent") and true.loss < descent.loss < descent.constant_loss
     assert true.loss < 0.7 * shuffled.loss and shuffled.loss < 1.01 * shuffled.constant_loss

@@ -29,7 +29,7 @@ class Ordered:
         return self.split.statistics()
 
 
-IMAGES = 64  # of either split
+IMAGES = 48  # of either split
 
 
 def places(split: Split, how: str) -> NDArray[np.int64]:

@@ -186,11 +186,11 @@ def test_router_table(probed_run: Path) -> None:
 def test_measured_twice_is_measured_once(probed_run: Path, capsys: pytest.CaptureFixture) -> None:
     paths = sorted((probed_run / "probes").iterdir())
     before = [p.stat().st_mtime_ns for p in paths]
-    assert call(main, "--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256", "--train-images", "64") == 0
+    assert call(main, "--ckpt", probed_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256", "--train-images", "32") == 0
     assert "there already" in capsys.readouterr().out
     assert before == [p.stat().st_mtime_ns for p in paths]
     with pytest.raises(ValueError, match=r"bins was 3, now 2.*--overwrite"):
-        call(main, "--ckpt", probed_run, "--bins", "2", "--n-images", "24", "--fit-samples", "256", "--train-images", "64")
+        call(main, "--ckpt", probed_run, "--bins", "2", "--n-images", "24", "--fit-samples", "256", "--train-images", "32")
     assert before == [p.stat().st_mtime_ns for p in paths]
 
 
@@ -328,9 +328,9 @@ def test_a_checkpoint_without_a_router(plain_run: Path, tmp_path: Path, capsys: 
 
 def test_dry_run_and_list_write_nothing(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "none"
-    assert call(main, "--ckpt", smoke_run, "--dry-run", "--probe", "alignment,router", "--out", out) == 0
+    assert call(main, "--ckpt", smoke_run, "--dry-run", "--probe", "alignment,router", "--projector", "fit", "--controls", "none", "--out", out) == 0
     said = capsys.readouterr().out
-    assert "10 bins x 256 held-out images x 11 targets" in said and "alignment.parquet" in said
+    assert "10 bins x 256 held-out images x 3 targets" in said and "alignment.parquet" in said
     assert not out.exists()
     assert call(main, "--list") == 0
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}

@@ -61,7 +61,7 @@ def test_a_folder_of_pictures_trains_and_is_probed(pictures: Path, vae_folder: P
     run = tmp_path / "run"
     common = ("--preset", "ahpa-b2", "--data.path", out, "--data.workers", 0, "--precision", "no", "--steps", 2, "--batch", 8)
     assert call(train, *common, *small, "--out", run) == 0
-    assert call(probe, "--ckpt", run, "--bins", 2, "--n-images", 6, "--fit-samples", 128, "--fit-steps", 3, "--train-images", 32) == 0
+    assert call(probe, "--ckpt", run, "--probe", "alignment,controls,router", "--bins", 2, "--n-images", 6, "--fit-samples", 128) == 0
     with pytest.raises(ValueError, match="not the VAE that made the latents"):
         call(probe, "--ckpt", run, "--vae", "demo")
     with pytest.raises(ValueError, match=r"trained with VAE .* but the data were encoded by 'demo'"):
