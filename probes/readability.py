@@ -78,30 +78,27 @@ def _called(layer: Layer) -> str:
     return "/".join(layer)
 
 
-def _another(subject: Subject, options: Options, split: str, stream: str, batch: Batch, index_B: Index) -> Batch:
-    """Other images of the same split, at the same times."""
-    data = subject.splits[split]
-    other_B = partners(data.size, options.seed)[index_B]
-    drawn = rng.draw(options.seed, stream, other_B, subject.header.latent_shape)
-    return assemble(data, other_B, drawn, batch["t"].numpy(), tuple(subject.header.groups), mirror=False)
-
-
 def _train(subject: Subject, options: Options, low: float, high: float, part: int) -> Pairs:
     """Batches of train images in random order, and others for the shuffled control."""
-    split = subject.splits["train"]
+    split, groups = subject.splits["train"], tuple(subject.header.groups)
+    partner_N = partners(split.size, options.seed)
     numbers = permutation.image_of(np.arange(min(options.train_images, split.size), dtype=np.int64), split.size, options.seed)
     chosen = len(numbers) // CHOOSING
     numbers = numbers[:chosen] if part == CHOOSES else numbers[chosen:]
     for index in np.array_split(numbers, -(-len(numbers) // BATCH)):
         drawn = rng.draw(options.seed, "fit", index, subject.header.latent_shape)
-        batch = assemble(split, index, drawn, low + (high - low) * drawn.u, tuple(subject.header.groups), mirror=False)
-        yield batch, _another(subject, options, "train", "fit", batch, index)
+        t_N, other = low + (high - low) * drawn.u, partner_N[index]
+        others = rng.draw(options.seed, "fit", other, subject.header.latent_shape)
+        yield assemble(split, index, drawn, t_N, groups, mirror=False), assemble(split, other, others, t_N, groups, mirror=False)
 
 
 def _heldout(subject: Subject, options: Options, low: float, high: float) -> Pairs:
     split, groups = subject.splits["heldout"], tuple(subject.header.groups)
-    for index, batch in heldout_batches(split, options.n_images, options.seed, "heldout", low, high, groups, first=options.first_image):
-        yield batch, _another(subject, options, "heldout", "heldout", batch, index)
+    own, other = (
+        heldout_batches(split, options.n_images, options.seed, "heldout", low, high, groups, partner_N=partner_N, first=options.first_image)
+        for partner_N in (None, partners(split.size, options.seed))
+    )
+    return ((batch, another) for (_, batch), (_, another) in zip(own, other, strict=True))
 
 
 def _hidden(subject: Subject, batch: Batch) -> dict[int, Tensor]:

@@ -94,14 +94,14 @@ def candidates(subject: Subject, options: TargetOptions) -> list[Candidate]:
     for projector in options.projector:
         names = trained if projector == CKPT else list(targets)
         for name in names:
-            for control in (NONE, *_controls(options, projector, first=name == names[0])):
-                alignment = (
-                    copy.deepcopy(own[1]).to(subject.device) if own and projector == CKPT else _fresh(subject, options.seed, name, targets[name])
-                )
-                if isinstance(alignment, TargetAlignment):
-                    made.append(Candidate(target=name, control=control, projector=projector, alignment=alignment))
-                elif control == NONE and name not in (c.target for c in made):
-                    made.append(Candidate(target=name, control=NONE, projector=NONE, alignment=alignment))
+            alignment = own[1] if own and projector == CKPT else _fresh(subject, options.seed, name, targets[name])
+            if isinstance(alignment, TargetAlignment):
+                kinds = [(control, projector) for control in (NONE, *_controls(options, projector, first=name == names[0]))]
+            else:
+                kinds = [] if name in (c.target for c in made) else [(NONE, NONE)]
+            for control, its_projector in kinds:
+                its = copy.deepcopy(alignment).to(subject.device)
+                made.append(Candidate(target=name, control=control, projector=its_projector, alignment=its))
     return made
 
 

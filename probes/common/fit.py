@@ -64,7 +64,6 @@ def images_of(subject: Subject, part: int) -> NDArray[np.int64]:
 
 def fit_batches(subject: Subject, seed: int, made: list[Candidate], steps: int, part: int = SOLVES) -> Iterator[Step]:
     """What projectors are fitted on: a pure function of (seed, part, step)."""
-    subject.checkpoint.model.to(subject.device)
     split, groups, images = subject.splits["train"], groups_of(made), images_of(subject, part)
     partners = partners_of(split, seed, made)
     for step in range(steps):

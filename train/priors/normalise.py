@@ -51,18 +51,25 @@ class Spatial(Normaliser):
         return spatial(f_BLCgg)
 
 
-class Centre(Normaliser):
-    """Its buffers GROUP_mean, (L,C), lie in the checkpoint."""
+class _PerChannel(Normaliser):
+    """Its buffers GROUP_STATISTIC, (L,C), of the train split lie in the checkpoint."""
+
+    statistics: tuple[str, ...]
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
         for group, shape in shapes.items():
-            self.register_buffer(f"{group}_mean", torch.full(shape, torch.nan))
+            for which in self.statistics:
+                self.register_buffer(f"{group}_{which}", torch.full(shape, torch.nan))
 
     def calibrate(self, train: Split) -> None:
-        statistics = train.statistics()
+        found = train.statistics()
         for name, buffer in self.named_buffers():
-            buffer.copy_(torch.from_numpy(statistics[name]))
+            buffer.copy_(torch.from_numpy(found[name]))
+
+
+class Centre(_PerChannel):
+    statistics = ("mean",)
 
     def forward(self, group: str, f_BLCgg: Tensor) -> Tensor:
         return f_BLCgg - getattr(self, f"{group}_mean")[..., None, None]
@@ -87,22 +94,13 @@ class RootMeanSquare(Normaliser):
         return torch.where(rms == 0, 0, f_BLCgg / rms)
 
 
-class Standardise(Normaliser):
-    """Its buffers GROUP_mean and GROUP_std, (L,C), lie in the checkpoint. A channel that never varies in the train split becomes 0."""
+class Standardise(_PerChannel):
+    """A channel that never varies in the train split becomes 0."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__()
-        for group, shape in shapes.items():
-            self.register_buffer(f"{group}_mean", torch.full(shape, torch.nan))
-            self.register_buffer(f"{group}_std", torch.full(shape, torch.nan))
-
-    def calibrate(self, train: Split) -> None:
-        statistics = train.statistics()
-        for name, buffer in self.named_buffers():
-            buffer.copy_(torch.from_numpy(statistics[name]))
+    statistics = ("mean", "std")
 
     def forward(self, group: str, f_BLCgg: Tensor) -> Tensor:
-        mean, std = (getattr(self, f"{group}_{which}")[..., None, None] for which in ("mean", "std"))
+        mean, std = (getattr(self, f"{group}_{which}")[..., None, None] for which in self.statistics)
         return torch.where(std == 0, 0, (f_BLCgg - mean) / std)
 
 
