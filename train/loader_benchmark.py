@@ -37,7 +37,7 @@ WINDOWS = 5  # lines of metrics.jsonl, of which the first is left out
 HELDOUT = 8
 
 
-def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str) -> None:
+def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str, heldout: int = HELDOUT) -> None:
     """A cache of random numbers with the features that the alignment needs, of the configuration's shapes, written as `gsnr prepare` does."""
     import torch
 
@@ -63,7 +63,7 @@ def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str) -> 
         dtype=dtype,
         groups=groups,
         layers=dict.fromkeys(groups, ()),
-        sizes={"train": images, "heldout": HELDOUT},
+        sizes={"train": images, "heldout": heldout},
     )
 
     def rows(numbers_N: np.ndarray) -> Iterator[tuple[cache.Rows, statistics.Sums]]:
@@ -82,7 +82,7 @@ def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str) -> 
 
     place = shards.Workplace(out.with_name(f".{out.name}.preparing"))
     place.make_ready({})
-    members = {"train": np.arange(images, dtype=np.int64), "heldout": images + np.arange(HELDOUT, dtype=np.int64)}
+    members = {"train": np.arange(images, dtype=np.int64), "heldout": images + np.arange(heldout, dtype=np.int64)}
     parts = shards.cut(members, shards.images_per_shard(images))
     for shard in parts:
         place.write(shard, header, rows(shard.images), [])
