@@ -95,7 +95,8 @@ def spot_check(
     double: bool,
 ) -> bool:
     """Sample i of a chunk (rows i K .. i K + K - 1) alone, by one plain backward, against what an engine found for the chunk: its losses,
-    and q: name -> (C,) ||g_i||^2, from products in float64 if `double`. True where they agree, False where they cannot be compared because the loss is random.
+    and q: name -> (C,) ||g_i||^2, from products in float64 if `double`. True where they agree, False where they cannot be compared because
+    the loss is random.
 
     Raises ValueError where the samples are coupled, NotCovered where the engine is wrong, naming the parameter.
     """
@@ -117,7 +118,8 @@ def spot_check(
         return True
     with torch.enable_grad():
         gradients = torch.autograd.grad(alone.mean(), list(selected.values()), allow_unused=True)
-    expected = [0.0 if g is None else float(torch.linalg.vector_norm(g.detach().to_dense(), dtype=torch.float64)) for g in gradients]
+    dense = [None if g is None else g.detach().to_dense() for g in gradients]
+    expected = [0.0 if g is None else float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in dense]
     if not (double or SQUARES[0] < max(expected) ** 2 < SQUARES[1]):
         return True  # beyond float32: measured again in float64, and checked then
     rounding = NORM_ROUNDING if alone.dtype != torch.float64 else ROUNDING[torch.float64]

@@ -192,9 +192,10 @@ def measure(
     Where float32 would lose the answer (a gsnr above 1e4, square norms outside 1e-30 to 1e30), everything is measured again with the
     gradients in float64, with a warning; the sums of the result are float64 then.
 
-    Raises ValueError for an unknown engine, coupled samples (batch norm in train mode, contrastive losses), a forward that changes a buffer
-    which the loss depends on, complex and float8 parameters, an empty selection, a glob that matches nothing, n < 2, a loss of another shape, gradients that are not finite, batches that come in another order
-    the second time, an index that is no entry of the batch, no (B,) whole numbers, or not one number for a sample's draws.
+    Raises ValueError for an unknown engine, coupled samples (batch norm in train mode, contrastive losses), a forward that changes a
+    buffer which the loss depends on, complex and float8 parameters, an empty selection, a glob that matches nothing, n < 2, a loss of
+    another shape, gradients that are not finite, batches that come in another order the second time, an index that is no entry of the
+    batch, no (B,) whole numbers, or not one number for a sample's draws.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
     plan = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes, device, index), distributed)

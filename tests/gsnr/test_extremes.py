@@ -123,7 +123,7 @@ def test_a_forward_that_changes_what_it_depends_on(engine: str, in_place: bool) 
     torch.manual_seed(0)
     batches = [{"x": torch.randn(4, 5)} for _ in range(3)]
     loss = lambda m, b: m(b["x"])[:, 0]
-    with pytest.raises(ValueError, match="changes buffer 'seen', and the loss depends on it|vmap.*changes a buffer in place"):
+    with pytest.raises(ValueError, match=r"changes buffer 'seen', and the loss depends on it|vmap.*changes a buffer in place"):
         gsnr.measure(Counting(True, in_place), loss, batches, engine)
     model = Counting(False, in_place)
     if not (engine == "vmap" and in_place):
@@ -148,7 +148,7 @@ def test_sparse_embeddings_are_measured(engine: str) -> None:
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_what_cannot_be_measured_is_one_line() -> None:
     loss = lambda m, b: m(b["i"]).sum((1, 2)) ** 2
-    with pytest.raises(ValueError, match="engine 'vmap': a gradient is sparse, as of nn.Embedding"):
+    with pytest.raises(ValueError, match=r"engine 'vmap': a gradient is sparse, as of nn.Embedding"):
         gsnr.measure(nn.Embedding(10, 4, sparse=True), loss, [{"i": torch.randint(10, (6, 3))}], "vmap")
     for dtype in (torch.complex64, torch.float8_e4m3fn):
         model = nn.ParameterDict({"w": nn.Parameter(torch.ones(5).to(dtype)), "v": nn.Parameter(torch.ones(5))})
