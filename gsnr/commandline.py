@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -72,12 +73,25 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, teach: Callable[[list[str]], list[str]] | None = None) -> None:
         super().__init__(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-        self.teach = teach
+        self.teach, self.bounds = teach, dict[str, tuple[str, float, float]]()
         self.add_argument("--plugins", metavar="PATH", help="file or folder of plug-ins of your own; may be repeated")
 
     def add_runs(self) -> None:
         """--run, which several commands have."""
         self.add_argument("--run", type=a_path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables")
+
+    def add_number(self, flag: str, default: float | None, text: str, *, low: float, high: float, of: type = int, metavar: str = "N") -> None:
+        """A number between two ends. What is out of them is refused before it takes memory, processes or time."""
+        shown = "" if default is None else f" (default: {default})"
+        action = self.add_argument(flag, type=of, default=default, metavar=metavar, help=f"{text}{shown}")
+        self.bounds[action.dest] = flag, low, high
+
+    def _check_bounds(self, found: argparse.Namespace) -> None:
+        """Raises ValueError naming the flag and the bounds."""
+        for dest, (flag, low, high) in self.bounds.items():
+            value = getattr(found, dest)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{flag} {value}: must be at least {low} and at most {high}")
 
     @property
     def flags(self) -> list[str]:
@@ -98,7 +112,9 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         if self.teach is not None and asks_for_help(words):
             self.epilog = "\n".join(self.teach([word for word in words if not asks_for_help([word])]))
-        return super().parse_known_args(words, namespace)
+        found, rest = super().parse_known_args(words, namespace)
+        self._check_bounds(found)
+        return found, rest
 
 
 def asks_for_help(words: Iterable[str]) -> bool:
@@ -106,10 +122,22 @@ def asks_for_help(words: Iterable[str]) -> bool:
     return not {"-h", "--help"}.isdisjoint(words)
 
 
-def a_path(text: str) -> Path:
-    """The type of a path: an empty one would be the current folder."""
+def no_path(text: str) -> str | None:
+    """Why a word is no path, where it is none: an empty one would be the current folder, and ~ and s3: folders of these names."""
     if not text:
-        raise argparse.ArgumentTypeError("names nothing")
+        return "names nothing; a path on this machine is needed"
+    if text.split("/")[0].startswith("~"):
+        return f"{text!r} begins with ~, which the shell alone expands, at the start of a word; write the path out, or use $HOME"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return f"{text!r} is an address; only paths on this machine are read and written"
+    return None
+
+
+def a_path(text: str) -> Path:
+    """The type of a path."""
+    wrong = no_path(text)
+    if wrong is not None:
+        raise argparse.ArgumentTypeError(wrong)
     return Path(text)
 
 
@@ -138,7 +166,7 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
             raise
         print(f"error: {missing(error.name.split('.')[0], name, extra)}", file=sys.stderr)
         code = 2
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RecursionError) as error:
         if os.environ.get("GSNR_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from gsnr.batches import Batch, batch_size, each, rows
 from gsnr.engines import Loss, NotCovered, check_losses
+from gsnr.moments import SQUARES
+from gsnr.surroundings import Buffers, changed, random_state_kept, set_buffers
 
 # Relative difference that rounding explains, by the precision a loss was computed in (an autocast loss is float32 but rounded as bfloat16).
 ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -24,6 +26,29 @@ def require_no_batch_norm_in_training(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise ValueError(f"module {name!r} is batch norm in train mode, which couples samples; call model.eval() first")
+
+
+def require_steady_buffers(model: nn.Module, loss: Loss, batch: Batch, before: Buffers) -> None:
+    """After a pass: raises ValueError, naming the buffer, where the forward changed one that the loss depends on. Then a sample's gradient
+    depends on how many forwards went before it, and so on engine and chunks. Buffers that only count, or take notes, may change."""
+    names = changed(model, before)
+    if not names:
+        return
+    after = {name: model.get_buffer(name).clone() for name in names}
+    device = next(model.parameters()).device
+
+    def found(buffers: Buffers) -> Tensor:
+        set_buffers(model, before | buffers)
+        with random_state_kept(device):
+            return losses_of(model, loss, batch).detach()
+
+    as_it_was = found({})
+    for name, value in after.items():
+        if _differs(found({name: value}), as_it_was, 1e-6):
+            raise ValueError(
+                f"the forward changes buffer {name!r}, and the loss depends on it: a sample's gradient would depend on the samples before it; "
+                "call model.eval(), or make the forward leave it alone"
+            )
 
 
 def _rounding(model: nn.Module, losses: Tensor) -> float:
@@ -59,10 +84,19 @@ def coupled(model: nn.Module, loss: Loss, batch: Batch) -> list[int] | None:
 
 
 def spot_check(
-    model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], draws: int, i: int, losses: Tensor, q: dict[str, Tensor]
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    selected: dict[str, nn.Parameter],
+    draws: int,
+    i: int,
+    losses: Tensor,
+    q: dict[str, Tensor],
+    double: bool,
 ) -> bool:
     """Sample i of a chunk (rows i K .. i K + K - 1) alone, by one plain backward, against what an engine found for the chunk: its losses,
-    and q: name -> (C,) ||g_i||^2. True where they agree, False where they cannot be compared because the loss is random.
+    and q: name -> (C,) ||g_i||^2, from products in float64 if `double`. True where they agree, False where they cannot be compared because
+    the loss is random.
 
     Raises ValueError where the samples are coupled, NotCovered where the engine is wrong, naming the parameter.
     """
@@ -84,7 +118,10 @@ def spot_check(
         return True
     with torch.enable_grad():
         gradients = torch.autograd.grad(alone.mean(), list(selected.values()), allow_unused=True)
-    expected = [0.0 if g is None else float(torch.linalg.vector_norm(g.detach(), dtype=torch.float64)) for g in gradients]
+    dense = [None if g is None else g.detach().to_dense() for g in gradients]
+    expected = [0.0 if g is None else float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in dense]
+    if not (double or SQUARES[0] < max(expected) ** 2 < SQUARES[1]):
+        return True  # beyond float32: measured again in float64, and checked then
     rounding = NORM_ROUNDING if alone.dtype != torch.float64 else ROUNDING[torch.float64]
     for name, norm in zip(selected, expected, strict=True):
         mine = float(q[name][i]) ** 0.5

@@ -26,6 +26,7 @@ LEVEL = 0.95  # the level at which `below_detection` and `noise_scale` decide
 # Below or above these the 95 % interval can stray from 93-97 % in simulation (docs/coverage.md); `Estimate.caution` says so.
 MANY_SAMPLES = 128  # `se` trusts F from here on; with fewer, down to 90 % at a gsnr of 0.05 in a noisy direction
 MANY_DIRECTIONS = 10  # effective dimension: with fewer, down to 85 % at a gsnr of 0.02 and 90 % at 0.05; 94 % or more at 0 and at 1
+ROUNDED = 1e-10  # noise over mean ||g_i||^2 at and below which it may be the rounding of float32 gradients themselves: gsnr above 1e10
 LARGE_SHARE = 0.3  # of the jackknife variance from one sample: at most 4 % of normal data exceed it, 80 % of lognormal norms with a signal
 
 
@@ -243,6 +244,8 @@ class Estimate:
         reasons = []
         if self.n < MANY_SAMPLES:
             reasons.append(f"n = {self.n}: fewer than {MANY_SAMPLES} samples")
+        if self.noise <= ROUNDED * self.q_n.mean() and self.q_n.any():
+            reasons.append(f"noise is at most {ROUNDED:g} of the square norms: the rounding of float32 gradients alone can make as much")
         if self.effective_dimension < MANY_DIRECTIONS:
             reasons.append(f"effective dimension {self.effective_dimension:.1f}: below {MANY_DIRECTIONS}")
         if self.has_interval:

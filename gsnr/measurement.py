@@ -89,15 +89,29 @@ def _first_pass(plan: Plan, engine: str, keep: bool) -> tuple[Plan, FirstPass, s
             refusals.append(f"{name!r}: {str(error).splitlines()[0]}")
             continue
         if refusals:
-            warnings.warn(f"engine {name!r}, which is slower, because {'; '.join(refusals)}", stacklevel=6)
+            warnings.warn(f"engine {name!r}, which is slower, because {'; '.join(refusals)}", stacklevel=7)
         return plan, found, name
     raise ValueError(f"no engine can measure this model ({'; '.join(refusals)})")
 
 
-def _run(
-    plan: Plan, engine: str, interval: bool, distributed: bool
-) -> tuple[tuple[Moments, ...], dict[str, Array], tuple[Products | None, ...], str]:
-    """Both passes, over all ranks; and the name of the engine."""
+Passes = tuple[tuple[Moments, ...], dict[str, Array], tuple[Products | None, ...], str]
+
+
+def _run(plan: Plan, engine: str, interval: bool, distributed: bool) -> Passes:
+    """Both passes, over all ranks, and the name of the engine; again in float64 where float32 would lose the answer."""
+    found = _passes(plan, engine, interval, distributed)
+    why = next(filter(None, (moments.beyond_float32() for moments in found[0])), None)
+    if why is not None:
+        warnings.warn(f"measured again in float64, which is slower; {why}", stacklevel=3)
+        found = _passes(replace(plan, double=True), found[3], interval, distributed)
+    for moments in found[0]:
+        if not moments.q[ALL].any():
+            n = moments.n
+            warnings.warn(f"all {n} gradients are exactly zero, so the result is NaN: is the loss detached, or the output gated by 0?", stacklevel=3)
+    return found
+
+
+def _passes(plan: Plan, engine: str, interval: bool, distributed: bool) -> Passes:
     plan, first, used = ranks.together(lambda: _first_pass(plan, engine, interval), distributed)
     for mine in first.moments:
         ranks.add([*mine.plus.values(), *mine.minus.values()], distributed)
@@ -119,9 +133,6 @@ def _run(
     n = moments[0].n
     if n < 2:
         raise ValueError(f"{n} samples: the variance of a gradient needs at least 2")
-    for mine in moments:
-        if not mine.q[ALL].any():
-            warnings.warn(f"all {n} gradients are exactly zero, so the result is NaN: is the loss detached, or the output gated by 0?", stacklevel=4)
     return moments, ranks.join(first.x, distributed), looks, used
 
 
@@ -178,9 +189,13 @@ def measure(
                 tensor of the batch. Then the same numbers in another dtype, or padded to another length, are another sample, and
                 copies of a sample are told apart on one rank only. `gsnr.pool` needs the number.
 
-    Raises ValueError for an unknown engine, coupled samples (batch norm in train mode, contrastive losses), an empty selection,
-    a glob that matches nothing, n < 2, a loss of another shape, gradients that are not finite, batches that come in another order
-    the second time, an index that is no entry of the batch, no (B,) whole numbers, or not one number for a sample's draws.
+    Where float32 would lose the answer (a gsnr above 1e4, square norms outside 1e-30 to 1e30), everything is measured again with the
+    gradients in float64, with a warning; the sums of the result are float64 then.
+
+    Raises ValueError for an unknown engine, coupled samples (batch norm in train mode, contrastive losses), a forward that changes a
+    buffer which the loss depends on, complex and float8 parameters, an empty selection, a glob that matches nothing, n < 2, a loss of
+    another shape, gradients that are not finite, batches that come in another order the second time, an index that is no entry of the
+    batch, no (B,) whole numbers, or not one number for a sample's draws.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
     plan = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes, device, index), distributed)

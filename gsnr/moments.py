@@ -2,7 +2,7 @@
 
 The sum S is kept as two halves, `plus` and `minus`, of samples with signs s_i = +1 and -1 (by `gsnr.hashing`): D = plus - minus yields
 tr(Cov^2), and halves of different samples yield products without a sample meeting itself. Scalars are float64; sums keep the parameters' dtype,
-at least float32.
+at least float32, unless that loses the answer: then everything is measured again in float64 (`Moments.beyond_float32`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsnr.estimates import Array, Estimate, trace_cov_sq
+from gsnr.estimates import Array, Estimate, noise, trace_cov_sq
 from gsnr.files import replacing
 from gsnr.gradients import wide
 
@@ -26,6 +27,8 @@ Sums = dict[str, Tensor]
 ALL = "all"  # the group every selected parameter belongs to
 FORMAT = "gsnr sums 1"
 PIECE = 1 << 16  # elements of a sum that are taken to float64 at once
+SQUARES = (1e-30, 1e30)  # between them ||g_i||^2, its parts and its products with sums stay within float32's range
+CANCELLING = 1e-4  # noise over mean ||g_i||^2, 1 / (1 + gsnr), below which rounding of float32 shows: by 2 per mil at a gsnr of 1e5
 
 
 def by_group(values: dict[str, Tensor], labels: Labels) -> dict[str, Array]:
@@ -51,12 +54,11 @@ class Moments:
     losses: Array = field(default_factory=lambda: np.empty(0))
 
     @classmethod
-    def empty(cls, labels: Labels, selected: Any, draws: int) -> Moments:
-        """No samples yet; `selected`: name -> parameter."""
+    def empty(cls, labels: Labels, selected: Any, draws: int, double: bool = False) -> Moments:
+        """No samples yet; `selected`: name -> parameter; double: sums in float64."""
         groups = dict.fromkeys(group for own in labels.values() for group in own)
-        plus, minus = (
-            {name: torch.zeros_like(wide(p.detach()), memory_format=torch.contiguous_format) for name, p in selected.items()} for _ in "+-"
-        )
+        as_sum = lambda p: p.detach().double() if double else wide(p.detach())
+        plus, minus = ({name: torch.zeros_like(as_sum(p), memory_format=torch.contiguous_format) for name, p in selected.items()} for _ in "+-")
         q, draw_q = ({group: np.empty(0) for group in groups} for _ in range(2))
         return cls(labels, plus, minus, draws, q, draw_q)
 
@@ -106,15 +108,32 @@ class Moments:
             values[name] = torch.stack([torch.dot(a, b.to(s.device)) for a, b in pairs]).sum()
         return {group: float(value) for group, value in by_group(values, self.labels).items()}
 
+    @cached_property
+    def sum_sq(self) -> dict[str, float]:
+        """group -> ||S||^2. To be asked for once all samples are in."""
+        return self.product(self)
+
+    def beyond_float32(self) -> str | None:
+        """Why these numbers, if they were summed in float32, are not to be relied on, naming the first group; None where they are."""
+        for group, q in self.q.items():
+            most, sum_sq = q.max(initial=0.0), self.sum_sq[group]
+            narrow = any(s.dtype == torch.float32 for name, s in self.plus.items() if group in self.labels[name])
+            if not narrow or (most == 0 and sum_sq == 0):
+                continue
+            if not SQUARES[0] < most < SQUARES[1]:
+                return f"group {group!r}: gradients of a square norm of {most:.2g}, whose products leave the range of float32"
+            if self.n > 1 and noise(sum_sq, q.sum(), self.n) < CANCELLING * q.mean():
+                return f"group {group!r}: the noise is below {CANCELLING:g} of the square norms, and would drown in the rounding of float32"
+        return None
+
     def estimates(self, r: dict[str, Array] | None, e: dict[str, Array] | None) -> dict[str, Estimate]:
         """group -> Estimate. r, e: group -> (n,) g_i . S and g_i . D (NaN where not taken) in the order of the samples, or None."""
-        sum_sq = self.product(self)
         return {
             group: Estimate(
                 group=group,
                 q_n=q,
                 r_n=None if r is None else r[group],
-                sum_sq=sum_sq[group],
+                sum_sq=self.sum_sq[group],
                 cov_sq=float("nan") if r is None or e is None else trace_cov_sq(q, r[group], e[group], self.signs),
                 draws=self.draws,
                 draw_q_n=self.draw_q[group] if self.draws > 1 else None,

@@ -88,7 +88,7 @@ def cast(annotation: Any, value: Any, where: str) -> Any:
 def _json_list(value: str, where: str) -> Any:
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: {value!r} is not a JSON list ({error})") from error
 
 
@@ -153,7 +153,7 @@ def out_of_range(f: Field, value: Any) -> str | None:
     sane = math.isfinite(value) and value < LARGEST
     if holds and sane:
         return None
-    return f"must be {limits(f)}" if limits(f) and sane else "must be a finite number below 2^63"
+    return f"must be {limits(f)}" if not holds and math.isfinite(value) else "must be a finite number below 2^63"
 
 
 def limits(of: Field) -> str:

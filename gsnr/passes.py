@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsnr.batches import Batch, batch_size, moved, rows
-from gsnr.coupling import losses_of, spot_check
+from gsnr.coupling import losses_of, require_steady_buffers, spot_check
 from gsnr.engines import Engine, Loss, NotCovered, Visit, chunk_within, ghost, loop
 from gsnr.estimates import Array
 from gsnr.gradients import PerSample, Signs, inner
@@ -46,6 +46,7 @@ class Plan:
     memory_bytes: int
     to: torch.device | None = None  # where batches are moved
     index: Index | None = None  # who a sample is: `gsnr.identity`
+    double: bool = False  # gradients and sums in float64, as the engine found them
 
     @property
     def device(self) -> torch.device:
@@ -90,9 +91,11 @@ class Products:
     e: dict[str, Array]
 
 
-def _check_finite(q_C: Array, first: int) -> None:
+def _check_finite(mine: Moments, last: int) -> None:
+    """Of the last samples. Square norms that leave float32's range while the sums do not are left for `Moments.beyond_float32`."""
+    q_C, first = mine.q[ALL][-last:], mine.n - last
     bad = np.flatnonzero(~np.isfinite(q_C))
-    if len(bad):
+    if len(bad) and not all(s.dtype == torch.float32 and s.isfinite().all() for half in (mine.plus, mine.minus) for s in half.values()):
         names = ", ".join(str(first + i) for i in bad[:8])
         raise ValueError(f"gradients of {len(bad)} samples are not finite (samples {names}{', ...' if len(bad) > 8 else ''})")
 
@@ -133,6 +136,7 @@ class _Accumulate:
     def __call__(self, name: str, gradients: PerSample) -> None:
         with exact(self.plan.device):
             draws = self.plan.draws
+            gradients = gradients.double() if self.plan.double else gradients
             if draws > 1:
                 self.draw_q[name] = gradients.square_norms().view(-1, draws).sum(1)
                 gradients = gradients.pooled(draws)
@@ -158,7 +162,7 @@ def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tenso
             losses = losses_of(plan.model, loss, chunk).detach()
         i = n // 2 if number == 1 else n - 1 - number % n
         try:
-            same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, q)
+            same = spot_check(plan.model, loss, chunk, plan.selected, plan.draws, i, losses, q, plan.double)
         except NotCovered as error:
             raise NotCovered(f"{error}; {ghost.SHAPES}" if by_ghost else str(error)) from error
         if not same and by_ghost and not number:
@@ -167,13 +171,13 @@ def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tenso
 
 def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
     """Raises ValueError for coupled samples and gradients that are not finite, naming them; NotCovered where the engine does not fit."""
-    moments = tuple(Moments.empty(plan.labels, plan.selected, plan.draws) for _ in plan.losses)
+    moments = tuple(Moments.empty(plan.labels, plan.selected, plan.draws, plan.double) for _ in plan.losses)
     identify, keys = Identify(plan.index, plan.draws), np.empty(0, dtype=np.uint64)
     x_parts: list[dict[str, Array]] = []
     budget = _Budget(plan.memory_bytes if keep else 0)
     chunks: list[list[Gradients] | RandomState] = []
     latest: dict[Loss, tuple[Batch, Tensor, dict[str, Tensor]]] = {}
-    with undisturbed(plan.model, plan.device, plan.batches):
+    with undisturbed(plan.model, plan.device, plan.batches) as buffers:
         for chunk in plan.chunks():
             own = identify(chunk)
             keys, n, sign_n = np.concatenate([keys, own]), len(own), signs_of(own)
@@ -184,7 +188,7 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
                 visit = _Accumulate(plan, mine, signs, held[0] if held else None, budget)
                 losses = plan.engine(plan.model, loss, chunk, plan.selected, visit)
                 mine.append(visit.q, visit.draw_q, sign_n, losses)
-                _check_finite(mine.q[ALL][-n:], mine.n - n)
+                _check_finite(mine, n)
                 latest[loss] = chunk, losses, visit.q
                 _spot_check(plan, loss, chunk, len(chunks), losses, visit.q)
                 held.append(visit.held)
@@ -193,6 +197,8 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
             chunks.append(held if budget.close() else state)
         for loss, (chunk, losses, q) in latest.items() if len(chunks) == 1 else ():
             _spot_check(plan, loss, chunk, 1, losses, q)
+        for loss, (chunk, _, _) in latest.items():
+            require_steady_buffers(plan.model, loss, chunk, buffers)
     x = {group: np.concatenate([part[group] for part in x_parts] or [np.empty(0)]) for group in moments[0].q}
     return FirstPass(moments, keys, x if len(moments) > 1 else {}, chunks)
 
@@ -254,15 +260,21 @@ def second_look(plan: Plan, first: FirstPass, taken: NDArray[np.bool_]) -> tuple
                         visit(name, gradients)
                 else:
                     assert batch is not None
-                    losses = plan.engine(plan.model, plan.losses[k], batch, plan.selected, _pooling(plan.draws, visit))
+                    losses = plan.engine(plan.model, plan.losses[k], batch, plan.selected, _prepared(plan, visit))
                     _check_same(losses.double().cpu().numpy().reshape(-1, plan.draws).mean(1), mine.losses[done : done + n])
                 parts[k].append(visit.parts())
             done += n
     return tuple(_joined(part, list(mine.q)) for part, mine in zip(parts, first.moments, strict=True))
 
 
-def _pooling(draws: int, visit: Visit) -> Visit:
-    return visit if draws == 1 else lambda name, gradients: visit(name, gradients.pooled(draws))
+def _prepared(plan: Plan, visit: Visit) -> Visit:
+    """Gradients as `_Accumulate` takes them: in float64 where asked for, the draws of a sample pooled."""
+
+    def prepared(name: str, gradients: PerSample) -> None:
+        gradients = gradients.double() if plan.double else gradients
+        visit(name, gradients.pooled(plan.draws) if plan.draws > 1 else gradients)
+
+    return prepared
 
 
 def _joined(parts: list[Products], groups: list[str]) -> Products:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from gsnr.moments import ALL, Labels
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Patterns = str | Sequence[str]  # a name or glob ("blocks.*.attn.*"; * also matches dots), or a list of them
 Parameters = Callable[[str], bool] | Patterns
 Groups = Callable[[str], str | tuple[str, ...]] | Mapping[str, Patterns]
@@ -47,6 +49,10 @@ def select(model: nn.Module, parameters: Parameters | None) -> dict[str, nn.Para
     if not chosen:
         names = f" ({', '.join(list(trainable)[:5])}{', ...' if len(trainable) > 5 else ''})" if trainable else ": none requires grad"
         raise ValueError(f"no parameter selected out of {len(trainable)} trainable ones{names}")
+    for name, p in chosen.items():
+        if p.dtype not in DTYPES or p.layout != torch.strided:
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"parameter {name!r} is {p.dtype}, {p.layout}: gradients are measured of dense {kinds}; leave it out with parameters=")
     return chosen
 
 

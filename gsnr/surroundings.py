@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from gsnr.batches import Batch
 
+Buffers = dict[str, Tensor]
 RandomState = tuple[Tensor, Tensor | None]  # of the CPU and of the GPU
 
 
@@ -54,21 +55,30 @@ def _generators(batches: Any) -> list[torch.Generator]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device, batches: Any = None) -> Iterator[None]:
+def undisturbed(model: nn.Module, device: torch.device, batches: Any = None) -> Iterator[Buffers]:
     """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; buffers and random state (also that of a loader's
-    generators) are put back, so every pass begins with the same."""
+    generators) are put back, so every pass begins with the same. Gives the buffers as they were, by name."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     generators = [(generator, generator.get_state()) for generator in _generators(batches)]
     try:
         with _full_float32(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
+            yield buffers
     finally:
         for generator, state in generators:
             generator.set_state(state)
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
+        set_buffers(model, buffers)
+
+
+def changed(model: nn.Module, buffers: Buffers) -> list[str]:
+    """The names of the buffers that are no longer as they were."""
+    return [name for name, buffer in model.named_buffers() if name in buffers and not torch.equal(buffer, buffers[name])]
+
+
+def set_buffers(model: nn.Module, buffers: Buffers) -> None:
+    """Puts back those that changed."""
+    with torch.no_grad():
+        for name in changed(model, buffers):
+            model.get_buffer(name).copy_(buffers[name])
 
 
 @contextmanager

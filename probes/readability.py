@@ -53,7 +53,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(BinOptions):
-    train_images: int = option(512, "train images that readers are fitted to, each once in every bin (all where there are fewer)", low=2 * CHOOSING)
+    train_images: int = option(512, "train images that readers are fitted to, each once a bin (all if there are fewer)", low=2 * CHOOSING, high=2**20)
 
 
 def cannot(subject: Subject, options: Options) -> str | None:

@@ -6,13 +6,15 @@ An alignment's own options live in its own file (`train/alignments/NAME.py`, cla
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gsnr import plugins
+from gsnr.commandline import no_path
 from gsnr.options import build, check_ranges, option
 
-DEEPEST, LARGEST = 2**10, 2**20  # nobody means a deeper or larger model
+DEEPEST, LARGEST, LONGEST = 2**10, 2**20, 10**9  # nobody means a deeper or larger model, or a longer run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +24,11 @@ class DataConfig:
     resampling: str = option(
         "adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", ("adaptive", "bilinear")
     )
-    heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random", low=1)
+    heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random", low=1, high=2**30)
     latent_stats: str = option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
-    demo_train: int = option(4096, "demo only: number of training images", low=1)
-    demo_heldout: int = option(512, "demo only: number of held-out images (at most 512)", low=1)
-    workers: int = option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number", low=0)
+    demo_train: int = option(4096, "demo only: number of training images", low=1, high=LARGEST)
+    demo_heldout: int = option(512, "demo only: number of held-out images", low=1, high=512)
+    workers: int = option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number", low=0, high=256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +47,22 @@ class ModelConfig:
         """Tokens a side."""
         return self.input_size // self.patch_size
 
+    @property
+    def parameters(self) -> int:
+        """Of the matrices, near enough: attention (4 w^2), adaLN (6 w^2) and MLP of each block, embeddings of classes, patches, times, places."""
+        blocks = self.depth * (10 + 2 * self.mlp_ratio) * self.hidden_size**2
+        others = self.num_classes + 2 * self.in_channels * self.patch_size**2 + 3 * self.hidden_size + self.grid**2
+        return int(blocks + others * self.hidden_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    lr: float = option(2e-4, "learning rate (AHPA 2e-4, REPA 1e-4)", low=0)
+    lr: float = option(2e-4, "learning rate (AHPA 2e-4, REPA 1e-4)", low=0, high=1e3)
     beta1: float = option(0.9, "AdamW", low=0, below=1)
     beta2: float = option(0.999, "AdamW", low=0, below=1)
-    weight_decay: float = option(0.0, "AdamW", low=0)
-    clip: float = option(2.0, "largest global gradient norm (AHPA 2.0, REPA 1.0)", low=0)
-    warmup: int = option(0, "steps of linear warm-up; constant afterwards", low=0)
+    weight_decay: float = option(0.0, "AdamW", low=0, high=1e3)
+    clip: float = option(2.0, "largest global gradient norm (AHPA 2.0, REPA 1.0)", low=0, high=1e9)
+    warmup: int = option(0, "steps of linear warm-up; constant afterwards", low=0, high=LONGEST)
     ema: float = option(0.9999, "decay of the exponential moving average of the weights", low=0, below=1)
 
 
@@ -63,24 +72,26 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     alignment: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
-    steps: int = option(400_000, "training steps in all", low=1)
-    batch: int = option(256, "global batch size, over all processes", low=1)
+    steps: int = option(400_000, "training steps in all", low=1, high=LONGEST)
+    batch: int = option(256, "global batch size, over all processes", low=1, high=LARGEST)
     seed: int = option(0, "seed of everything random", low=0)
     label_dropout: float = option(0.1, "share of labels replaced by the null class", low=0, high=1)
     precision: str = option("bf16", "autocast to, or no; losses and norms are in fp32 always", ("no", "bf16", "fp16"))
-    accumulate: int = option(1, "micro-batches that each process computes its part of a step in; the step is that of the whole batch", low=1)
+    accumulate: int = option(1, "micro-batches that a process computes its part of a step in; the step is the whole batch's", low=1, high=LARGEST)
     compile: bool = option(False, "torch.compile the blocks (once for all of them); needs a C++ compiler on a CPU")
     checkpointing: bool = option(False, "compute the blocks' activations again in backward: less memory, about a third more time")
-    max_skipped: int = option(20, "stop after more than this many steps in a row whose gradient is not finite (each is skipped and counted)", low=0)
-    log_every: int = option(100, "steps between lines of metrics.jsonl and router.jsonl", low=1)
-    router_every: int = option(0, "steps between lines of router.jsonl, to see a router move; 0: those of log_every", low=0)
-    save_every: int = option(10_000, "steps between checkpoints", low=1)
-    keep_last: int = option(0, "checkpoints to keep; 0: all", low=0)
-    keep_every: int = option(0, "with --keep-last, also keep checkpoints at multiples of this many steps; 0: none", low=0)
-    sample_every: int = option(0, "steps between grids of samples of the averaged weights, to samples/; 0: never", low=0)
+    max_skipped: int = option(
+        20, "stop after more than so many steps in a row whose gradient is not finite (skipped and counted)", low=0, high=LONGEST
+    )
+    log_every: int = option(100, "steps between lines of metrics.jsonl and router.jsonl", low=1, high=LONGEST)
+    router_every: int = option(0, "steps between lines of router.jsonl, to see it move; 0: those of log_every", low=0, high=LONGEST)
+    save_every: int = option(10_000, "steps between checkpoints", low=1, high=LONGEST)
+    keep_last: int = option(0, "checkpoints to keep; 0: all", low=0, high=LONGEST)
+    keep_every: int = option(0, "with --keep-last, also keep checkpoints at multiples of this many steps; 0: none", low=0, high=LONGEST)
+    sample_every: int = option(0, "steps between grids of samples of the averaged weights, to samples/; 0: never", low=0, high=LONGEST)
     trackers: str = option("tensorboard", "where metrics go beside metrics.jsonl: tensorboard, wandb, both (tensorboard,wandb) or none")
-    gsnr_every: int = option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never", low=0)
-    gsnr_images: int = option(256, "held-out images that gsnr_every measures on", low=3)
+    gsnr_every: int = option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never", low=0, high=LONGEST)
+    gsnr_images: int = option(256, "held-out images that gsnr_every measures on", low=3, high=2**30)
 
 
 def resolve_alignment(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
@@ -94,7 +105,9 @@ def resolve_alignment(values: dict[str, Any], model: ModelConfig) -> dict[str, A
 def alignment_config(values: dict[str, Any]) -> Any:
     """An alignment's options as the Config of its file (an `AlignmentConfig`). Raises ValueError for an unknown name or option."""
     module = plugins.find("alignments", values.get("name", "none"))
-    return build(module.Config, {key: value for key, value in values.items() if key != "name"}, "alignment.")
+    options = build(module.Config, {key: value for key, value in values.items() if key != "name"}, "alignment.")
+    check_ranges(options, "alignment.")
+    return options
 
 
 def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -130,9 +143,22 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
     return config
 
 
+def check_size(model: ModelConfig) -> None:
+    """Raises ValueError for a model whose weights alone would not fit the memory of this machine, before any of it is taken."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * model.parameters > memory:
+        raise ValueError(
+            f"--model.depth {model.depth}, --model.hidden-size {model.hidden_size}: about {model.parameters:.2g} parameters, of 4 bytes each; "
+            f"this machine has {memory / 2**30:.0f} GiB"
+        )
+
+
 def check(config: TrainConfig) -> None:
     """Raises ValueError for an option out of its range, and for options that do not go together."""
     check_ranges(config)
+    check_size(config.model)
+    if config.data.path and (wrong := no_path(config.data.path)) is not None:
+        raise ValueError(f"--data.path {wrong}")
     for tracker in config.trackers.split(","):
         if tracker not in ("tensorboard", "wandb", "none"):
             raise ValueError(f"--trackers {tracker!r} does not exist; choose from tensorboard, wandb, none, or tensorboard,wandb")

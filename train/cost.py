@@ -167,8 +167,8 @@ def _parser() -> Parser:
     parser = Parser("gsnr cost", __doc__)
     parser.add_argument("--size", default="b2", metavar="SIZE", help=f"{', '.join(presets.SIZES)} or demo (default: b2)")
     parser.add_argument("--rows", default="sit,ahpa,uniform-both,repa,irepa,sra,sra2", metavar="A,B", help="rows of `gsnr train --list-presets`")
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples of a step (default: 4)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns of each row (default: 5)")
+    parser.add_number("--batch", 4, "samples of a step", low=1, high=2**16)
+    parser.add_number("--rounds", 5, "turns of each row", low=1, high=10**4, metavar="R")
     parser.add_argument("--precision", default="no", metavar="P", help="autocast to: no, bf16, fp16 (default: no, fp32)")
     parser.add_argument("--compile", action="store_true", help="compile the blocks, as `gsnr train --compile` does")
     parser.add_argument("--macs-only", action="store_true", help="count, do not measure")
@@ -178,8 +178,6 @@ def _parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    if min(args.batch, args.rounds) < 1:
-        raise ValueError("--batch and --rounds must be at least 1")
     choose("--size", args.size, (*presets.SIZES, presets.DEMO))
     choose("--precision", args.precision, PRECISIONS)
     if args.precision == "fp16" and not torch.cuda.is_available():

@@ -117,8 +117,8 @@ def _parser() -> Parser:
     parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
-    parser.add_argument("--n-images", type=int, metavar="N", help="held-out images (default: all)")
-    parser.add_argument("--frechet", type=int, default=0, metavar="N", help="also draw N samples for the Fréchet distance (default: 0, none)")
+    parser.add_number("--n-images", None, "held-out images (default: all)", low=2, high=10**9)
+    parser.add_number("--frechet", 0, "also draw N samples for the Fréchet distance; 0 for none", low=0, high=10**6)
     parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and samples (default: 0)")
     return parser
 
@@ -126,8 +126,6 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.n_images is not None and args.n_images < 2:
-        parser.error("--n-images must be at least 2")
     if args.frechet and args.frechet < LEAST_SAMPLES:
         parser.error(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
     print(json.dumps(evaluate(args.ckpt, args.weights, args.n_images, args.seed, args.frechet, args.data), indent=2))

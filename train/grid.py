@@ -149,9 +149,9 @@ def _parser() -> Parser:
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="folder of the runs and the table")
     parser.add_argument("--rows", metavar="A,B", help="rows of `gsnr train --list-presets` (default: all); the first is the baseline")
     parser.add_argument("--seeds", default="0", metavar="A,B", help="seeds (default: 0)")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of each run (default: the demo's)")
-    parser.add_argument("--frechet", type=int, default=0, metavar="N", help="samples for the Fréchet distance (default: 0, none)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs side by side, which share the cores (default: 1)")
+    parser.add_number("--steps", None, "steps of each run (default: the demo's)", low=1, high=10**9)
+    parser.add_number("--frechet", 0, "samples for the Fréchet distance; 0 for none", low=0, high=10**6)
+    parser.add_number("--jobs", 1, "runs side by side, which share the cores", low=1, high=256, metavar="J")
     return parser
 
 
@@ -166,8 +166,6 @@ def main(argv: list[str]) -> int:
     for flag, values in (("--rows", rows), ("--seeds", seeds)):
         if len(set(values)) < len(values):
             raise ValueError(f"{flag}: names one of them twice")
-    if args.jobs < 1 or (args.steps is not None and args.steps < 1):
-        raise ValueError("--jobs and --steps must be at least 1")
     if args.frechet and args.frechet < LEAST_SAMPLES:
         raise ValueError(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
     _check_options(rows, options)

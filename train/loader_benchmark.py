@@ -121,8 +121,8 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr loader", __doc__)
     parser.add_argument("--preset", default="demo", metavar="NAME", help="as of `gsnr train` (default: demo)")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help=f"steps to train, at least {WINDOWS} (default: 50)")
-    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="train on N random images of the preset's shapes (default: --data)")
+    parser.add_number("--steps", 50, "steps to train", low=WINDOWS, high=10**6)
+    parser.add_number("--synthetic", 0, "train on N random images of the preset's shapes; 0 for those of --data", low=0, high=10**6)
     parser.add_argument("--dtype", default="float16", metavar="float16|int8", help="of the synthetic features (default: float16)")
     parser.add_argument("--folder", type=a_path, metavar="DIR", help="where run and synthetic data are put for the while (default: the system's)")
     return parser
@@ -137,11 +137,7 @@ def main(argv: list[str]) -> int:
     from gsnr.train.data import quantise
     from gsnr.train.trainer import train
 
-    if args.steps < WINDOWS:
-        raise ValueError(f"--steps {args.steps}: must be at least {WINDOWS}")
     choose("--dtype", args.dtype, quantise.DTYPES)
-    if args.synthetic < 0:
-        raise ValueError(f"--synthetic {args.synthetic}: must be at least 0")
     if args.folder is not None and not args.folder.is_dir():
         raise ValueError(f"--folder {args.folder}: no such folder")
     steps = args.steps - args.steps % WINDOWS

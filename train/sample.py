@@ -6,7 +6,6 @@ v = v_null + w (v_class - v_null). Shapes: B images, (C,h,w) latent.
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from gsnr.commandline import Parser, a_path, seed
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.latents import Scaling
 from gsnr.train.vaes import FrozenVAE
+
+MOST_IMAGES = 4096  # in one grid, which is drawn in memory
 
 
 @torch.no_grad()
@@ -109,10 +110,10 @@ def _parser() -> Parser:
     parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--vae", metavar="ID", help="VAE that decodes (default: the one the checkpoint names)")
-    parser.add_argument("--per-class", type=int, default=8, metavar="N", help="images a class (default: 8)")
-    parser.add_argument("--classes", type=int, metavar="N", help="the first N classes (default: 10, or as many as there are)")
-    parser.add_argument("--sampling-steps", type=int, default=50, metavar="N", help="Heun steps (default: 50)")
-    parser.add_argument("--cfg", type=float, default=1.0, metavar="W", help="guidance weight; 1 is none (default: 1)")
+    parser.add_number("--per-class", 8, "images a class", low=1, high=MOST_IMAGES)
+    parser.add_number("--classes", None, "the first N classes (default: 10, or as many as there are)", low=1, high=MOST_IMAGES)
+    parser.add_number("--sampling-steps", 50, "Heun steps", low=1, high=100000)
+    parser.add_number("--cfg", 1.0, "guidance weight; 1 is none", low=-1000, high=1000, of=float, metavar="W")
     parser.add_argument("--seed", type=seed, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--out", type=a_path, metavar="PNG", help="file to write (default: RUN/figures/samples.png)")
     return parser
@@ -121,10 +122,8 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if min(args.per_class, args.sampling_steps, 1 if args.classes is None else args.classes) < 1:
-        parser.error("--per-class, --classes and --sampling-steps must be at least 1")
-    if not math.isfinite(args.cfg):
-        parser.error(f"--cfg {args.cfg}: must be a finite number")
+    if args.per_class * (args.classes or 10) > MOST_IMAGES:
+        raise ValueError(f"--per-class {args.per_class}: at most {MOST_IMAGES} images in one grid, and there are {args.classes or 10} classes")
     if args.out is not None and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
         raise ValueError(f"--out {args.out}: name a file that ends in .png")
 

@@ -157,8 +157,8 @@ def _parser() -> Parser:
     parser = Parser("gsnr bench", __doc__)
     parser.add_argument("--subjects", metavar="A,B", help=f"{', '.join(SUBJECTS)} (default: all; {' and '.join(ON_A_GPU)} only on a GPU)")
     parser.add_argument("--methods", metavar="A,B", help=f"{', '.join(METHODS)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns of each method (default: 5)")
-    parser.add_argument("--batches", type=int, default=4, metavar="N", help="batches of 16 in one call (default: 4)")
+    parser.add_number("--rounds", 5, "turns of each method", low=1, high=10**4, metavar="R")
+    parser.add_number("--batches", 4, "batches of 16 in one call", low=1, high=10**4)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory, which takes a process a method on a CPU")
     parser.add_argument("--memory-of", metavar="METHOD", help=argparse.SUPPRESS)  # what `_memory_apart` calls
@@ -167,9 +167,6 @@ def _parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    for flag, value in (("--rounds", args.rounds), ("--batches", args.batches)):
-        if value < 1:
-            raise ValueError(f"{flag} {value}: must be at least 1")
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     subjects = _chosen("--subjects", args.subjects, tuple(SUBJECTS), tuple(name for name in SUBJECTS if gpu or name not in ON_A_GPU))

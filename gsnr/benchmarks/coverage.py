@@ -178,8 +178,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr coverage", __doc__)
-    parser.add_argument("--repeats", type=int, default=1500, metavar="N", help="intervals a row (default: 1500)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all random numbers (default: 0)")
+    parser.add_number("--repeats", 1500, "intervals a row", low=1, high=10**6)
+    parser.add_number("--seed", 0, "seed of all random numbers", low=0, high=2**63 - 1, metavar="S")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table: shares between 0 and 1, null where undefined")
     parser.add_argument("--only", metavar="CASE", help=f"one case: {', '.join(dict.fromkeys(c.case for c in table()))}")
     return parser
@@ -187,9 +187,6 @@ def _parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    for flag, value, least in (("--repeats", args.repeats, 1), ("--seed", args.seed, 0)):
-        if value < least:
-            raise ValueError(f"{flag} {value}: must be at least {least}")
     if args.only is not None:
         choose("--only", args.only, dict.fromkeys(cell.case for cell in table()))
     cells = [cell for cell in table() if args.only in (None, cell.case)]

@@ -22,5 +22,5 @@ def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, n
                 gradients.append(tuple(torch.zeros_like(p) for p in selected.values()))
         losses.append(value.detach())
     for name, column in zip(selected, zip(*gradients, strict=True), strict=True):
-        visit(name, Dense(torch.stack(column)))
+        visit(name, Dense(torch.stack([g.to_dense() for g in column])))  # an embedding's may be sparse
     return torch.cat(losses)

@@ -11,6 +11,12 @@ from gsnr.batches import Batch, take_apart
 from gsnr.engines import Loss, NotCovered, Visit, check_losses
 from gsnr.gradients import Dense
 
+REFUSALS = {  # a word of functorch's error -> what it means
+    "randomness": "the loss draws random numbers inside (dropout, noise): use eval mode, or pass them in the batch",
+    "mutate a captured": "the forward changes a buffer in place",
+    "Sparse": "a gradient is sparse, as of nn.Embedding(sparse=True)",
+}
+
 
 class _LossOf(nn.Module):
     """A module whose forward is the loss, so that `functional_call` can swap the model's parameters beneath any loss function."""
@@ -40,9 +46,10 @@ def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, n
         try:
             gradients, losses = every(parameters, tensors)
         except RuntimeError as error:
-            if "randomness" in str(error):
-                raise NotCovered("the loss draws random numbers inside (dropout, noise): use eval mode, or pass them in the batch") from error
-            raise
+            why = next((why for word, why in REFUSALS.items() if word in str(error)), None)
+            if why is None:
+                raise
+            raise NotCovered(why) from error
     for name in selected:
         visit(name, Dense(gradients.pop(f"model.{name}")))
     return losses

@@ -107,6 +107,10 @@ class PerSample(ABC):
         """Gradients of C / draws samples: means over `draws` neighbours each."""
 
     @abstractmethod
+    def double(self) -> PerSample:
+        """The same gradients, from here on in float64."""
+
+    @abstractmethod
     def nbytes(self) -> int:
         """Memory it holds."""
 
@@ -137,6 +141,9 @@ class Zero(PerSample):
 
     def pooled(self, draws: int) -> PerSample:
         return Zero(self.samples // draws, self.like)
+
+    def double(self) -> PerSample:
+        return self
 
     def nbytes(self) -> int:
         return 0
@@ -169,6 +176,9 @@ class Dense(PerSample):
 
     def pooled(self, draws: int) -> PerSample:
         return Dense(wide(self.g).unflatten(0, (-1, draws)).mean(1))
+
+    def double(self) -> PerSample:
+        return Dense(self.g.double())
 
     def nbytes(self) -> int:
         return self.g.nbytes

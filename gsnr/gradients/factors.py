@@ -98,6 +98,9 @@ class Outer(Factored):
         a, b = (x.unflatten(0, (-1, draws)).transpose(1, 2).flatten(2, 3) for x in (self.a, self.b))
         return Outer(a, b / draws, self.shape)
 
+    def double(self) -> PerSample:
+        return Outer(self.a.double(), self.b.double(), self.shape)
+
     def nbytes(self) -> int:
         return self.a.nbytes + self.b.nbytes
 
@@ -142,6 +145,9 @@ class Rows(Factored):
     def pooled(self, draws: int) -> PerSample:
         index, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.index, self.b))
         return Rows(index, b / draws, self.shape)
+
+    def double(self) -> PerSample:
+        return Rows(self.index, self.b.double(), self.shape)
 
     def nbytes(self) -> int:
         return self.index.nbytes + self.b.nbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +107,9 @@ class Patches(Factored):
     def pooled(self, draws: int) -> PerSample:
         x, b = (x.unflatten(0, (-1, draws)).flatten(1, 2) for x in (self.x, self.b))
         return Patches(x, b / draws, self.shape, self.stride, self.dilation, self.groups)
+
+    def double(self) -> PerSample:
+        return replace(self, x=self.x.double(), b=self.b.double())
 
     def nbytes(self) -> int:
         return self.x.nbytes + self.b.nbytes

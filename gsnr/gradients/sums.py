@@ -47,6 +47,9 @@ class Sum(PerSample):
     def pooled(self, draws: int) -> PerSample:
         return Sum(tuple(part.pooled(draws) for part in self.parts))
 
+    def double(self) -> PerSample:
+        return Sum(tuple(part.double() for part in self.parts))
+
     def vanishes(self, i: int) -> bool:
         return all(part.vanishes(i) for part in self.parts)
 

@@ -17,8 +17,8 @@ NONE, SHUFFLED, WITHIN_CLASS, CONSTANT = "none", "shuffled", "shuffled_class", "
 class ProbeOptions:
     """What all probes have. The options identify a measurement: with others, a table is not taken for the same."""
 
-    n_images: int = option(256, "held-out images, each used once in every bin", low=3)
-    first_image: int = option(0, "place of the first of them in a fixed random order: disjoint ones check a finding", low=0)
+    n_images: int = option(256, "held-out images, each used once in every bin", low=3, high=2**20)
+    first_image: int = option(0, "place of the first of them in a fixed random order: disjoint ones check a finding", low=0, high=2**30)
     seed: int = option(0, "seed of times, noise and projector fits", low=0)
 
 
@@ -26,7 +26,7 @@ class ProbeOptions:
 class BinOptions(ProbeOptions):
     """Of a probe that measures in bins of t."""
 
-    bins: int = option(10, "bins of t", low=1)
+    bins: int = option(10, "bins of t", low=1, high=1000)
     spacing: str = option("t", "bins equal in t, or in logSNR from t = 0.01 to 0.99", tuple(SPACINGS))
 
     def edges(self, index: int) -> tuple[float, float]:
@@ -39,9 +39,9 @@ class BinOptions(ProbeOptions):
 class GradientOptions(BinOptions):
     """Of a probe that measures G-SNR."""
 
-    draws: int = option(1, "draws of t and noise per image; n still counts images", low=1)
+    draws: int = option(1, "draws of t and noise per image; n still counts images", low=1, high=1024)
     engine: str = option("auto", "how per-sample gradients are computed", ("auto", "loop", "vmap", "ghost"))
-    batch_ref: int = option(256, "batch size B of the column gsnr_batch = B * gsnr", low=1)
+    batch_ref: int = option(256, "batch size B of the column gsnr_batch = B * gsnr", low=1, high=2**30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,5 +56,5 @@ class TargetOptions(GradientOptions):
     )
     projector: tuple[str, ...] = option(("fit", "ckpt"), "fit alike, ckpt (the checkpoint's own), fresh", ("fit", "ckpt", "fresh"))
     fit: str = option("auto", "how projectors are fitted: ridge in closed form where they are linear, or descent for all", ("auto", "descent"))
-    fit_samples: int = option(16384, "train samples (image, t, noise) that linear projectors are solved from", low=64)
-    fit_steps: int = option(6000, "steps that the descent of other projectors may take until it has converged", low=1)
+    fit_samples: int = option(16384, "train samples (image, t, noise) that linear projectors are solved from", low=64, high=2**24)
+    fit_steps: int = option(6000, "steps that the descent of other projectors may take until it has converged", low=1, high=10**7)

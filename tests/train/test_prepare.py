@@ -203,7 +203,7 @@ def test_bad_input_is_named(pictures: Path, vae_folder: Path, tmp_path: Path) ->
     fails("--heldout 30", heldout=30)
     for named in ("G9", "G3,G3", "G3, G4", ""):
         fails(f"--features '{named}': name groups of G1, G2, G3, G4, each once", features=named)
-    fails("--resolution 65536: must be at most 4096", resolution=65536)
+    fails("--resolution 65536: must be at least 1 and at most 4096", resolution=65536)
     fails("--data is empty", data="")
     fails("choose from adaptive, bilinear", resampling="nope")
     fails("--dtype 'int4' does not exist; choose from float16, int8", dtype="int4")

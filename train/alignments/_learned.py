@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from gsnr.options import check_ranges, option
+from gsnr.options import option
 from gsnr.train.alignments._routed import RoutedAlignment, RoutedConfig
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
@@ -21,12 +21,9 @@ from gsnr.train.priors.mixture import entropy
 @dataclass(frozen=True, kw_only=True)
 class LearnedConfig(RoutedConfig):
     router_lr: float = option(1.0, "factor on the learning rate for the router alone, to tell slow from settled (ours)", low=0)
-    release: int = option(0, "steps in which the router stays as it starts, uniform, before it learns (ours)", low=0)
+    release: int = option(0, "steps in which the router stays as it starts, uniform, before it learns (ours)", low=0, high=10**9)
     temperature: float = option(1.0, "the router's logits are divided by it; slows a choice, does not undo it (ours)", above=0)
     entropy: float = option(0.0, "loss taken off a sample a nat of entropy of its weights over all layers; against one-layer mixtures (ours)", low=0)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "alignment.")
 
 
 class LearnedAlignment(RoutedAlignment):

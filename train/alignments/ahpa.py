@@ -16,7 +16,7 @@ LABEL = "AHPA"
 @dataclass(frozen=True, kw_only=True)
 class Config(LearnedConfig):
     router: str = option("mlp", "what makes the mixture weights (Table D.17)", "routers")
-    router_depth: int = option(4, "linear layers of the router's MLP (Tables A.9, D.17)")
+    router_depth: int = option(4, "linear layers of the router's MLP (Tables A.9, D.17)", low=1, high=64)
     t_encoding: str = option("linear", "how the router reads t (Table D.17)", tuple(ENCODINGS))
 
 

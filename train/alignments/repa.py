@@ -27,7 +27,7 @@ LABEL = "REPA"
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
     weight: float = option(0.5, "factor of the alignment loss beside the velocity loss (REPA's --proj-coeff)")
-    projector_width: int = option(2048, "of the two hidden layers of REPA's MLP head (its projector_dim)")
+    projector_width: int = option(2048, "of the two hidden layers of REPA's MLP head (its projector_dim)", low=1, high=2**16)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ from gsnr.train.presets import PUBLISHED, is_model_name, named_model
 from gsnr.train.runs.checkpoint import Weights, check_weights
 
 State = dict[str, Tensor]
+LONGEST = 10_000  # characters of an option of `args`, or items
+LARGEST_PICKLE = 1 << 24  # bytes; names and shapes of a thousand tensors take a hundredth of it
 KINDS = ("sit", "repa", "irepa", "sra", "reg")
 STORED_AS: dict[str, Weights] = {"ema": "ema", "model": "raw"}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # float32 holds them exactly
@@ -128,12 +130,29 @@ class Foreign:
         )
 
 
+def _check_archive(path: Path) -> None:
+    """Raises ValueError for an archive that would unfold to more than its own size, which torch.save never writes."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{path}: {entry.filename} in it is compressed, which torch.save does not do; refused, since it may unfold without end")
+        if entry.filename.endswith("data.pkl") and entry.file_size > LARGEST_PICKLE:
+            raise ValueError(f"{path}: {entry.filename} in it has {entry.file_size} bytes; at most {LARGEST_PICKLE} are read")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError(f"{path}: what it says it holds is larger than the file")
+
+
 def _unpickle(path: Path) -> Any:
     """What the file holds, memory-mapped. Raises ValueError for a file that is none, is damaged, or needs objects that are not allowed."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: truncated, or not a checkpoint of torch.save (a zip archive since PyTorch 1.6)")
+    try:
+        _check_archive(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
     with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch remarks on the pickle's protocol, beside the error
         try:
@@ -161,8 +180,10 @@ def _is_state(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """JSON holds it."""
-    return value is None or isinstance(value, str | int | float) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
+    """A short text, a number, or a flat list of these: what a command line holds. Lists in lists may hold one another without end."""
+    items = value if isinstance(value, list | tuple) else [value]
+    short = lambda x: len(x) <= LONGEST if isinstance(x, str) else not isinstance(x, int) or abs(x) < 2**63
+    return len(items) <= LONGEST and all(x is None or (isinstance(x, str | int | float) and short(x)) for x in items)
 
 
 def _unwrapped(name: str) -> str:
@@ -243,6 +264,8 @@ def _check(path: Path, kind: str, state: State, args: dict[str, Any]) -> None:
         if tensor.dtype not in FLOATS or tensor.ndim == 0 or tensor.layout != torch.strided or tensor.device.type != "cpu":
             what = f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}, {tensor.ndim}-dimensional"
             raise ValueError(f"{path}: tensor {name!r} is no array of float32 or half precision ({what})")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: tensor {name!r} of shape {tuple(tensor.shape)} is larger than what the file stores of it")
 
 
 def _step(path: Path, content: dict[str, Any]) -> int:

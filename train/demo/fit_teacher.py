@@ -106,9 +106,9 @@ def _parser() -> Parser:
     parser = Parser("gsnr fit-demo-teacher", __doc__)
     parser.add_argument("--check", action="store_true", help="measure the teacher in --out (the shipped one by default) and stop")
     parser.add_argument("--out", type=a_path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
-    parser.add_argument("--steps", type=int, default=2500, metavar="N", help="training steps (default: 2500)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default: 64)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_number("--steps", 2500, "training steps", low=1, high=10**7)
+    parser.add_number("--batch", 64, "images a step", low=1, high=4096)
+    parser.add_number("--lr", 0.002, "peak learning rate", low=0, high=1, of=float, metavar="LR")
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="seed of everything random (default: 0)")
     return parser
 

@@ -137,9 +137,9 @@ def _parser() -> Parser:
     parser.add_argument("--check", action="store_true", help="measure the VAE in --out (the shipped one by default) and stop")
     parser.add_argument("--picture", type=a_path, help="also write held-out images above their reconstructions to this PNG")
     parser.add_argument("--out", type=a_path, default=DEMO_FOLDER, help="folder to write or to check (default: the shipped one)")
-    parser.add_argument("--steps", type=int, default=4500, metavar="N", help="training steps (default: 4500)")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images a step (default: 16)")
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_number("--steps", 4500, "training steps", low=1, high=10**7)
+    parser.add_number("--batch", 16, "images a step", low=1, high=4096)
+    parser.add_number("--lr", 0.0015, "peak learning rate", low=0, high=1, of=float, metavar="LR")
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="seed of everything random (default: 0)")
     return parser
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gsnr.train import vae as vaes
 from gsnr.train.data import cache, heldout, statistics
+from gsnr.train.data.labels import MOST_CLASSES
 from gsnr.train.data.latents import Scaling
 from gsnr.train.prepare import encode, images, shards, sources
 from gsnr.train.priors import layers
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from gsnr.train.teacher import FrozenTeacher
 
 PLAIN = ("resolution", "patch", "features", "dtype", "flip", "resampling", "heldout")  # options that stand for themselves
-LEAST = {"batch": 1, "workers": 0, "shard": 1, "num_classes": 1, "patch": 1, "resolution": 1}
-
-
-LARGEST = 4096  # pixels a side
+BOUNDS = {
+    **{"batch": (1, 2**16), "workers": (0, 256), "shard": (1, 2**20), "num_classes": (1, MOST_CLASSES), "patch": (1, 2**12)},
+    "resolution": (1, 4096),  # pixels a side
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,10 @@ class Job:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ValueError for an option that is wrong whatever the data."""
-    for name, least in LEAST.items():
+    for name, (least, most) in BOUNDS.items():
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-    if args.resolution > LARGEST:
-        raise ValueError(f"--resolution {args.resolution}: must be at most {LARGEST}")
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least} and at most {most}")
     named = args.features.split(",")
     if args.features != "none" and (len(set(named)) < len(named) or not set(named) <= set(layers.GROUPS)):
         valid = ", ".join(layers.GROUPS)
