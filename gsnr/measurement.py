@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gsnr import ranks
-from gsnr.batches import Batch, device_named
+from gsnr.batches import Batch, batch_size, device_named
 from gsnr.comparison import Comparison
 from gsnr.coupling import require_no_batch_norm_in_training
 from gsnr.engines import AUTO, Loss, NotCovered, default_memory, find
@@ -21,6 +21,7 @@ from gsnr.moments import ALL, Moments
 from gsnr.passes import COV_SAMPLES, FirstPass, Plan, Products, first_pass, second_look
 from gsnr.results import ComparisonResult, Result
 from gsnr.selection import Groups, Parameters, check_kinds, label, select
+from gsnr.surroundings import FLOAT32, PRECISIONS
 
 
 def _plan(
@@ -35,6 +36,7 @@ def _plan(
     memory_bytes: int | None,
     device: str | torch.device | None,
     index: Index | None,
+    precision: str,
 ) -> Plan:
     """Checks the arguments and puts them together, for the first engine to try."""
     if engine != "auto":
@@ -43,6 +45,8 @@ def _plan(
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
     check_kinds(parameters, groups)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} does not exist; choose from {', '.join(PRECISIONS)}")
     for loss in losses:
         if not callable(loss):
             raise ValueError(f"loss must be a function, not {type(loss).__name__}")
@@ -68,7 +72,23 @@ def _plan(
         memory_bytes=default_memory(selected) if memory_bytes is None else memory_bytes,
         to=device_named(device),
         index=index,
+        precision=precision,
     )
+
+
+def _within_memory(plan: Plan, keep: bool) -> tuple[Plan, FirstPass]:
+    """The first pass; where a GPU's memory does not hold a chunk, again with half as many samples in one. Raises torch.OutOfMemoryError where
+    it does not hold one sample."""
+    while True:
+        try:
+            return plan, first_pass(plan, keep=keep)
+        except torch.OutOfMemoryError:
+            size = (plan.chunk_rows or batch_size(next(plan.chunks()))) // plan.draws
+            if size == 1:
+                raise
+        torch.cuda.empty_cache()
+        plan = replace(plan, samples=size // 2)
+        warnings.warn(f"{size} samples at once are too many for the memory of {plan.device}; with {size // 2} now (chunk={size // 2})", stacklevel=8)
 
 
 def _first_pass(plan: Plan, engine: str, keep: bool) -> tuple[Plan, FirstPass, str]:
@@ -77,7 +97,7 @@ def _first_pass(plan: Plan, engine: str, keep: bool) -> tuple[Plan, FirstPass, s
     for name in AUTO if engine == "auto" else (engine,):
         plan = replace(plan, engine=find(name))
         try:
-            found = first_pass(plan, keep=keep)
+            plan, found = _within_memory(plan, keep)
         except NotCovered as error:
             if engine != "auto":
                 raise ValueError(f"engine {name!r}: {error}; try another engine, or leave it out with parameters=") from error
@@ -156,6 +176,7 @@ def measure(
     device: str | torch.device | None = None,
     distributed: bool = True,
     index: Index | None = None,
+    precision: str = FLOAT32,
 ) -> Result:
     """Measures the gradient signal-to-noise ratio of a per-sample loss over independent samples.
 
@@ -164,9 +185,8 @@ def measure(
     batches     iterable of batches: a dict, tuple, list or any pytree of tensors, every tensor with leading dimension B; what is no
                 tensor is passed on as it is. Gone through twice where what the interval needs does not fit `memory_bytes` (what
                 does not fit is computed again), so the order must stay. A shuffling DataLoader is safe: both passes start from the
-                same random state, torch's and that of the generators of loader and sampler, which are put back at the end. Other
-                sources of randomness (numpy's, a file that changes) are refused if they change the order. An iterator is turned
-                into a list first.
+                same random state, torch's and that of the generators of loader and sampler, which are put back at the end. Other sources
+                of randomness (numpy's, a file that changes) are refused if they change the order. An iterator is made a list first.
     engine      "auto" | "loop" | "vmap" | "ghost"; "auto" is "ghost" where that covers every selected parameter, otherwise "vmap",
                 otherwise "loop", with a warning that says why. Single samples are checked against one plain backward while
                 measuring: one of each of the chunks 0, 1, 7, 31, 127, ... ("loop": of chunk 0 only), and a second one where
@@ -177,17 +197,18 @@ def measure(
     interval    also compute r_i = g_i . S, which the jackknife interval needs, and tr(Cov^2), which the detection limit needs.
     draws       rows of a batch that belong to one sample and follow one another (draws of t and noise for one image): g_i is
                 their mean gradient, n counts samples, and the noise is split into a part between and a part within samples.
-    chunk       samples whose gradients are taken at once; default: from `memory_bytes`, whole batches for "ghost".
+    chunk       samples whose gradients are taken at once; default: from `memory_bytes`, whole batches for "ghost"; halved where they do not fit.
     memory_bytes    what per-sample gradients may take; default an eighth of a CPU's memory, a quarter of the free memory of a GPU.
     device      where batches are moved before they are used (the model stays); default: nowhere.
     distributed     where torch.distributed is initialised, every rank brings batches of its own and all get the result of all
                 (counts may differ); False measures this rank alone.
     index       who a sample is: the name of a batch entry, or a function batch -> (B,) integers, with its number in the data (one for all
                 its draws). tr(Cov^2), and by it interval, effective dimension and cautions, gives each sample a sign and takes some samples'
-                products with the sum of all so signed; both follow from a hash of that number, so the same samples give the same result
-                in any order, batch, chunk and rank, up to rounding. Default: a hash of the sample's content, the bits of its rows in every
-                tensor of the batch. Then the same numbers in another dtype, or padded to another length, are another sample, and
-                copies of a sample are told apart on one rank only. `gsnr.pool` needs the number.
+                products with the sum of all so signed; both follow from a hash of that number, so the same samples give the same result in any
+                order, batch, chunk and rank, up to rounding. Default: a hash of the sample's content, the bits of its rows in every tensor.
+                Then the same numbers in another dtype, or padded to another length, are another sample, and copies of a sample are told
+                apart on one rank only. `gsnr.pool` needs the number.
+    precision   of the model's passes: "float32", "tf32" (a GPU's) or "bfloat16" (autocast); docs/benchmarks.md has what each costs in error.
 
     Where float32 would lose the answer (a gsnr above 1e4, square norms outside 1e-30 to 1e30), everything is measured again with the
     gradients in float64, with a warning; the sums of the result are float64 then.
@@ -198,7 +219,8 @@ def measure(
     batch, no (B,) whole numbers, or not one number for a sample's draws.
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
-    plan = ranks.together(lambda: _plan(model, (loss,), batches, engine, parameters, groups, draws, chunk, memory_bytes, device, index), distributed)
+    options = (engine, parameters, groups, draws, chunk, memory_bytes, device, index, precision)
+    plan = ranks.together(lambda: _plan(model, (loss,), batches, *options), distributed)
     (moments,), _, (look,), used = _run(plan, engine, interval, distributed)
     return _result(moments, look, used)
 
@@ -218,14 +240,15 @@ def compare(
     device: str | torch.device | None = None,
     distributed: bool = True,
     index: Index | None = None,
+    precision: str = FLOAT32,
 ) -> ComparisonResult:
     """Measures two losses on identical samples: each one's G-SNR, the cosine of their mean gradients, and their paired difference.
 
     Arguments and errors as in `measure`. `result["all"].cosine` is unbiased in each product and never clipped, with an interval and
     a flag `resolved`; `.constructive` is the part of loss a's G-SNR that also descends loss b. See `gsnr.comparison`.
     """
-    losses = (loss_a, loss_b)
-    plan = ranks.together(lambda: _plan(model, losses, batches, engine, parameters, groups, draws, chunk, memory_bytes, device, index), distributed)
+    options = (engine, parameters, groups, draws, chunk, memory_bytes, device, index, precision)
+    plan = ranks.together(lambda: _plan(model, (loss_a, loss_b), batches, *options), distributed)
     moments, x, looks, used = _run(plan, engine, True, distributed)
     a, b = (_result(m, look, used) for m, look in zip(moments, looks, strict=True))
     assert looks[0] is not None and looks[1] is not None

@@ -26,7 +26,7 @@ Labels = dict[str, tuple[str, ...]]  # parameter name -> the groups it counts to
 Sums = dict[str, Tensor]
 ALL = "all"  # the group every selected parameter belongs to
 FORMAT = "gsnr sums 1"
-PIECE = 1 << 16  # elements of a sum that are taken to float64 at once
+PIECE, PIECE_CUDA = 1 << 16, 1 << 24  # elements of a sum that are taken to float64 at once
 SQUARES = (1e-30, 1e30)  # between them ||g_i||^2, its parts and its products with sums stay within float32's range
 CANCELLING = 1e-4  # noise over mean ||g_i||^2, 1 / (1 + gsnr), below which rounding of float32 shows: by 2 per mil at a gsnr of 1e5
 
@@ -37,7 +37,8 @@ def by_group(values: dict[str, Tensor], labels: Labels) -> dict[str, Array]:
     for name, own in labels.items():
         for group in own:
             totals[group] = totals[group] + values[name] if group in totals else values[name]
-    return {group: value.cpu().numpy().astype(np.float64) for group, value in totals.items()}
+    found = torch.stack(list(totals.values())).double().cpu().numpy()  # one transfer
+    return dict(zip(totals, found, strict=True))
 
 
 @dataclass(repr=False)
@@ -99,8 +100,9 @@ class Moments:
         """group -> inner product of two sums ("plus", "minus" or "total") over the group's parameters."""
 
         def pieces(moments: Moments, which: str, name: str) -> Iterator[Tensor]:
-            halves = [getattr(moments, half)[name].flatten().split(PIECE) for half in ("plus", "minus") if which in (half, "total")]
-            return (torch.stack(piece).sum(0, dtype=torch.float64) for piece in zip(*halves, strict=True))
+            halves = [getattr(moments, half)[name].flatten() for half in ("plus", "minus") if which in (half, "total")]
+            size = PIECE_CUDA if halves[0].is_cuda else PIECE
+            return (torch.stack(piece).sum(0, dtype=torch.float64) for piece in zip(*(half.split(size) for half in halves), strict=True))
 
         values = {}
         for name, s in self.plus.items():

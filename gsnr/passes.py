@@ -23,7 +23,7 @@ from gsnr.gradients import PerSample, Signs, inner
 from gsnr.hashing import Keys, signs_of
 from gsnr.identity import Identify, Index
 from gsnr.moments import ALL, Labels, Moments, by_group
-from gsnr.surroundings import RandomState, drawn_apart, exact, random_state, random_state_kept, set_random_state, undisturbed
+from gsnr.surroundings import FLOAT32, RandomState, drawn_apart, exact, random_state, random_state_kept, set_random_state, undisturbed
 
 COV_SAMPLES = 64  # samples, of all ranks together, whose products with D are taken, for tr(Cov^2)
 CHANGED = "the batches came in another order, or with other random numbers, the second time; pass a list"
@@ -47,6 +47,7 @@ class Plan:
     to: torch.device | None = None  # where batches are moved
     index: Index | None = None  # who a sample is: `gsnr.identity`
     double: bool = False  # gradients and sums in float64, as the engine found them
+    precision: str = FLOAT32  # of the model's passes
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +178,7 @@ def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
     budget = _Budget(plan.memory_bytes if keep else 0)
     chunks: list[list[Gradients] | RandomState] = []
     latest: dict[Loss, tuple[Batch, Tensor, dict[str, Tensor]]] = {}
-    with undisturbed(plan.model, plan.device, plan.batches) as buffers:
+    with undisturbed(plan.model, plan.device, plan.batches, plan.precision) as buffers:
         for chunk in plan.chunks():
             own = identify(chunk)
             keys, n, sign_n = np.concatenate([keys, own]), len(own), signs_of(own)
@@ -243,7 +244,7 @@ def second_look(plan: Plan, first: FirstPass, taken: NDArray[np.bool_]) -> tuple
     parts: list[list[Products]] = [[] for _ in totals]
     done = 0
     all_kept = all(isinstance(chunk, list) for chunk in first.chunks)
-    with undisturbed(plan.model, plan.device, plan.batches):
+    with undisturbed(plan.model, plan.device, plan.batches, plan.precision):
         batches = itertools.repeat(None, len(first.chunks)) if all_kept else plan.chunks()
         for chunk, batch in itertools.zip_longest(first.chunks, batches):
             if chunk is None or (batch is None and not all_kept):

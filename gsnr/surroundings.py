@@ -6,7 +6,7 @@ A pass over the batches begins with the same random state each time, so a shuffl
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,19 +16,20 @@ from torch.utils.data import DataLoader
 from gsnr.batches import Batch
 
 Buffers = dict[str, Tensor]
+FLOAT32, TF32, BFLOAT16 = PRECISIONS = ("float32", "tf32", "bfloat16")  # of model passes; bfloat16 is autocast
 RandomState = tuple[Tensor, Tensor | None]  # of the CPU and of the GPU
 
 
 @contextmanager
-def _full_float32() -> Iterator[None]:
-    """No TF32, by whichever of PyTorch's two interfaces the caller uses: they refuse to be mixed."""
+def _products(tf32: bool) -> Iterator[None]:
+    """Whether float32 products may take TF32, by whichever of PyTorch's two interfaces the caller uses: they refuse to be mixed."""
     try:
         matmul = torch.get_float32_matmul_precision()
     except RuntimeError:
         backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
         before = [backend.fp32_precision for backend in backends]
         for backend in backends:
-            backend.fp32_precision = "ieee"
+            backend.fp32_precision = "tf32" if tf32 else "ieee"
         try:
             yield
         finally:
@@ -36,8 +37,8 @@ def _full_float32() -> Iterator[None]:
                 backend.fp32_precision = precision
         return
     cudnn = torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
@@ -55,13 +56,14 @@ def _generators(batches: Any) -> list[torch.Generator]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device, batches: Any = None) -> Iterator[Buffers]:
-    """Around a pass: no TF32, since squared norms of small gradients need all 24 bits; buffers and random state (also that of a loader's
-    generators) are put back, so every pass begins with the same. Gives the buffers as they were, by name."""
+def undisturbed(model: nn.Module, device: torch.device, batches: Any = None, precision: str = FLOAT32) -> Iterator[Buffers]:
+    """Around a pass, which computes in `precision`, one of PRECISIONS, whatever the caller allows elsewhere; buffers and random state (also that
+    of a loader's generators) are put back, so every pass begins with the same. Gives the buffers as they were, by name."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     generators = [(generator, generator.get_state()) for generator in _generators(batches)]
     try:
-        with _full_float32(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        low = torch.autocast(device.type, dtype=torch.bfloat16) if precision == BFLOAT16 else nullcontext()
+        with _products(precision == TF32), low, torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield buffers
     finally:
         for generator, state in generators:
@@ -83,8 +85,9 @@ def set_buffers(model: nn.Module, buffers: Buffers) -> None:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Around statistics: no gradient, and no autocast, even where the caller measures inside it."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    """Around statistics: no gradient, no TF32, since squared norms of small gradients need all 24 bits, and no autocast, even where the caller
+    measures inside it."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _products(False) if device.type == "cuda" else nullcontext():
         yield
 
 

@@ -58,6 +58,7 @@ def _bin(subject: Subject, options: Options, place: int) -> Rows:
         loss,
         batches,
         engine=options.engine,
+        precision=options.precision,
         groups=parameter_groups.groups_of,
         draws=options.draws,
         index="image",

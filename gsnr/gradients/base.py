@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Multiply-adds that squaring and adding up one element of a formed gradient costs as much as. On a CPU, where one sample's gradient stays in
-# cache, 7 to 8 were measured (float32, widths 384 to 3072); on GPUs it is memory traffic over arithmetic, by their data sheets (unmeasured).
-ELEMENT_COST, ELEMENT_COST_CUDA = 8, 75
+# Multiply-adds of a Gram matrix that squaring and adding up one element of a formed gradient costs as much as. On a CPU, where one sample's
+# gradient stays in cache, 7 to 8 were measured (float32, widths 384 to 3072); on an H200 it is memory traffic: 46 (widths 768 to 4608).
+ELEMENT_COST, ELEMENT_COST_CUDA = 8, 46
 LONG_ROW = 4096  # elements from which on a CPU takes the products of rows one by one
 SLICE_BYTES = 1 << 28  # what materialised gradients may take at once on a GPU; a CPU takes one sample at a time, which stays in cache
 
@@ -35,6 +35,11 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.vecdot(x, y).double()
 
 
+def square(x: Tensor) -> Tensor:
+    """(C,) float64: square norms of the rows of a tensor. On a GPU read once, where a product would be written and read again."""
+    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1).double().square() if x.is_cuda else dot(x, x)
+
+
 def slices(x: Tensor, shape: torch.Size) -> Iterator[tuple[int, int]]:
     """Samples of x whose whole gradients, of that shape, are formed at once: as many as fit SLICE_BYTES on a GPU, one on a CPU."""
     step = max(1, SLICE_BYTES // (4 * shape.numel())) if x.is_cuda else 1
@@ -53,16 +58,16 @@ class Signs:
     @classmethod
     def of(cls, sign_C: NDArray[np.float64], device: torch.device) -> Signs:
         """From +-1."""
-        positive = torch.from_numpy(sign_C > 0).to(device)
-        masks = torch.stack([positive, ~positive])
-        return cls(tuple((sign_C > 0).tolist()), (masks[0].nonzero()[:, 0], masks[1].nonzero()[:, 0]), masks.float())
+        masks = np.stack([sign_C > 0, sign_C <= 0])
+        plus, minus = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in masks)
+        return cls(tuple(masks[0].tolist()), (plus, minus), torch.from_numpy(masks.astype(np.float32)).to(device))
 
 
 def add_formed(formed: Iterator[tuple[int, Tensor]], plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
     """`PerSample.accumulate` for whole gradients that come a few samples at a time; their sum is the weight gradient, for free."""
     norms = []
     for i, g in formed:
-        norms.append(dot(g, g))
+        norms.append(square(g))
         if len(g) == 1:
             (plus if signs.positive[i] else minus).view(g.shape[1:]).add_(g[0])
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gsnr.gradients.base import PerSample, Signs, add_formed, dot, element_cost, slices, wide
+from gsnr.gradients.base import PerSample, Signs, add_formed, dot, element_cost, slices, square, wide
 
 
 class Factored(PerSample):
@@ -71,7 +71,7 @@ class Outer(Factored):
     def square_norms(self) -> Tensor:
         if not self._materialise():
             return self.gram(self)
-        return torch.cat([dot(g, g) for _, g in self._formed()])
+        return torch.cat([square(g) for _, g in self._formed()])
 
     def inner(self, other: Outer) -> Tensor:
         """(C,) float64: products with another's gradients, sample by sample."""

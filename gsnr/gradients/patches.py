@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from gsnr.gradients.base import PerSample, Signs, add_formed, dot, element_cost, slices, wide
+from gsnr.gradients.base import PerSample, Signs, add_formed, dot, element_cost, slices, square, wide
 from gsnr.gradients.factors import Factored, Outer
 
 CONVOLVED_PIXELS = 256  # from so many output pixels on, a CPU forms one sample's gradient faster by its convolution kernels than unfolded
@@ -91,7 +91,7 @@ class Patches(Factored):
         if way == "pixels":
             return self._pixel_gram()
         if way == "form":
-            return torch.cat([dot(g, g) for _, g in self._formed()])
+            return torch.cat([square(g) for _, g in self._formed()])
         return torch.cat([o.gram(o) for o in (self.outer(i, j) for i, j in slices(self.x, self.shape))])
 
     def dots(self, direction: Tensor) -> Tensor:

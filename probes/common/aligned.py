@@ -133,6 +133,7 @@ def measure(subject: Subject, options: TargetOptions, candidate: Candidate, pair
         _denoising_loss,
         list(_batches(subject, candidate, pairs)),
         engine=options.engine,
+        precision=options.precision,
         parameters=lambda name: bool(group_of(name, subject.tap)),
         groups=lambda name: group_of(name, subject.tap),
         draws=options.draws,

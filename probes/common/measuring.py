@@ -50,7 +50,7 @@ class Measurement:
         """True where the table has these settings already. Raises ValueError where it has others and may not be replaced."""
         if not self.path.exists() or overwrite:
             return False
-        was = table.provenance(self.path)["settings"]
+        was = asdict(type(self.options)()) | table.provenance(self.path)["settings"]  # an option that there was not yet had its default
         changed = [key for key, value in self.settings.items() if was.get(key) != value]
         if changed:
             raise ValueError(

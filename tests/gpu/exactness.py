@@ -113,8 +113,18 @@ def _of_sit(toy: bool) -> Iterator[dict[str, Any]]:
         yield row("autocast to bfloat16 in the loss", engine, model, in_bf16, batches, true)
     with tf32():
         yield row("float32, the caller allows TF32", "ghost", model, velocity_loss, batches, true)
+    for precision in ("tf32", "bfloat16"):
+        yield row(f"precision={precision!r}", "ghost", model, velocity_loss, batches, true, precision=precision)
     yield row("float32, everything taken twice (memory_bytes=0)", "ghost", model, velocity_loss, batches, true, memory_bytes=0)
-    yield row("float32, batches on the CPU, device=", "ghost", model, velocity_loss, [{k: x.cpu() for k, x in b.items()} for b in batches], true, device=DEVICE)
+    yield row(
+        "float32, batches on the CPU, device=",
+        "ghost",
+        model,
+        velocity_loss,
+        [{k: x.cpu() for k, x in b.items()} for b in batches],
+        true,
+        device=DEVICE,
+    )
     with deterministic():
         yield row("deterministic algorithms", "ghost", model, velocity_loss, batches, true)
     yield row("2 draws a sample", "ghost", model, velocity_loss, batches, truth(model, velocity_loss, batches, 2), draws=2)

@@ -13,8 +13,8 @@ from torch import nn
 
 from gsnr.probes.common import command as probe
 from gsnr.train import loader_benchmark, presets
-from gsnr.train.convert import command as convert
 from gsnr.train.config import resolve
+from gsnr.train.convert import command as convert
 from gsnr.train.models.sit import SiT
 from tests.gpu.clock import forget_peak, peak_gib
 

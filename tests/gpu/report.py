@@ -31,5 +31,7 @@ def markdown(records: list[dict[str, Any]]) -> str:
     parts = []
     for record in records:
         said = f"{record['seconds']:.0f} s" + ("" if record["status"] == "ok" else f"; {record['status']}")
-        parts.append(f"## {record['title']}\n\n`python -m tests.gpu --only {record['stage']}` ({said})\n\n" + (table(record["rows"]) or "nothing found"))
+        parts.append(
+            f"## {record['title']}\n\n`python -m tests.gpu --only {record['stage']}` ({said})\n\n" + (table(record["rows"]) or "nothing found")
+        )
     return "\n\n".join(parts) + "\n"
