@@ -191,8 +191,7 @@ def measure(
                 otherwise "loop", with a warning that says why. Single samples are checked against one plain backward while
                 measuring: one of each of the chunks 0, 1, 7, 31, 127, ... ("loop": of chunk 0 only), and a second one where
                 there is one chunk only; unless the loss draws random numbers.
-    parameters  which parameters: a function of the name, a name or glob ("blocks.*.attn.*"; * also matches dots), or a list of
-                these. Default: all that require grad.
+    parameters  which: a function of the name, a name or glob ("blocks.*.attn.*"; * also matches dots), or a list. Default: all that require grad.
     groups      parameter name -> label or labels, or a mapping label -> glob or list of globs; "all" is always there.
     interval    also compute r_i = g_i . S, which the jackknife interval needs, and tr(Cov^2), which the detection limit needs.
     draws       rows of a batch that belong to one sample and follow one another (draws of t and noise for one image): g_i is
@@ -200,8 +199,7 @@ def measure(
     chunk       samples whose gradients are taken at once; default: from `memory_bytes`, whole batches for "ghost"; halved where they do not fit.
     memory_bytes    what per-sample gradients may take; default an eighth of a CPU's memory, a quarter of the free memory of a GPU.
     device      where batches are moved before they are used (the model stays); default: nowhere.
-    distributed     where torch.distributed is initialised, every rank brings batches of its own and all get the result of all
-                (counts may differ); False measures this rank alone.
+    distributed     where torch.distributed is initialised, every rank brings batches of its own, and all get the result of all; False: this alone.
     index       who a sample is: the name of a batch entry, or a function batch -> (B,) integers, with its number in the data (one for all
                 its draws). tr(Cov^2), and by it interval, effective dimension and cautions, gives each sample a sign and takes some samples'
                 products with the sum of all so signed; both follow from a hash of that number, so the same samples give the same result in any
