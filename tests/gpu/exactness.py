@@ -99,7 +99,7 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def _of_sit(toy: bool) -> Iterator[dict[str, Any]]:
+def of_sit(toy: bool) -> Iterator[dict[str, Any]]:
     model, batches = sit(toy)
     true = truth(model, velocity_loss, batches)
 
@@ -131,14 +131,18 @@ def _of_sit(toy: bool) -> Iterator[dict[str, Any]]:
     model.checkpointing = True
     for engine in ENGINES:
         yield row("activation checkpointing", engine, model, velocity_loss, batches, true)
-    model.checkpointing = False
+
+
+def compiled(toy: bool) -> Iterator[dict[str, Any]]:
+    model, batches = sit(toy)
+    true = truth(model, velocity_loss, batches)
     for block in model.blocks:
         block.compile()
     for engine in ("auto", "loop"):
         yield row("compiled blocks", engine, model, velocity_loss, batches, true)
 
 
-def _devices_agree(toy: bool) -> dict[str, Any]:
+def devices_agree(toy: bool) -> dict[str, Any]:
     """Who a sample is, by a hash of its bits, must not depend on the device."""
     model, batches = sit(toy)
     here = gsnr.measure(model, velocity_loss, batches)
@@ -149,12 +153,17 @@ def _devices_agree(toy: bool) -> dict[str, Any]:
     return {"what": "this device against the CPU", "engine": here.engine, "note": note}
 
 
-def rows(toy: bool) -> Iterator[dict[str, Any]]:
-    yield from _of_sit(toy)
-    yield _devices_agree(toy)
+def of_convolutions(toy: bool) -> Iterator[dict[str, Any]]:
     make = lambda: subjects.convnet(8, 8, 4) if toy else subjects.convnet(64)
     conv = subjects.build("conv", 2, torch.device(DEVICE), make)
     true = truth(conv.model, conv.loss, conv.batches)
     torch.backends.cudnn.allow_tf32 = False
     for engine in ENGINES:
         yield row("convolutions, float32", engine, conv.model, conv.loss, conv.batches, true)
+
+
+def rows(toy: bool) -> Iterator[dict[str, Any]]:
+    yield from of_sit(toy)
+    yield devices_agree(toy)
+    yield from of_convolutions(toy)
+    yield from compiled(toy)
