@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,11 +20,29 @@ REPO = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess]
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this session see."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_cache(shared: Path) -> None:
     """Nothing is read from or written to the user's ~/.cache/gsnr."""
-    os.environ["GSNR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
+    os.environ["GSNR_CACHE"] = str(shared / "cache")
+
+
+def made_once(shared: Path, name: str, make: Callable[[Path], int]) -> Path:
+    """The folder of that name that all workers read: who comes first makes it, while the others wait."""
+    made, making = shared / name, shared / "making" / name
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.is_dir():
+            making.parent.mkdir(exist_ok=True)
+            assert make(making) == 0
+            making.rename(made)
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -46,29 +66,30 @@ def call(main: Callable[[list[str]], int], *words: str | Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of preset smoke (30 steps)."""
-    from gsnr.train.command import main
-
-    out = tmp_path_factory.mktemp("runs") / "smoke"
-    assert call(main, "--preset", "smoke", "--out", out) == 0
-    return out
+def smoke_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of preset smoke (30 steps); every worker has a copy of its own."""
+    return _copy_of_run(shared, tmp_path_factory, "smoke")
 
 
 @pytest.fixture(scope="session")
-def probed_run(smoke_run: Path) -> Path:
+def probed_run(smoke_run: Path, shared: Path) -> Path:
     """The same run with its tables: 3 bins, 24 images."""
     from gsnr.probes.common.command import main
 
-    assert call(main, "--ckpt", smoke_run, "--bins", "3", "--n-images", "24", "--fit-samples", "256", "--train-images", "32") == 0
+    words = ("--bins", "3", "--n-images", "24", "--fit-samples", "256", "--train-images", "32")
+    made = made_once(shared, "probes", lambda out: call(main, "--ckpt", shared / "smoke", *words, "--out", out))
+    shutil.copytree(made, smoke_run / "probes")
     return smoke_run
 
 
 @pytest.fixture(scope="session")
-def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without any alignment (5 steps)."""
+def plain_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without any alignment (5 steps); every worker has a copy of its own."""
+    return _copy_of_run(shared, tmp_path_factory, "plain", "--alignment", "none", "--steps", "5")
+
+
+def _copy_of_run(shared: Path, tmp_path_factory: pytest.TempPathFactory, name: str, *words: str) -> Path:
     from gsnr.train.command import main
 
-    out = tmp_path_factory.mktemp("runs") / "plain"
-    assert call(main, "--preset", "smoke", "--alignment", "none", "--steps", "5", "--out", out) == 0
-    return out
+    made = made_once(shared, name, lambda out: call(main, "--preset", "smoke", *words, "--out", out))
+    return shutil.copytree(made, tmp_path_factory.mktemp("runs") / name)

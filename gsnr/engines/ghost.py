@@ -143,13 +143,14 @@ class _Capture(TorchFunctionMode):
         def rule(gy: Tensor, saved: Tensor | None) -> None:
             if self.forward_runs:
                 raise NotCovered("the loss takes gradients itself, through the parameters' layers")
-            for slot, gradients in made(gy, saved, tuple(parameters)):
-                source = self.sources[id(parameters[slot])]
-                if source.is_parameter:
-                    self._collect(self.names[id(source.tensor)], gradients)
-                    continue
-                for name, own in source.back(gradients.dense()):
-                    self._collect(name, own)
+            with torch._C.DisableTorchFunction():  # of what rules and estimators compute nothing is to be intercepted
+                for slot, gradients in made(gy, saved, tuple(parameters)):
+                    source = self.sources[id(parameters[slot])]
+                    if source.is_parameter:
+                        self._collect(self.names[id(source.tensor)], gradients)
+                        continue
+                    for name, own in source.back(gradients.dense()):
+                        self._collect(name, own)
 
         return _Tap.apply(y, self.anchor, rule, saved, call.in_place)
 

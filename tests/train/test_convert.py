@@ -472,12 +472,13 @@ SHORT = ("--bins", 1, "--n-images", 8, "--fit-samples", 128, "--fit-steps", 3)
 def test_a_file_is_probed_as_its_converted_folder(
     kind: str, weights: str, cache: Path, teacher_channels: int, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The same table to the last bit, but for the names of the checkpoint and the time; raw weights of SRA need the averaged ones beside them."""
+    """The same table to the last bit, but for the names of the checkpoint and the time; raw weights of SRA need the averaged ones beside them.
+    Every probe that applies takes a file of SiT; of the other kinds, which differ in their alignment, it is the probe that measures it."""
     layers = {"repa": mlp(channels=teacher_channels), "irepa": Layer(nn.Conv2d(WIDTH, teacher_channels, 3, padding=1))}
     outputs, heads, args = FORMATS[kind]
     raw, ema = pair(1, outputs, projectors(layers[kind]) if kind in layers else heads)
     file = write(tmp_path / "my-run" / "checkpoints" / "0000012.pt", raw, ema, **args)
-    words = ("--data", cache, "--weights", weights, *SHORT)
+    words = ("--data", cache, "--weights", weights, *SHORT, *(("--probe", "alignment") if kind != "sit" else ()))
     assert call(probe, "--ckpt", file, *words, "--model", MODEL, "--vae", "demo", "--out", tmp_path / "file") == 0
     said = capsys.readouterr()
     scale = "scaled channel by channel" if kind == "irepa" else "scaled by 0.18215, those of the cache are scaled by 0.9326"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,7 @@ import pandas as pd
 import pytest
 import scipy.linalg
 
-from gsnr.train import evaluate, grid
+from gsnr.train import command, evaluate, grid
 from gsnr.train.frechet import Gaussian, distance
 from tests.conftest import call
 
@@ -49,7 +53,27 @@ def test_summary_is_paired_by_seed() -> None:
     assert lines[3] == "| ahpa | 2 | 0.9500 ± 0.0500 | -0.1500 ± 0.0500 |"  # differences -0.1 and -0.2
 
 
-def test_grid_trains_evaluates_and_goes_on(tmp_path: Path) -> None:
+ONE_AT_A_TIME = threading.Lock()
+
+
+def here(words: list[str], threads: int) -> str:
+    """What `grid._call` does, in this process: the grid's jobs take turns."""
+    assert words[0] == "gsnr" and threads >= 1
+    main = {"train": command.main, "evaluate": evaluate.main}[words[1]]
+    with ONE_AT_A_TIME, contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(words[2:]) == 0
+    return printed.getvalue()
+
+
+def test_a_command_of_a_run_prints_or_fails_in_one_line() -> None:
+    """In a process of its own, as the grid starts each."""
+    assert grid._call(["gsnr", "--version"], 1) == "0.1.0\n"
+    with pytest.raises(ValueError, match=re.escape("gsnr train --out x --nope 1: error: unknown option 'nope'")):
+        grid._call(["gsnr", "train", "--out", "x", "--nope", "1"], 1)
+
+
+def test_grid_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "_call", here)
     words = ("--out", tmp_path / "g", "--rows", "sit,ahpa", "--seeds", "1", "--steps", "3", "--frechet", "64", "--jobs", "2", *TINY)
     assert call(grid.main, *words) == 0
     runs = pd.read_csv(tmp_path / "g" / "table.csv")

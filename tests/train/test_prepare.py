@@ -47,6 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_of_pictures_trains_and_is_probed(pictures: Path, vae_folder: Path, tmp_path: Path) -> None:
     from gsnr.probes.common.command import main as probe
     from gsnr.train.command import main as train
+    from gsnr.train.demo.cache import demo_cache
 
     out = tmp_path / "cache"
     words = ("--data", pictures, "--vae", vae_folder, "--resolution", "32", "--patch", "2", "--heldout", "6", "--out", out)
@@ -65,7 +66,7 @@ def test_a_folder_of_pictures_trains_and_is_probed(pictures: Path, vae_folder: P
     with pytest.raises(ValueError, match="not the VAE that made the latents"):
         call(probe, "--ckpt", run, "--vae", "demo")
     with pytest.raises(ValueError, match=r"trained with VAE .* but the data were encoded by 'demo'"):
-        call(probe, "--ckpt", run, "--data", "demo")
+        call(probe, "--ckpt", run, "--data", demo_cache(256, 256, "adaptive"))
     with pytest.raises(ValueError, match="the cache has 3 classes, the model 1000"):
         call(train, *common, *small[:-2], "--out", tmp_path / "other")
     with pytest.raises(ValueError, match=r"latents of shape \(4, 4, 4\)"):

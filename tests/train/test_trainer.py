@@ -175,11 +175,11 @@ def test_keeping_checkpoints(tmp_path: Path) -> None:
 
 
 def test_samples_and_trackers_leave_the_training_alone(smoke_run: Path, tmp_path: Path) -> None:
-    """Bit for bit the run without; a grid of the averaged weights every 10 steps; curves for TensorBoard."""
+    """Bit for bit the run without; a grid of the averaged weights every 15 steps; curves for TensorBoard."""
     out = tmp_path / "run"
-    assert call(main, "--preset", "smoke", "--sample-every", 10, "--out", out, "--keep-last", 5) == 0
+    assert call(main, "--preset", "smoke", "--sample-every", 15, "--out", out, "--keep-last", 5) == 0
     assert_same_run(smoke_run, out, 30, configs=False)
-    assert sorted(p.name for p in (out / "samples").iterdir()) == ["0000010.png", "0000020.png", "0000030.png"]
+    assert sorted(p.name for p in (out / "samples").iterdir()) == ["0000015.png", "0000030.png"]
     with Image.open(out / "samples" / "0000030.png") as image:
         assert np.asarray(image).std() > 5
     assert list((out / "tensorboard").rglob("events.out.tfevents.*"))
