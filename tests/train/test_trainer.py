@@ -22,7 +22,7 @@ from gsnr.train import opening, presets, trainer
 from gsnr.train.command import main
 from gsnr.train.config import nest, resolve
 from gsnr.train.data.batches import StepBatches
-from gsnr.train.runs import checkpoint
+from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.step import Window, check_finite, optimisation_step
 from tests.conftest import REPO, call
@@ -86,7 +86,7 @@ class Training:
         return optimisation_step(self.accelerator, self.objective, self.raw, self.ema, self.optimizer, batch, 2.0, accumulate)
 
     def state(self) -> dict[str, torch.Tensor]:
-        flat = checkpoint._flatten_optimizer(self.optimizer, [name for name, _ in self.raw.named_parameters()])
+        flat = training_state._flatten(self.optimizer, [name for name, _ in self.raw.named_parameters()])
         return {k: v.clone() for k, v in (self.raw.state_dict() | flat).items()}
 
 

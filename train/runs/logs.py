@@ -49,6 +49,15 @@ def read(path: Path, last_step: int) -> list[dict[str, Any]]:
     return [line for line in lines if line is not None and line["step"] <= last_step]
 
 
+def fault(path: Path, expected: int) -> str | None:
+    """What is wrong with a log that had at least `expected` lines; None where nothing is."""
+    lines = [_parsed(text) for text in path.read_bytes().splitlines()] if path.is_file() else []
+    good = len(lines) - lines.count(None)
+    if None not in lines and good >= expected:
+        return None
+    return f"{path}: {lines.count(None)} of {len(lines)} lines are damaged, {max(0, expected - good)} missing"
+
+
 def cut_back(path: Path, step: int, expected: int | None = None) -> None:
     """Keeps the lines up to and including `step`; the others go to LOG.cut. expected: how many lines there were at that step, where it is known.
 

@@ -106,10 +106,8 @@ def restore(folder: Path, objective: Objective, ema: Objective, optimizer: torch
     """Puts a checkpoint back into a training state, exactly; returns state.json. Raises ValueError naming the file at fault."""
     checksums.Manifest.read(folder).check_all()
     state, path = states.read(folder), folder / FILE
-    for module, (backbone_file, alignment_file) in (
-        (objective, checkpoint.weight_files(folder, "raw")),
-        (ema, checkpoint.weight_files(folder, "ema")),
-    ):
+    files_of = ((objective, checkpoint.weight_files(folder, "raw")), (ema, checkpoint.weight_files(folder, "ema")))
+    for module, (backbone_file, alignment_file) in files_of:
         checkpoint.load_into(module.model, backbone_file)
         checkpoint.load_into(module.alignment, alignment_file)
     per_parameter = _adamw(path, checkpoint.read_tensors(path), objective, parameter_names(objective, optimizer), state)
@@ -129,10 +127,10 @@ def _adamw(path: Path, flat: dict[str, Tensor], objective: Objective, names: lis
     for key, value in flat.items():
         name, _, slot = key.rpartition("|")
         wanted = torch.Size() if slot == "step" else parameters[name].shape if name in parameters else None
-        if slot not in ADAMW or value.shape != wanted or not value.is_floating_point():
-            raise ValueError(f"{path}: damaged (tensor {key!r}, {tuple(value.shape)} of {value.dtype}, is not AdamW's for this model)")
-        if not _sane(key, value) or (slot == "step" and value > state["step"]):
-            raise ValueError(f"{path}: damaged (tensor {key!r} holds values that AdamW cannot have left: not finite, or out of range)")
+        if slot not in ADAMW or value.shape != wanted:
+            raise ValueError(f"{path}: damaged (tensor {key!r} of shape {tuple(value.shape)} is not AdamW's for this model)")
+        if not value.is_floating_point() or not _sane(key, value) or (slot == "step" and value > state["step"]):
+            raise ValueError(f"{path}: damaged (tensor {key!r} holds values that AdamW cannot have left: not finite, below 0 or of another kind)")
         per_parameter.setdefault(names.index(name), {})[slot] = value
     for number, slots in per_parameter.items():
         if slots.keys() != ADAMW:
