@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -25,7 +26,7 @@ from PIL import Image
 
 from gsnr import commandline
 from gsnr.train.data import arrow, cache
-from gsnr.train.prepare import shards
+from gsnr.train.prepare import contents, shards
 from gsnr.train.prepare.command import main
 from tests.conftest import REPO, call
 
@@ -210,6 +211,25 @@ def test_other_options_are_named(words: tuple[object, ...], whole: Path, begun: 
         with pytest.raises(ValueError, match=r"--data \(images, .*\) was \[48, '.*'\], now \[12, '"):
             call(main, *changed(words, "--data", fewer), "--num-classes", 4, "--out", out)
     assert before == {p: p.read_bytes() for folder in (aside, whole) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_other_pictures_under_the_same_names_are_other_data(words: tuple[object, ...], whole: Path, begun: Path) -> None:
+    """Of the same length even, and with the same time of change; for a cache that is there and for the finished part of one that was begun."""
+    sources = pq.read_table(whole / contents.FILE).to_pylist()
+    assert [row["number"] for row in sources] == list(range(IMAGES)) and sources[-1]["sha256"]
+    folder = words[words.index("--data") + 1]
+    assert isinstance(folder, Path)
+    picture = folder / "class0" / "0.png"
+    before, times = picture.read_bytes(), picture.stat()
+    try:
+        picture.write_bytes(before[:-1] + b"\0")
+        os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+        for out, what in ((whole, "was prepared"), (begun, r"was begun, in .*")):
+            with pytest.raises(ValueError, match=rf"--out {out}: {what} from other pictures: {picture} had {len(before)} bytes with SHA-256"):
+                call(main, *words, "--out", out)
+    finally:
+        picture.write_bytes(before)
+    assert call(main, *words, "--out", whole) == 0
 
 
 def test_batch_and_workers_may_change_on_the_way(words: tuple[object, ...], whole: Path, begun: Path) -> None:

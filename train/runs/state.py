@@ -63,7 +63,7 @@ def read(folder: Path) -> dict[str, Any]:
     for key, kinds in FIELDS.items():
         if key not in state or not isinstance(state[key], kinds) or isinstance(state[key], bool):
             raise ValueError(f"{path}: damaged (no valid {key!r})")
-    if state["step"] < 0 or (folder.name.isdigit() and int(folder.name) != state["step"]):
+    if state["step"] < 0 or (folder.parent.name == "checkpoints" and folder.name.isdigit() and int(folder.name) != state["step"]):
         raise ValueError(f"{path}: damaged (step {state['step']})")
     if state["time_convention"] != TIME_CONVENTION:
         raise ValueError(f"{path}: its time convention is {state['time_convention']!r}, that of this version {TIME_CONVENTION!r}")
