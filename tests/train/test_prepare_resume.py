@@ -26,7 +26,7 @@ from PIL import Image
 
 from gsnr import commandline
 from gsnr.train.data import arrow, cache
-from gsnr.train.prepare import contents, shards
+from gsnr.train.prepare import shards
 from gsnr.train.prepare.command import main
 from tests.conftest import REPO, call
 
@@ -131,7 +131,7 @@ def test_kill_minus_9_and_the_same_command_again(words: tuple[object, ...], whol
         until = time.monotonic() + 60  # a forked child may find a lock that a thread of its parent held: then it is killed as well
         while len(reached) % 2 and child.is_alive() and len(shards_of(out)) == reached[-1] and time.monotonic() < until:
             time.sleep(0.005)
-        child.join(rng.uniform(0.0, 0.1))
+        child.join(rng.uniform(0.0, 2.0 if out.exists() else 0.1))
         child.kill()
         child.join()
         if child.exitcode != -signal.SIGKILL:
@@ -215,7 +215,7 @@ def test_other_options_are_named(words: tuple[object, ...], whole: Path, begun: 
 
 def test_other_pictures_under_the_same_names_are_other_data(words: tuple[object, ...], whole: Path, begun: Path) -> None:
     """Of the same length even, and with the same time of change; for a cache that is there and for the finished part of one that was begun."""
-    sources = pq.read_table(whole / contents.FILE).to_pylist()
+    sources = pq.read_table(whole / cache.SOURCES).to_pylist()
     assert [row["number"] for row in sources] == list(range(IMAGES)) and sources[-1]["sha256"]
     folder = words[words.index("--data") + 1]
     assert isinstance(folder, Path)

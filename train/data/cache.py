@@ -35,6 +35,7 @@ from gsnr.train.data.latents import Scaling
 SCHEMA_VERSION = 1
 HEADER = "gsnr_cache.json"
 STATISTICS = "statistics.safetensors"
+SOURCES = "sources.parquet"  # large, and read by `gsnr prepare` alone
 SPLITS = ("train", "heldout")
 TEACHER = "teacher"  # the feature group of an image teacher's patch tokens
 Rows = dict[str, NDArray]  # column -> (N, ...) array
@@ -195,7 +196,7 @@ class CachedSplit:
 def open_cache(folder: Path, groups: tuple[str, ...]) -> tuple[Header, dict[str, Split]]:
     """(header, split -> Split). Raises ValueError where the folder is no cache, is damaged, or lacks a group that is needed."""
     header = read_header(folder)
-    checksums.Manifest.read(folder).check_all(leave_out=(".arrow",))
+    checksums.Manifest.read(folder).check_all(leave_out=(".arrow", SOURCES))
     missing = [g for g in groups if g not in header.groups]
     if missing:
         have = ", ".join(header.groups) or "none"

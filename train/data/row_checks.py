@@ -3,7 +3,7 @@
     check[row] = [xxh3(bytes of the row's cell) for the other columns, in their order]        uint64
     header.rows_sha[split] = SHA-256 of the column `check`, from the first row to the last
 
-The first tells a damaged row when it is read, at a tenth of what SHA-256 of it would cost; the second, compared when a cache is opened, tells
+The first tells a damaged row when it is read, at a tenth of what SHA-256 of it would cost; the second, compared when its first row is read, tells
 shards that were exchanged, left out, listed twice or taken from another cache. N: rows, K: columns.
 """
 
@@ -33,40 +33,52 @@ def checks_of(columns: Mapping[str, NDArray], names: list[str]) -> NDArray[np.ui
     return found
 
 
-def rows_sha(table: pa.Table) -> str:
-    """SHA-256 of the checksums of a split's rows, however it is cut into shards."""
+def _column(table: pa.Table) -> arrow.Column:
+    """The checksums, each row (K,)."""
+    return arrow.Column(table.column(COLUMN), (table.num_columns - 1,))
+
+
+def _sha(column: arrow.Column) -> str:
     digest = hashlib.sha256()
-    for part in arrow.Column(table.column(COLUMN), (table.num_columns - 1,)).parts:
+    for part in column.parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def rows_sha(table: pa.Table) -> str:
+    """SHA-256 of the checksums of a split's rows, however it is cut into shards."""
+    return _sha(_column(table))
 
 
 class RowChecks:
     """Of one split. expected: its rows_sha; None for a split from before rows had checksums. where: the split, for errors.
 
-    Raises ValueError where the rows are not those that were written, or not in their order."""
+    Raises ValueError where a split that should have checksums has none."""
 
     def __init__(self, table: pa.Table, expected: str | None, where: str) -> None:
-        self.where = where
+        self.table, self.expected, self.where = table, expected, where
         self.names = [name for name in table.column_names if name != COLUMN]
         self.column: arrow.Column | None = None
-        if expected is None:
-            return
-        if COLUMN not in table.column_names:
+        if expected is not None and COLUMN not in table.column_names:
             raise ValueError(f"{where}: lacks the column {COLUMN!r}; prepare the data again")
-        found = rows_sha(table)
-        if found != expected:
-            raise ValueError(
-                f"{where}: its rows are not those that were written (shards exchanged, left out, of another cache, or damaged); `gsnr verify` names "
-                "the file"
-            )
-        self.column = arrow.Column(table.column(COLUMN), (len(self.names),))
 
     def compare(self, rows: Mapping[str, NDArray], row_N: NDArray[np.int64]) -> None:
-        """rows: columns as they are stored, at these places. Raises ValueError for the first cell that is not as it was written."""
-        if self.column is None:
+        """rows: columns as they are stored, at these places. Raises ValueError for the first cell that is not as it was written, and, the first
+        time, where the rows are not those that were written, or not in their order."""
+        if self.expected is None:
             return
+        if self.column is None:
+            self.column = self._those_expected()
         names = list(rows)
         found, wanted = checks_of(rows, names), self.column.take(row_N)[:, [self.names.index(name) for name in names]]
         for row, k in np.argwhere(found != wanted)[:1]:
             raise ValueError(f"{self.where}: row {row_N[row]}, column {names[k]!r}: damaged; `gsnr verify` names the file")
+
+    def _those_expected(self) -> arrow.Column:
+        column = _column(self.table)
+        if _sha(column) != self.expected:
+            raise ValueError(
+                f"{self.where}: its rows are not those that were written (shards exchanged, left out, of another cache, or damaged); `gsnr verify` "
+                "names the file"
+            )
+        return column

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gsnr import checksums, files
+from gsnr.train.data.cache import SOURCES
 from gsnr.train.prepare.sources import Source
-
-FILE = "sources.parquet"
 
 
 class Content(NamedTuple):
@@ -46,16 +45,17 @@ def write(cache: Path, contents: list[Content]) -> None:
         return
     columns = zip(*sorted(contents), strict=True)
     table = pa.table({name: list(values) for name, values in zip(Content._fields, columns, strict=True)})
-    with files.replacing(cache / FILE) as path:
+    with files.replacing(cache / SOURCES) as path:
         pq.write_table(table, path, compression="zstd")
 
 
 def read(cache: Path) -> list[Content]:
     """[] for a cache from before they were noted. Raises ValueError for a damaged file."""
-    path = cache / FILE
+    path = cache / SOURCES
     if not path.is_file():
         checksums.say_unchecked(cache)
         return []
+    checksums.Manifest.read(cache).check(SOURCES)
     try:
         return [Content(**row) for row in pq.read_table(path).to_pylist()]
     except (pa.ArrowException, OSError, TypeError) as error:
