@@ -38,8 +38,11 @@ def _flatten(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Te
 
 def _sane(name: str, value: Tensor) -> Tensor:
     """A boolean on the value's device: finite, and a second moment or a count of steps also not negative."""
-    sane = value.isfinite().all()
-    return sane & (value >= 0).all() if name.endswith(("|exp_avg_sq", "|step")) else sane
+    if not value.numel():
+        return torch.tensor(True, device=value.device)
+    low, high = torch.aminmax(value)  # NaN where there is any; one pass, and no copy
+    sane = low.isfinite() & high.isfinite()
+    return sane & (low >= 0) if name.endswith(("|exp_avg_sq", "|step")) else sane
 
 
 def _unsound(named: Iterator[tuple[str, Tensor]]) -> str | None:
