@@ -94,7 +94,7 @@ def read_parts(folder: Path) -> list[Any]:
     parts, generator = ResumeCache(folder), torch.Generator().manual_seed(0)
     parts.begin({"a": [1, 2.5], "b": "text"}, resume=True)
     made = parts.tensors("x", lambda: {"x": torch.randn(300, generator=generator), "y": torch.arange(6).reshape(2, 3)})
-    return [json.dumps(parts.rows("rows", lambda: {"maps": []})), *made.values()]
+    return [json.dumps(parts.rows("rows", lambda: {"maps": []})), made["x"], made["y"]]
 
 
 def _same(a: list[Any], b: list[Any]) -> bool:
