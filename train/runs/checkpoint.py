@@ -190,6 +190,7 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
     listed.check_all(leave_out=(checksums.TENSORS,))
     state = states.read(folder)
     backbone_file, alignment_file = weight_files(folder, weights)
+    sha = _hashed(listed, (backbone_file, alignment_file))
     try:
         config: TrainConfig = build(TrainConfig, state["config"])
         check(config)
@@ -205,7 +206,6 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
         raise ValueError(f"{folder / states.FILE}: {error}") from error
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / states.FILE}: damaged, or of another version ({' '.join(str(error).split())})") from error
-    sha = _hashed(listed, (backbone_file, alignment_file))
     load_into(model, backbone_file)
     load_into(alignment, alignment_file)
     lies_in_run = ((run := folder.resolve().parent.parent) / "LAST").is_file()
