@@ -60,6 +60,17 @@ def unseal(values: dict[str, Any], path: Path) -> dict[str, Any]:
     return rest
 
 
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What a sealed JSON file holds. Raises ValueError, naming it, where it is no JSON mapping or was changed since it was written."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: damaged (not a mapping)")
+    return unseal(values, path)
+
+
 def _parts(data: bytes) -> tuple[dict[str, str], dict[str, Any], memoryview]:
     """(metadata, header, values) of a safetensors file. Raises ValueError where it is none."""
     size = int.from_bytes(data[:8], "little")

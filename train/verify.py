@@ -9,7 +9,6 @@ and names each file that is missing or not as it was written. Exit code 2 if the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +50,7 @@ def run_faults(run: Path) -> Iterator[str | None]:
     from gsnr.train.runs import state as states
 
     stored = run / "config.json"
-    yield _said(lambda: checksums.unseal(json.loads(stored.read_text()), stored))
+    yield _said(checksums.read_sealed, stored)
     logged: dict[str, int] = {}
     for kept in sorted(p for p in (run / "checkpoints").iterdir() if p.name.isdigit()):
         yield _said(lambda kept=kept: logged.update(states.read(kept).get("logs", {})))  # the newest comes last

@@ -24,16 +24,10 @@ SETTINGS = "settings.json"
 Rows = dict[str, list[dict[str, Any]]]  # kind of table -> rows
 
 
-def _unsealed(path: Path, what_then: str) -> Any:
+def _unsealed(path: Path, what_then: str) -> dict[str, Any]:
     """What a sealed JSON file holds. Raises ValueError, ending with `what_then`, for one that is damaged."""
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); {what_then}") from error
-    if not isinstance(values, dict):
-        return values
-    try:
-        return checksums.unseal(values, path)
+        return checksums.read_sealed(path)
     except ValueError as error:
         raise ValueError(f"{error}; {what_then}") from error
 
@@ -62,8 +56,6 @@ class ResumeCache:
         path = self.folder / SETTINGS
         if self.finished and path.is_file():
             was = _unsealed(path, f"delete {self.folder}")
-            if not isinstance(was, dict):
-                raise ValueError(f"{path}: damaged (no mapping); delete {self.folder}")
             changed = [key for key, value in json.loads(json.dumps(settings)).items() if was.get(key) != value]
             if changed:
                 raise ValueError(

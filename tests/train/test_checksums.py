@@ -237,6 +237,19 @@ def _rows(folder: Path) -> dict[str, np.ndarray]:
     return {f"{split} {name}": x for split, rows in found.items() for name, x in rows.items()} | splits["train"].statistics()
 
 
+def test_caches_without_checksums_are_read_and_that_is_said_once(many_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(many_shards, folder)
+    header = json.loads((folder / cache.HEADER).read_text())
+    del header["rows_sha"]
+    (folder / cache.HEADER).write_text(json.dumps(header))
+    (folder / checksums.MANIFEST).unlink()
+    whole = _rows(many_shards)
+    for _ in range(2):
+        assert all(np.array_equal(x, whole[name]) for name, x in _rows(folder).items())
+    assert capsys.readouterr().err == f"note: {folder}: from before checksums were kept; damage in it may stay unseen\n"
+
+
 def test_shards_that_are_not_where_they_were(many_shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     shutil.copytree(many_shards, folder)

@@ -72,12 +72,7 @@ def check(out: Path, config: TrainConfig, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"--out {out}: already holds a run; continue it with --resume, or name a new folder")
-    try:
-        values = checksums.unseal(json.loads(stored.read_text()), stored)["config"]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{stored}: damaged ({error})") from error
-    except (UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{stored}: damaged ({error})") from error
+    values = checksums.read_sealed(stored).get("config")
     if not isinstance(values, dict) or not values:
         raise ValueError(f"{stored}: damaged (its `config` is not a mapping)")
     steps = values.get("steps")
