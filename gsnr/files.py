@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 
 def sync(path: Path) -> None:
@@ -37,20 +35,6 @@ def write_text(path: Path, text: str) -> None:
     """Replaces a text file as a whole."""
     with replacing(path) as aside:
         aside.write_text(text)
-
-
-def lock(path: Path) -> TextIO:
-    """Locks a file, made if need be, against other processes: until the handle is closed, or this process ends, however it ends.
-
-    Raises ValueError, naming the folder, where another process holds it.
-    """
-    handle = path.open("w")
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        raise ValueError(f"{path.parent}: another process is at work there, or {path.name!r} in it cannot be locked ({error.strerror})") from error
-    return handle
 
 
 def check_writable(folder: Path, flag: str) -> None:

@@ -85,7 +85,7 @@ def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str, hel
     members = {"train": np.arange(images, dtype=np.int64), "heldout": images + np.arange(heldout, dtype=np.int64)}
     parts = shards.cut(members, shards.images_per_shard(images))
     for shard in parts:
-        place.write(shard, header, rows(shard.images), [])
+        place.write(shard, header, rows(shard.images), shards.Seen())
     shards.finish(place, parts, header, {"options": {}})
     shards.publish(place, out)
 

@@ -49,6 +49,11 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
         header, splits = open_cache(Path(data), loaded.alignment.needs if features else ())
     checkpoint.require_same_data(loaded, header, loaded.alignment.needs if features else ())
     check_cache(loaded.config.model, header)
+    if data is None and loaded.header is not None and loaded.header.rows_sha and header.rows_sha != loaded.header.rows_sha:
+        raise ValueError(
+            f"{loaded.folder}: {header.data} holds other rows than when it was trained on them (other pictures, or encoded elsewhere); name it with "
+            "--data to take it all the same"
+        )
     if loaded.header is not None and header.scaling != loaded.header.scaling:
         raise ValueError(
             f"{loaded.folder}: trained on latents scaled otherwise than those of {header.data!r}; prepare these with --latent-scale CACHE, the cache "

@@ -10,7 +10,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.models.sit import SiT
 from gsnr.train.objective import Objective, check_cache, make_alignment
-from gsnr.train.runs import checkpoint
+from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.runs.preemption import Preemption
 from gsnr.train.runs.progress import Progress, trackers
@@ -40,7 +40,8 @@ SAMPLES: dict[str, Any] = {"classes": 10, "per_class": 8, "steps": 25, "guidance
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The parts of a run, ready for step `first` + 1. raw: the objective, on the device; objective: the same in its distributed wrapper; ema: its
-    moving average; batches: this process's; window: metrics since the last line of the log; decoder: where this process draws samples."""
+    moving average; batches: this process's; window: metrics since the last line of the log; decoder: where this process draws samples; hold: of
+    the run folder, in the main process."""
 
     accelerator: Accelerator
     config: TrainConfig
@@ -55,6 +56,7 @@ class Run:
     window: Window
     callback: GsnrCallback
     decoder: FrozenVAE | None
+    hold: runfolder.Hold | None
 
 
 def make_objective(config: TrainConfig, header: Header) -> Objective:
@@ -81,7 +83,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     """Trains, or continues, one run; on SIGTERM it saves and returns. Raises ValueError for bad input before anything is written or overwritten."""
     accelerator = make_accelerator(config, out)
-    held: list[TextIO] = []
+    held: list[runfolder.Hold] = []
     try:
         run = _set_up(accelerator, config, out, resume, held)
         if run is not None:
@@ -97,8 +99,8 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
             time.sleep(SETTLE_SEC)
 
 
-def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bool, held: list[TextIO]) -> Run | None:
-    """Everything before the first step; None where no step is left. held: where the handle that locks the run folder is put."""
+def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bool, held: list[runfolder.Hold]) -> Run | None:
+    """Everything before the first step; None where no step is left. held: where what holds the run folder is put."""
     main = accelerator.is_main_process
     if main:
         runfolder.check(out, config, resume)
@@ -114,13 +116,13 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
     adamw = optimizer.make(raw, config.optim)
     batches = _batches(accelerator, config, splits["train"], raw.alignment.needs)
-    state = runfolder.restore(out, header, raw, ema, adamw)
+    state = runfolder.restore(out, config, header, raw, ema, adamw)
     first = state.get("step", 0)
     if first >= config.steps:
         accelerator.print(f"{out}: already trained for {first} steps; nothing to do")
         return None
     if main:
-        held.append(runfolder.start(out, config, first, raw))
+        held.append(runfolder.start(out, config, state, raw))
     ema.to(accelerator.device)
     if config.compile:
         for block in raw.model.blocks:
@@ -142,6 +144,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         window=Window(state.get("window", {}), accelerator.device),
         callback=GsnrCallback(config, out, raw, ema.model, splits["heldout"], accelerator),
         decoder=decoder,
+        hold=held[0] if held else None,
     )
 
 
@@ -165,7 +168,7 @@ def _loop(run: Run) -> None:
     if not run.first:
         run.callback(0)
     progress = Progress(accelerator, config, run.out, run.first)
-    batches = progress.waiting(iter(loader(run.batches, run.first, config.steps, config.data.workers)))
+    batches = progress.waiting(loader(run.batches, run.first, config.steps, config.data.workers))
     step, totals = run.first, {key: 0.0 for key in Window.STREAKS}
     with Preemption() as preemption:
         for step, batch in enumerate(batches, start=run.first + 1):
@@ -184,6 +187,8 @@ def _loop(run: Run) -> None:
             if logs or saves:
                 totals = window.totals(accelerator)
                 check_finite(step, totals, config.max_skipped)
+                if run.hold is not None:
+                    run.hold.watch()
                 if logs:
                     window = window.emptied()
                     if accelerator.is_main_process:
@@ -201,10 +206,10 @@ def _loop(run: Run) -> None:
 
 
 def _save(run: Run, step: int, window: dict[str, float]) -> None:
-    """A checkpoint; those that are not to be kept are deleted."""
+    """A checkpoint; those that are not to be kept are deleted, but while steps are being skipped: then an earlier one may be what is wanted."""
     scaler = run.accelerator.scaler
-    extra = {"window": window, "scaler": scaler.state_dict() if scaler is not None else None}
-    checkpoint.save(
+    extra = {"window": window, "scaler": scaler.state_dict() if scaler is not None else None, "logs": runfolder.log_lengths(run.out)}
+    training_state.save(
         run.out,
         step=step,
         objective=run.raw,
@@ -214,7 +219,8 @@ def _save(run: Run, step: int, window: dict[str, float]) -> None:
         header=run.header,
         extra=extra,
     )
-    runfolder.prune(run.out, run.config.keep_last, run.config.keep_every)
+    if not window["streak"]:
+        runfolder.prune(run.out, run.config.keep_last, run.config.keep_every)
 
 
 def _save_samples(run: Run, step: int, decoder: FrozenVAE) -> None:

@@ -3,6 +3,8 @@
 FOLDER/settings.json       what the measurement depends on
 FOLDER/KEY.json            the rows of a piece
 FOLDER/KEY.safetensors     the tensors of a piece
+
+Each is sealed with its SHA-256 (`gsnr.checksums`).
 """
 
 from __future__ import annotations
@@ -13,13 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsnr import files, table
+from gsnr import checksums, files, table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SETTINGS = "settings.json"
 Rows = dict[str, list[dict[str, Any]]]  # kind of table -> rows
+
+
+def _unsealed(path: Path, what_then: str) -> dict[str, Any]:
+    """What a sealed JSON file holds. Raises ValueError, ending with `what_then`, for one that is damaged."""
+    try:
+        return checksums.read_sealed(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {what_then}") from error
 
 
 def _check(rows: Rows, path: Path) -> None:
@@ -45,10 +55,7 @@ class ResumeCache:
         """Takes up what lies there, or starts anew. Raises ValueError for pieces of other settings, or of the same without `resume`."""
         path = self.folder / SETTINGS
         if self.finished and path.is_file():
-            try:
-                was = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path}: damaged ({error}); delete {self.folder}") from error
+            was = _unsealed(path, f"delete {self.folder}")
             changed = [key for key, value in json.loads(json.dumps(settings)).items() if was.get(key) != value]
             if changed:
                 raise ValueError(
@@ -62,7 +69,7 @@ class ResumeCache:
             return
         self.remove()
         self.folder.mkdir(parents=True)
-        files.write_text(path, json.dumps(settings))
+        files.write_text(path, json.dumps(checksums.seal(settings)))
 
     def rows(self, key: str, measure: Callable[[], Rows]) -> Rows:
         """A piece's rows, measured if they are not there. Raises ValueError for rows that no table takes, as soon as they are measured, and naming
@@ -72,27 +79,24 @@ class ResumeCache:
             rows = measure()
             _check(rows, path)
             self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_text(path, json.dumps(rows))
-        try:
-            kept = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path}: damaged ({error}); delete it") from error
+            files.write_text(path, json.dumps(checksums.seal(rows)))
+        kept: Rows = _unsealed(path, "delete it")
         _check(kept, path)
         return kept
 
     def tensors(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A piece's tensors on the CPU, made if they are not there. Raises ValueError naming a piece that is damaged."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load, save
 
         path = self.folder / f"{key}.safetensors"
         if not path.is_file():
             made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
             self.folder.mkdir(parents=True, exist_ok=True)
             with files.replacing(path) as aside:
-                save_file(made, aside)
+                aside.write_bytes(checksums.seal_tensors(save(made)))
         try:
-            return load_file(path)
+            return load(checksums.read_tensors(path))
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged ({error}); delete it") from error
 

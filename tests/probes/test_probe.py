@@ -27,6 +27,7 @@ from tests.benchmarks import agreement
 from tests.conftest import call
 from tests.listing import choose_from
 from tests.probes.subjects import subject_of
+from tests.train.run_files import hash_again
 
 OPTIONS = TargetOptions(bins=3, n_images=24, fit_samples=256)
 
@@ -381,6 +382,7 @@ def test_bad_input_is_named(smoke_run: Path, copied_run: Path, tmp_path: Path) -
     state = (folder / "state.json").read_text()
     sha = checkpoint.load(copied_run).header.vae_sha
     (folder / "state.json").write_text(state.replace(sha, "0" * 64))
+    hash_again(folder)
     fails("trained with VAE 'demo'", "--ckpt", copied_run)
     (folder / "state.json").write_text("[]")
     fails("state.json: damaged", "--ckpt", copied_run)

@@ -8,10 +8,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from gsnr import checksums
+
 
 def lines(path: Path) -> list[dict]:
-    """A JSON-lines log without its wall-clock fields."""
-    return [{k: v for k, v in json.loads(x).items() if k not in ("it_per_s", "wait_share", "wall_s")} for x in path.read_text().splitlines()]
+    """A JSON-lines log without its wall-clock fields, and the checksums that depend on them."""
+    clock = ("it_per_s", "wait_share", "wall_s", "crc32")
+    return [{k: v for k, v in json.loads(x).items() if k not in clock} for x in path.read_text().splitlines()]
+
+
+def hash_again(folder: Path) -> None:
+    """After files of a checkpoint or cache were changed by hand: as if they had been written so."""
+    (folder / checksums.MANIFEST).write_text(checksums.Manifest.of(folder).text())
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

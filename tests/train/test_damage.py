@@ -25,7 +25,7 @@ from gsnr.train.prepare.command import main as prepare
 from gsnr.train.prepare.sources import open_source
 from gsnr.train.runs import checkpoint
 from tests.conftest import REPO, call
-from tests.train.run_files import tensors
+from tests.train.run_files import hash_again, tensors
 
 RESUME = ("--preset", "smoke", "--trackers", "none", "--steps", 31, "--resume")
 
@@ -39,6 +39,7 @@ def run(smoke_run: Path, tmp_path: Path) -> Path:
 def change(path: Path, edit: Callable[[dict], Any]) -> None:
     values = json.loads(path.read_text())
     path.write_text(json.dumps(edit(values) or values))
+    hash_again(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_optimizer_that_is_not_the_model_s(run: Path, edit: Callable, match: str
     flat = load_file(path)
     edit(flat)
     save_file(flat, path)
+    hash_again(path.parent)
     with pytest.raises(ValueError, match=f"optimizer.safetensors: damaged .*{match}"):
         call(main, *RESUME, "--out", run)
 

@@ -19,6 +19,7 @@ from gsnr.train.demo import images as demo
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.prepare import encode
 from gsnr.train.priors import normalise
+from tests.train.run_files import hash_again
 
 
 def test_demo_is_deterministic_and_prefix_stable() -> None:
@@ -139,6 +140,7 @@ def test_damaged_caches_are_named(opened, tmp_path: Path) -> None:
     fewer = json.loads((bare / cache.HEADER).read_text())
     fewer["groups"] = {group: fewer["groups"][group] for group in ("G3", "G4")}
     (bare / cache.HEADER).write_text(json.dumps(fewer))
+    hash_again(bare)
     with pytest.raises(ValueError, match=r"no features of G1 \(it has G3, G4\); prepare it again with --features G1"):
         cache.open_cache(bare, ("G1",))
     with pytest.raises(ValueError, match=r"no features of teacher .*--teacher facebook/dinov2-base"):

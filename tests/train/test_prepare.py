@@ -296,6 +296,6 @@ def test_a_cache_that_is_damaged_or_made_otherwise_is_named(flipped: dict[str, P
     with pytest.raises(ValueError, match="features of dtype 'int4'; this version reads float16, int8"):
         cache.open_cache(copy, ())
     (copy / "train" / "state.json").write_text("{}")
-    (copy / cache.HEADER).write_text(json.dumps(header))
+    (copy / cache.HEADER).write_text(json.dumps(header, indent=2) + "\n")
     with pytest.raises(ValueError, match=r"state\.json: damaged"):
         cache.open_cache(copy, ())

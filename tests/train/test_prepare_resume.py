@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -130,7 +131,7 @@ def test_kill_minus_9_and_the_same_command_again(words: tuple[object, ...], whol
         until = time.monotonic() + 60  # a forked child may find a lock that a thread of its parent held: then it is killed as well
         while len(reached) % 2 and child.is_alive() and len(shards_of(out)) == reached[-1] and time.monotonic() < until:
             time.sleep(0.005)
-        child.join(rng.uniform(0.0, 0.1))
+        child.join(rng.uniform(0.0, 2.0 if out.exists() else 0.1))
         child.kill()
         child.join()
         if child.exitcode != -signal.SIGKILL:
@@ -197,7 +198,7 @@ def changed(words: tuple[object, ...], flag: str, value: object) -> list[object]
 def test_other_options_are_named(words: tuple[object, ...], whole: Path, begun: Path, tmp_path: Path) -> None:
     """For a cache that is there and for one that was begun; the bytes of both stay as they are."""
     aside = begun.with_name(".cache.preparing")
-    before = {p: p.read_bytes() for folder in (aside, whole) for p in folder.rglob("*") if p.is_file()}
+    before = {p: p.read_bytes() for folder in (aside, whole) for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
     for out, what in ((whole, "was prepared with other options"), (begun, r"was begun, in .*\.cache\.preparing, with other options")):
         for flag, value, was in (("--dtype", "float16", "'int8'"), ("--heldout", 8, "9"), ("--shard", 4, "3"), ("--vae", "demo", "'[0-9a-f]+'")):
             with pytest.raises(ValueError, match=rf"{what}: {flag}.* was {was}, now .*; use the same, or name a new folder"):
@@ -209,7 +210,26 @@ def test_other_options_are_named(words: tuple[object, ...], whole: Path, begun: 
         (fewer / "labels.csv").write_text("file,label\n" + "".join(f"class0/{i}.png,0\n" for i in range(0, IMAGES, 4)))
         with pytest.raises(ValueError, match=r"--data \(images, .*\) was \[48, '.*'\], now \[12, '"):
             call(main, *changed(words, "--data", fewer), "--num-classes", 4, "--out", out)
-    assert before == {p: p.read_bytes() for folder in (aside, whole) for p in folder.rglob("*") if p.is_file()}
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_other_pictures_under_the_same_names_are_other_data(words: tuple[object, ...], whole: Path, begun: Path) -> None:
+    """Of the same length even, and with the same time of change; for a cache that is there and for the finished part of one that was begun."""
+    sources = pq.read_table(whole / cache.SOURCES).to_pylist()
+    assert [row["number"] for row in sources] == list(range(IMAGES)) and sources[-1]["sha256"]
+    folder = words[words.index("--data") + 1]
+    assert isinstance(folder, Path)
+    picture = folder / "class0" / "0.png"
+    before, times = picture.read_bytes(), picture.stat()
+    try:
+        picture.write_bytes(before[:-1] + b"\0")
+        os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+        for out, what in ((whole, "was prepared"), (begun, r"was begun, in .*")):
+            with pytest.raises(ValueError, match=rf"--out {out}: {what} from other pictures: {picture} had {len(before)} bytes with SHA-256"):
+                call(main, *words, "--out", out)
+    finally:
+        picture.write_bytes(before)
+    assert call(main, *words, "--out", whole) == 0
 
 
 def test_batch_and_workers_may_change_on_the_way(words: tuple[object, ...], whole: Path, begun: Path) -> None:

@@ -24,11 +24,11 @@ from gsnr.train.data import cache
 from gsnr.train.data.heldout import order
 from gsnr.train.data.rng import draw
 from gsnr.train.demo.cache import demo_cache
-from gsnr.train.runs import checkpoint
+from gsnr.train.runs import checkpoint, training_state
 from tests.conftest import REPO, call
 from tests.gsnr import naive
 from tests.gsnr.problems import naive_gradients
-from tests.train.run_files import assert_same_run, lines, tensors
+from tests.train.run_files import assert_same_run, hash_again, lines, tensors
 
 
 @pytest.mark.parametrize("stop", [15, 13])
@@ -141,6 +141,7 @@ def test_refusals(smoke_run: Path, tmp_path: Path) -> None:
     shutil.copytree(smoke_run, other)
     state = checkpoint.locate(other) / "state.json"
     state.write_text(state.read_text().replace(checkpoint.load(other).header.vae_sha, "0" * 64))
+    hash_again(state.parent)
     with pytest.raises(ValueError, match="trained on data whose vae_sha was '0000"):
         call(main, "--preset", "smoke", "--out", other, "--resume", "--steps", 31)
     with pytest.raises(ValueError, match="seed was 0"):
@@ -206,7 +207,9 @@ def _save_forever(run: Path) -> None:
         with torch.no_grad():
             for p in objective.parameters():
                 p.fill_(step)
-        checkpoint.save(run, step=step, objective=objective, ema=objective, optimizer=optimizer, config=loaded.config, header=loaded.header, extra={})
+        training_state.save(
+            run, step=step, objective=objective, ema=objective, optimizer=optimizer, config=loaded.config, header=loaded.header, extra={}
+        )
 
 
 def test_kill_minus_9_while_saving_leaves_a_good_checkpoint(plain_run: Path, tmp_path: Path) -> None:
@@ -228,7 +231,7 @@ def test_kill_minus_9_while_saving_leaves_a_good_checkpoint(plain_run: Path, tmp
             if loaded.step > 5:
                 assert {float(p.detach().mean()) for p in loaded.model.parameters()} == {float(loaded.step)}
         reached.append(loaded.step)
-    assert reached == sorted(reached) and reached[-1] > 25, "checkpoints were made, and none was lost"
+    assert reached == sorted(reached) and reached[-1] > 12, "checkpoints were made, and none was lost"
 
 
 def test_load_model(smoke_run: Path) -> None:
@@ -299,7 +302,7 @@ def test_monitoring_changes_no_bit_of_the_run(smoke_run: Path, monitored_run: Pa
         assert a.keys() == b.keys()
         for name in a:
             assert torch.equal(a[name], b[name]), name
-    clocks = ("it_per_s", "wall_s")
+    clocks = ("it_per_s", "wait_share", "wall_s")
     for a, b in zip(lines(smoke_run / "metrics.jsonl"), lines(monitored_run / "metrics.jsonl"), strict=True):
         assert {k: v for k, v in a.items() if k not in clocks} == {k: v for k, v in b.items() if k not in clocks}
     logged = lines(monitored_run / "gsnr.jsonl")

@@ -22,7 +22,7 @@ from gsnr.train import opening, presets, trainer
 from gsnr.train.command import main
 from gsnr.train.config import nest, resolve
 from gsnr.train.data.batches import StepBatches
-from gsnr.train.runs import checkpoint
+from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.step import Window, check_finite, optimisation_step
 from tests.conftest import REPO, call
@@ -86,7 +86,7 @@ class Training:
         return optimisation_step(self.accelerator, self.objective, self.raw, self.ema, self.optimizer, batch, 2.0, accumulate)
 
     def state(self) -> dict[str, torch.Tensor]:
-        flat = checkpoint._flatten_optimizer(self.optimizer, [name for name, _ in self.raw.named_parameters()])
+        flat = training_state._flatten(self.optimizer, [name for name, _ in self.raw.named_parameters()])
         return {k: v.clone() for k, v in (self.raw.state_dict() | flat).items()}
 
 
@@ -155,6 +155,7 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(smoke_run: Pat
     steps = stopped + 3
     config = json.loads((out / "config.json").read_text())
     config["config"]["steps"] = steps
+    del config["sha256"]
     (out / "config.json").write_text(json.dumps(config))
     assert call(main, *PLAIN, "--out", out, "--steps", steps, "--save-every", 100000, "--resume") == 0
     whole = tmp_path / "whole"
@@ -207,7 +208,7 @@ def test_two_commands_do_not_train_in_one_folder(smoke_run: Path, tmp_path: Path
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
     logs = (out / "metrics.jsonl").read_text()
-    holds = f"from gsnr import files; from pathlib import Path; held = files.lock(Path({str(out / 'lock')!r})); print(); input()"
+    holds = f"from gsnr.locks import Lock; from pathlib import Path; held = Lock(Path({str(out / 'lock')!r})); print(); input()"
     with subprocess.Popen([sys.executable, "-c", holds], cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline()
         with pytest.raises(ValueError, match=f"{out}: another process is at work there"):

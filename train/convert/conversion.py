@@ -25,6 +25,7 @@ from gsnr.train.models.sit import SiT, sincos_2d, timestep_frequencies
 from gsnr.train.objective import make_alignment
 from gsnr.train.projectors import repa
 from gsnr.train.runs import checkpoint
+from gsnr.train.runs import state as states
 from gsnr.train.runs.checkpoint import Weights
 
 LATENT_SCALE = {"sit": 0.18215, "repa": 0.18215, "irepa": None, "sra": 0.18215}  # iREPA: by statistics of each channel
@@ -221,7 +222,7 @@ def save(found: Foreign, plan: Plan, out: Path) -> None:
             taps = made.alignment.taps
             checkpoint.write_weights(aside, weights, made.model, made.alignment)
         origin = {"from": found.kind, "file": str(found.path), "sha256": found.sha, "args": found.args}
-        state = checkpoint.describe(found.step, plan.config, taps, LATENT_SCALE[found.kind])
+        state = states.describe(found.step, plan.config, taps, LATENT_SCALE[found.kind])
         checkpoint.write_state(aside, state | {"cache": None, "groups": plan.groups, "converted": origin})
         os.rename(aside, out)
         files.sync(out.parent)

@@ -44,6 +44,8 @@ def shards(folder: Path) -> list[Path]:
         raise ValueError(f"{path}: damaged ({error})") from error
     if not names or state.get("_indices_data_files"):
         raise ValueError(f"{path}: lists no shards of its own; save the data set again with `save_to_disk`")
+    if names != sorted(set(names)):
+        raise ValueError(f"{path}: damaged (its shards are listed twice or out of order)")
     return [folder / name for name in names]
 
 

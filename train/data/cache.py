@@ -4,8 +4,13 @@
     CACHE/statistics.safetensors  GROUP_mean, GROUP_std: (L,C) float32 over images and tokens of the train split; so latent_mean, latent_std
                                 (1,C) where `gsnr prepare` measured them
     CACHE/dataset_dict.json     `datasets.load_from_disk` reads the folder; one sub-folder a split, any number of shards
-    columns                     image_id, label, view (1 = mirrored), mean, std (C*h*w float32), one column a group (L*C*g*g float16, or
-                                int8 beside a column GROUP_scale, L*C float16: see `gsnr.train.data.quantise`)
+    CACHE/sources.parquet       size and SHA-256 of every picture (`gsnr.train.prepare.contents`)
+    CACHE/manifest.json         SHA-256 of every file; the small ones are compared when the cache is opened, shards by `gsnr verify`
+    columns                     image_id, label, view (1 = mirrored), check, mean, std (C*h*w float32), one column a group (L*C*g*g float16,
+                                or int8 beside a column GROUP_scale, L*C float16: see `gsnr.train.data.quantise`)
+
+What a step reads is compared with `check`, the checksums of its row (`gsnr.train.data.row_checks`), and all of `check` with the header, so that
+nobody has to read terabytes before training starts.
 
 The views of an image are rows one after another. Written by `gsnr.train.prepare.shards`. Shapes: N images, latent (C,h,w), group (L,C,g,g).
 """
@@ -13,7 +18,7 @@ The views of an image are rows one after another. Written by `gsnr.train.prepare
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +28,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from gsnr.train.data import arrow, quantise
+from gsnr import checksums
+from gsnr.train.data import arrow, quantise, row_checks
 from gsnr.train.data.latents import Scaling
 
 SCHEMA_VERSION = 1
 HEADER = "gsnr_cache.json"
 STATISTICS = "statistics.safetensors"
+SOURCES = "sources.parquet"  # large, and read by `gsnr prepare` alone
 SPLITS = ("train", "heldout")
 TEACHER = "teacher"  # the feature group of an image teacher's patch tokens
 Rows = dict[str, NDArray]  # column -> (N, ...) array
@@ -40,7 +47,9 @@ class Header:
     is (1,C,g,g), the patch tokens of an image teacher, whose name and hash are `teacher` and `teacher_sha` ("" where there is none).
 
     sizes: images a split; views: rows an image (2: the second is mirrored). channel_scale, channel_bias: see `gsnr.train.data.latents`.
-    preprocessing_sha: of what a fixed picture is cropped to; options_sha: of everything that the rows depend on ("" where not known)."""
+    preprocessing_sha: of what a fixed picture is cropped to; options_sha: of the options that the rows depend on ("" where not known);
+    rows_sha: split -> SHA-256 of its rows' checksums, which says which data they are ({} where not known). Raises ValueError for a scale that
+    cannot be."""
 
     schema_version: int
     data: str
@@ -63,6 +72,11 @@ class Header:
     channel_bias: tuple[float, ...] = ()
     preprocessing_sha: str = ""
     options_sha: str = ""
+    rows_sha: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([self.scale, *self.channel_scale, *self.channel_bias]).all() or 0 in (self.scale, *self.channel_scale):
+            raise ValueError(f"its scale is {self.scale}, by channel {self.channel_scale}, {self.channel_bias}")
 
     @property
     def scaling(self) -> Scaling:
@@ -87,18 +101,18 @@ def read_header(folder: Path) -> Header:
         if not isinstance(fields, dict):
             raise TypeError("not a mapping")
         found = fields.get("schema_version")
-        if found != SCHEMA_VERSION:
-            raise ValueError(f"{path}: schema version {found}, this version reads {SCHEMA_VERSION}; prepare the data again")
-        header = header_from(fields)
-        if not all(isinstance(header.sizes[split], int) for split in SPLITS) or not all(len(shape) == 4 for shape in header.groups.values()):
-            raise TypeError("its sizes or the shapes of its groups")
-        if not np.isfinite([header.scale, *header.channel_scale, *header.channel_bias]).all() or not header.scale:
-            raise TypeError(f"its scale is {header.scale}")
-        if header.dtype not in quantise.DTYPES:
-            raise ValueError(f"{path}: features of dtype {header.dtype!r}; this version reads {', '.join(quantise.DTYPES)}")
-        return header
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        header = header_from(fields) if found == SCHEMA_VERSION else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error
+    if header is None:
+        raise ValueError(f"{path}: schema version {found}, this version reads {SCHEMA_VERSION}; prepare the data again")
+    if not all(isinstance(header.sizes.get(split), int) for split in SPLITS) or not all(len(shape) == 4 for shape in header.groups.values()):
+        raise ValueError(f"{path}: damaged (its sizes or the shapes of its groups)")
+    if header.dtype not in quantise.DTYPES:
+        raise ValueError(f"{path}: features of dtype {header.dtype!r}; this version reads {', '.join(quantise.DTYPES)}")
+    if header.rows_sha and not (folder / checksums.MANIFEST).is_file():
+        raise ValueError(f"{folder / checksums.MANIFEST}: missing; prepare the data again")
+    return header
 
 
 class Split(Protocol):
@@ -140,9 +154,11 @@ class CachedSplit:
         if lacking:
             raise ValueError(f"{folder / split}: lacks the column {lacking[0]!r}; prepare the data again")
         try:
-            self.columns = {name: arrow.Column(table.column(name), shapes.get(name, ())) for name in table.column_names}
+            stored = [name for name in table.column_names if name != row_checks.COLUMN]
+            self.columns = {name: arrow.Column(table.column(name), shapes.get(name, ())) for name in stored}
         except (ValueError, pa.ArrowException) as error:
             raise ValueError(f"{folder / split}: does not hold what {folder / HEADER} says ({error}); prepare the data again") from error
+        self.checks = row_checks.RowChecks(table, header.rows_sha.get(split), f"{folder / split}")
         labels = self.columns["label"].take(np.arange(table.num_rows, dtype=np.int64))
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= header.num_classes:
             raise ValueError(f"{folder / split}: a label is none of 0 to {header.num_classes - 1}; prepare the data again")
@@ -156,9 +172,12 @@ class CachedSplit:
         assert np.all(np.asarray(view) < self.header.views)
         row_N = index_N * self.header.views + view
         rows = {name: self.columns[name].take(row_N) for name in columns}
+        scales = [f"{name}{quantise.SUFFIX}" for name in columns if rows[name].dtype == np.int8 and name in self.header.groups]
+        rows |= {name: self.columns[name].take(row_N) for name in scales}
+        self.checks.compare(rows, row_N)
         for name in columns:
             if rows[name].dtype == np.int8 and name in self.header.groups:
-                rows[name] = quantise.dequantise_rows(rows[name], self.columns[f"{name}{quantise.SUFFIX}"].take(row_N))
+                rows[name] = quantise.dequantise_rows(rows[name], rows.pop(f"{name}{quantise.SUFFIX}"))
         return rows
 
     def statistics(self) -> dict[str, NDArray[np.float32]]:
@@ -177,6 +196,7 @@ class CachedSplit:
 def open_cache(folder: Path, groups: tuple[str, ...]) -> tuple[Header, dict[str, Split]]:
     """(header, split -> Split). Raises ValueError where the folder is no cache, is damaged, or lacks a group that is needed."""
     header = read_header(folder)
+    checksums.Manifest.read(folder).check_all(leave_out=(".arrow", SOURCES))
     missing = [g for g in groups if g not in header.groups]
     if missing:
         have = ", ".join(header.groups) or "none"

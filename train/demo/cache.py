@@ -66,7 +66,7 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
         place.make_ready({})
         whole = shards.cut({split: np.arange(n) for split, n in header.sizes.items()}, max(header.sizes.values()))
         for shard in whole:
-            place.write(shard, header, batches(shard.split, len(shard.images)), [])
+            place.write(shard, header, batches(shard.split, len(shard.images)), shards.Seen())
         shards.finish(place, whole, header, {})
         shards.publish(place, folder)
     finally:

@@ -68,10 +68,10 @@ def _parser() -> Parser:
     return parser
 
 
-def _is_done(out: Path, job: Job) -> bool:
-    """Whether `out` is this very cache. Raises ValueError where it is anything else."""
+def _is_done(out: Path, job: Job, leads: bool) -> bool:
+    """Whether `out` is this very cache, of the same pictures (which the leading process looks at). Raises ValueError where it is anything else."""
     from gsnr.train.data import cache
-    from gsnr.train.prepare import shards
+    from gsnr.train.prepare import contents, shards
     from gsnr.train.prepare.job import check_same
 
     if not out.exists():
@@ -80,6 +80,8 @@ def _is_done(out: Path, job: Job) -> bool:
         raise ValueError(f"--out {out}: exists; name a new folder")
     check_same(out / shards.RECORD, job, f"--out {out}: was prepared")
     cache.open_cache(out, tuple(job.header.groups))
+    if leads:
+        contents.compare(job.source, contents.read(out), f"--out {out}: was prepared")
     return True
 
 
@@ -104,7 +106,7 @@ def _encode_share(
     job: Job, place: shards.Workplace, mine: list[shards.Shard], team: Processes, args: argparse.Namespace, add: Callable[[int], None]
 ) -> None:
     """Writes this process's shards. Raises ValueError naming an image that cannot be read, unless args.skip_bad."""
-    from gsnr.train.prepare import encode, images
+    from gsnr.train.prepare import encode, images, shards
 
     encoder = encode.Encoder(job.vae, job.header, team.device, job.teacher, bool(job.measure))
     workers = args.workers if args.workers is not None else 0 if team.device == "cpu" else min(4, os.cpu_count() or 1)
@@ -112,34 +114,38 @@ def _encode_share(
     batches = [[shard.images[i : i + batch] for i in range(0, len(shard.images), batch)] for shard in mine]
     stream = iter(images.loader(job.source, args.resolution, [numbers for some in batches for numbers in some], workers))
 
-    def encoded(part: Iterable[Crops], skipped: list[str]) -> Iterator[tuple[cache.Rows, statistics.Sums]]:
+    def encoded(part: Iterable[Crops], seen: shards.Seen) -> Iterator[tuple[cache.Rows, statistics.Sums]]:
         for crops in part:
             if crops.bad and not args.skip_bad:
                 raise ValueError(f"{crops.bad[0]}; --skip-bad leaves such images out")
             for line in crops.bad:
                 tqdm.write(f"left out: {line}", file=sys.stderr)
-            skipped += crops.bad
+            seen.skipped.extend(crops.bad)
+            seen.contents.extend(crops.contents)
             if len(crops.numbers):
                 yield encoder(crops.images, crops.numbers, job.source.labels[crops.numbers])
             add(len(crops.numbers) + len(crops.bad))
 
     for shard, some in zip(mine, batches, strict=True):
-        skipped: list[str] = []
-        place.write(shard, job.header, encoded(islice(stream, len(some)), skipped), skipped)
+        seen = shards.Seen()
+        place.write(shard, job.header, encoded(islice(stream, len(some)), seen), seen)
 
 
 def _begin(args: argparse.Namespace, place: shards.Workplace, held: ExitStack, leads: bool) -> tuple[Job, list[shards.Shard] | None]:
     """The job, and the shards that are still to be made (None: the cache is there). The leading process makes the folder aside ready."""
+    from gsnr.train.prepare import contents
     from gsnr.train.prepare.job import check_same, decide
 
     job = decide(args)
-    if _is_done(args.out, job):
+    if _is_done(args.out, job, leads):
         return job, None
     if leads:
         check_writable(args.out.parent, "--out")
         held.enter_context(place.locked())
         if place.begun():
             check_same(place.record, job, f"--out {args.out}: was begun, in {place.aside},")
+            seen = [place.read_note(shard).seen for shard in job.shards if place.finished(shard)]
+            contents.compare(job.source, [content for one in seen for content in one.contents], f"--out {args.out}: was begun, in {place.aside},")
         place.make_ready(job.options)
     return job, [shard for shard in job.shards if not place.finished(shard)]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 
+from gsnr.train.prepare.contents import Content, content_of
 from gsnr.train.prepare.modes import RULES, rgb
 from gsnr.train.prepare.sources import Source
 
@@ -64,11 +65,13 @@ def preprocessing_sha() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """A batch. images: those that could be read (B,side,side,3); numbers (B,): which of the source they are; bad: one line for each other."""
+    """A batch. images: those that could be read (B,side,side,3); numbers (B,): which of the source they are; bad: one line for each other;
+    contents: of all of them."""
 
     images: NDArray[np.uint8]
     numbers: NDArray[np.int64]
     bad: list[str]
+    contents: list[Content]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +79,24 @@ class _Cropped(Dataset):
     source: Source
     side: int
 
-    def __getitem__(self, number: int) -> tuple[int, NDArray[np.uint8] | str]:
-        """(number, its crop, or what is wrong with it)."""
+    def __getitem__(self, number: int) -> tuple[Content, NDArray[np.uint8] | str]:
+        """(what the picture is, its crop, or what is wrong with it)."""
+        content = content_of(self.source, number)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels raise
-                return number, centre_crop(self.source.image(number), self.side)
+                return content, centre_crop(self.source.image(number), self.side)
         except Exception as error:  # decoders raise a dozen kinds for a damaged file
-            return number, f"{self.source.name(number)}: not a readable image ({' '.join(str(error).split()) or type(error).__name__})"
+            return content, f"{self.source.name(number)}: not a readable image ({' '.join(str(error).split()) or type(error).__name__})"
 
 
-def _collate(items: list[tuple[int, NDArray[np.uint8] | str]]) -> Crops:
-    good = [(number, x) for number, x in items if not isinstance(x, str)]
+def _collate(items: list[tuple[Content, NDArray[np.uint8] | str]]) -> Crops:
+    good = [(content.number, x) for content, x in items if not isinstance(x, str)]
     return Crops(
         images=np.stack([x for _, x in good]) if good else np.empty((0, 0, 0, 3), np.uint8),
         numbers=np.array([number for number, _ in good], dtype=np.int64),
         bad=[x for _, x in items if isinstance(x, str)],
+        contents=[content for content, _ in items],
     )
 
 

@@ -115,6 +115,7 @@ def decide(args: argparse.Namespace) -> Job:
         "--shard": size,
         "--latent-scale": measure or [header.scale, list(header.channel_scale), list(header.channel_bias)],
         "cropping (hash; by Pillow)": header.preprocessing_sha,
+        "checksums of rows": "xxh3",
         **{f"--{name}": getattr(args, name) for name in PLAIN},
     }
     header = replace(header, options_sha=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())

@@ -1,7 +1,7 @@
 """A cache written shard by shard, so that many processes can write it and a kill loses no more than the shards it met.
 
     ASIDE/cache/SPLIT/data-00003-of-00512.arrow     rows of consecutive images of a split; written aside and renamed
-    ASIDE/notes/SPLIT-00003-of-00512.safetensors    written last: this shard is finished; its sums, its images, what was skipped
+    ASIDE/notes/SPLIT-00003-of-00512.safetensors    written last: this shard is finished; its checksum, its sums, its images, what was skipped
     ASIDE/options.json, lock                        what all of it depends on; held by the process that leads
 
 How the images are cut into shards depends on their number alone. When every note is there, one process adds the header, the statistics and
@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from gsnr import files
-from gsnr.train.data import arrow, quantise, statistics
+from gsnr import checksums, files, locks
+from gsnr.train.data import arrow, quantise, row_checks, statistics
 from gsnr.train.data.cache import HEADER, SPLITS, STATISTICS, Header, Rows, open_cache
+from gsnr.train.prepare import contents
+from gsnr.train.prepare.contents import Content
 
 MOST_SHARDS, LEAST_IMAGES = 512, 128  # of a split, of a shard: few enough files to open, small enough to lose
 RECORD = "prepare.json"  # in a finished cache: the options it depends on, and the images that were left out
@@ -60,12 +62,21 @@ def cut(members: dict[str, NDArray[np.int64]], size: int) -> list[Shard]:
     return made
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What was met while a shard was made. skipped: one line an image that was left out; contents: of every picture, those included."""
+
+    skipped: list[str] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """What is known of a finished shard. images: written; skipped: one line an image that was left out; sums: see `gsnr.train.data.statistics`."""
+    """What is known of a finished shard. images: written; entry: of the manifest; sums: see `gsnr.train.data.statistics`."""
 
     images: int
-    skipped: list[str]
+    seen: Seen
+    entry: checksums.Entry
     sums: statistics.Sums
 
 
@@ -81,7 +92,7 @@ class Workplace:
     def locked(self) -> Iterator[None]:
         """Keeps other commands out, until this process ends at the latest, however it ends. Raises ValueError where one is at work."""
         self.aside.mkdir(parents=True, exist_ok=True)
-        with files.lock(self.aside / "lock"):
+        with locks.Lock(self.aside / "lock"):
             yield
 
     def begun(self) -> bool:
@@ -107,8 +118,8 @@ class Workplace:
     def finished(self, shard: Shard) -> bool:
         return self.note(shard).is_file() and self.data(shard).is_file()
 
-    def write(self, shard: Shard, header: Header, batches: Iterable[tuple[Rows, statistics.Sums]], skipped: list[str]) -> None:
-        """Writes a shard from its batches of rows and their sums. skipped: one line an image that is left out, known when the last batch is.
+    def write(self, shard: Shard, header: Header, batches: Iterable[tuple[Rows, statistics.Sums]], seen: Seen) -> None:
+        """Writes a shard from its batches of rows and their sums. seen: known when the last batch is.
 
         Raises OSError on a full disk.
         """
@@ -123,18 +134,22 @@ class Workplace:
                 yield chunk
 
         write_rows(self.data(shard), header, rows())
-        notes = {"images": str(images), "skipped": json.dumps(skipped)}
+        entry = checksums.entry_of(self.data(shard))
+        notes = {"images": str(images), "seen": json.dumps(asdict(seen)), "entry": json.dumps(entry)}
         with files.replacing(self.note(shard)) as path:
-            path.write_bytes(save(sums, notes))
+            path.write_bytes(checksums.seal_tensors(save(sums, notes)))
 
     def read_note(self, shard: Shard) -> Note:
         """Raises ValueError naming a note that is damaged."""
         path = self.note(shard)
         try:
+            checksums.read_tensors(path)
             with safe_open(path, "numpy") as stored:
                 meta = stored.metadata()
                 sums = {group: stored.get_tensor(group) for group in stored.keys()}  # noqa: SIM118 (a file, not a mapping)
-            return Note(images=int(meta["images"]), skipped=json.loads(meta["skipped"]), sums=sums)
+            seen = json.loads(meta["seen"])
+            met = Seen(seen["skipped"], [Content(*one) for one in seen["contents"]])
+            return Note(images=int(meta["images"]), seen=met, entry=json.loads(meta["entry"]), sums=sums)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it and run the same command again") from error
 
@@ -145,6 +160,7 @@ def _schema(header: Header) -> pa.Schema:
         "image_id": pa.int64(),
         "label": pa.int64(),
         "view": pa.int8(),
+        row_checks.COLUMN: pa.null(),
         "mean": pa.list_(pa.float32(), size),
         "std": pa.list_(pa.float32(), size),
     }
@@ -152,16 +168,21 @@ def _schema(header: Header) -> pa.Schema:
         fields[group] = pa.list_(pa.int8() if header.dtype == "int8" else pa.float16(), int(np.prod(shape)))
         if header.dtype == "int8":
             fields[f"{group}{quantise.SUFFIX}"] = pa.list_(pa.float16(), int(np.prod(shape[:2])))
+    fields[row_checks.COLUMN] = pa.list_(pa.uint64(), len(fields) - 1)
     return pa.schema(fields)
 
 
 def _record(chunks: list[Rows], schema: pa.Schema) -> pa.RecordBatch:
-    def column(field: pa.Field) -> pa.Array:
-        values = np.concatenate([chunk[field.name] for chunk in chunks])
-        flat = pa.array(values.reshape(-1), type=field.type.value_type if values.ndim > 1 else field.type)
-        return pa.FixedSizeListArray.from_arrays(flat, field.type.list_size) if values.ndim > 1 else flat
+    names = [name for name in schema.names if name != row_checks.COLUMN]
+    types = {name: getattr(schema.field(name).type, "value_type", schema.field(name).type) for name in schema.names}
+    values = {name: np.concatenate([chunk[name] for chunk in chunks]).astype(types[name].to_pandas_dtype(), copy=False) for name in names}
+    values[row_checks.COLUMN] = row_checks.checks_of(values, names)
 
-    return pa.RecordBatch.from_arrays([column(field) for field in schema], schema=schema)
+    def column(name: str) -> pa.Array:
+        flat = pa.array(values[name].reshape(-1), type=types[name])
+        return pa.FixedSizeListArray.from_arrays(flat, schema.field(name).type.list_size) if values[name].ndim > 1 else flat
+
+    return pa.RecordBatch.from_arrays([column(name) for name in schema.names], schema=schema)
 
 
 def write_rows(path: Path, header: Header, rows: Iterable[Rows]) -> None:
@@ -184,13 +205,12 @@ def finish(place: Workplace, shards: list[Shard], header: Header, record: dict[s
     record: for CACHE/prepare.json, beside those lines. measure: how the latents' scaling is taken from the train split, of statistics.MEASURES,
     or "" where the header has it. Raises ValueError naming a shard that is damaged, or where a split has no images left.
     """
-    import datasets
-
     notes = {shard.name: place.read_note(shard) for shard in shards}
     sums: statistics.Sums = {}
+    tables: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
     for shard in shards:
         try:
-            arrow.read_shard(place.data(shard))
+            tables[shard.split].append(arrow.read_shard(place.data(shard)))
         except ValueError as error:
             raise ValueError(f"{error}; delete it and run the same command again") from error
         if shard.split == "train":
@@ -198,11 +218,22 @@ def finish(place: Workplace, shards: list[Shard], header: Header, record: dict[s
     sizes = {split: sum(notes[s.name].images for s in shards if s.split == split) for split in SPLITS}
     if not all(sizes.values()):
         raise ValueError(f"{header.data}: no readable images for split {next(split for split, n in sizes.items() if not n)!r}")
-    header = replace(header, sizes=sizes)
+    header = replace(header, sizes=sizes, rows_sha={split: row_checks.rows_sha(pa.concat_tables(parts)) for split, parts in tables.items()})
     if measure:
         scaling = statistics.scaling_of(sums[statistics.LATENT], measure)
         header = replace(header, scale=scaling.factor, channel_scale=scaling.channel_scale, channel_bias=scaling.channel_bias)
-    skipped = [line for note in notes.values() for line in note.skipped]
+    skipped = [line for note in notes.values() for line in note.seen.skipped]
+    _write_small(place, shards, header, {**record, "skipped": skipped}, statistics.mean_and_std(sums))
+    contents.write(place.cache, [content for note in notes.values() for content in note.seen.contents])
+    known = {str(place.data(shard).relative_to(place.cache)): notes[shard.name].entry for shard in shards}
+    files.write_text(place.cache / checksums.MANIFEST, checksums.Manifest.of(place.cache, known).text())
+    open_cache(place.cache, tuple(header.groups))
+    return header, skipped
+
+
+def _write_small(place: Workplace, shards: list[Shard], header: Header, record: dict[str, object], means: dict[str, NDArray[np.float32]]) -> None:
+    """The files of a cache beside its shards."""
+    import datasets
 
     features = datasets.Features.from_arrow_schema(_schema(header))
     for split in SPLITS:
@@ -211,11 +242,9 @@ def finish(place: Workplace, shards: list[Shard], header: Header, record: dict[s
         files.write_text(place.cache / split / arrow.STATE, json.dumps(_state(names, f"{header.options_sha[:16]}{split}"), indent=2) + "\n")
     files.write_text(place.cache / "dataset_dict.json", json.dumps({"splits": list(SPLITS)}) + "\n")
     with files.replacing(place.cache / STATISTICS) as path:
-        path.write_bytes(save(statistics.mean_and_std(sums)))
-    files.write_text(place.cache / RECORD, json.dumps({**record, "skipped": skipped}, indent=2) + "\n")
+        path.write_bytes(save(means))
+    files.write_text(place.cache / RECORD, json.dumps(record, indent=2) + "\n")
     files.write_text(place.cache / HEADER, json.dumps(asdict(header), indent=2) + "\n")
-    open_cache(place.cache, tuple(header.groups))
-    return header, skipped
 
 
 def _state(names: list[dict[str, str]], fingerprint: str) -> dict[str, object]:

@@ -47,9 +47,13 @@ class Source(Protocol):
         """The picture. Raises whatever its decoder raises."""
         ...
 
+    def content(self, number: int) -> bytes:
+        """What it is decoded from. Raises OSError where it is not there."""
+        ...
+
     @property
     def sha(self) -> str:
-        """SHA-256 of which pictures there are and their labels, not of their pixels."""
+        """SHA-256 of which pictures there are and their labels, not of their pixels: of those see `gsnr.train.prepare.contents`."""
         ...
 
 
@@ -70,6 +74,9 @@ class Files:
             image.load()
             return image
 
+    def content(self, number: int) -> bytes:
+        return (self.root / self.names[number]).read_bytes()
+
     @property
     def sha(self) -> str:
         return hashlib.sha256("\n".join(self.names).encode() + self.labels.tobytes()).hexdigest()
@@ -81,6 +88,7 @@ class Table:
 
     data: str
     images: Any  # datasets.Dataset with the column `image`
+    stored: Any  # the same, not decoded
     fingerprint: str
     labels: Labels
     classes: int | None = None
@@ -90,6 +98,10 @@ class Table:
 
     def image(self, number: int) -> Image.Image:
         return self.images[number]["image"]
+
+    def content(self, number: int) -> bytes:
+        cell = self.stored[number]["image"]
+        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
     @property
     def sha(self) -> str:
@@ -130,8 +142,12 @@ def _table(data: str, opened: Any, split: str) -> Table:
     if labels.dtype.kind not in "iu":
         raise ValueError(f"--data {data}: its column label holds {feature}, not class numbers")
     classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else None
+    if not isinstance(opened.features["image"], datasets.Image):
+        raise ValueError(f"--data {data}: its column image holds {opened.features['image']}, not images")
+    images = opened.select_columns(["image"])
+    stored = images.cast_column("image", datasets.Image(decode=False))
     found = {"fingerprint": opened._fingerprint, "labels": labels.astype(np.int64), "classes": classes}
-    return Table(data=data, images=opened.select_columns(["image"]), **found)
+    return Table(data=data, images=images, stored=stored, **found)
 
 
 def _load(data: str, split: str, why: str) -> Table:

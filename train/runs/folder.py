@@ -7,7 +7,9 @@ RUN/gsnr.jsonl       with --gsnr-every: see `gsnr.train.callback`
 RUN/samples/         with --sample-every: grids of samples of the averaged weights
 RUN/tensorboard/     unless --trackers none
 RUN/checkpoints/     see `gsnr.train.runs.checkpoint`
-RUN/lock             locked by the process that trains
+RUN/lock             locked by the process that trains, which stands in it
+
+What a resumption takes out of a log (lines that are damaged, or of steps that are done again) is kept in LOG.cut.
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
 import gsnr
-from gsnr import files
+from gsnr import checksums, files, locks
 from gsnr.train import callback
 from gsnr.train.config import TrainConfig, resolve
-from gsnr.train.data.cache import Header, header_from
+from gsnr.train.data.cache import Header
 from gsnr.train.objective import Objective
-from gsnr.train.runs import checkpoint
+from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import logs as runlog
+from gsnr.train.runs import state as states
 
+LOGS = ("metrics.jsonl", "router.jsonl", callback.LOG)
 ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
 # On --resume: what does not change the run that is asked for. (compile, checkpointing and accumulate change how its numbers are rounded.)
 MAY_CHANGE = (
@@ -68,37 +72,68 @@ def check(out: Path, config: TrainConfig, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"--out {out}: already holds a run; continue it with --resume, or name a new folder")
-    try:
-        values = json.loads(stored.read_text())["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{stored}: damaged ({error})") from error
+    values = checksums.read_sealed(stored).get("config")
     if not isinstance(values, dict) or not values:
         raise ValueError(f"{stored}: damaged (its `config` is not a mapping)")
+    steps = values.get("steps")
+    if isinstance(steps, int) and config.steps < steps:
+        raise ValueError(f"--resume: --steps can only grow; this run was asked for {steps}, now {config.steps}")
+    _compare(values, stored, config)
+
+
+def _compare(values: dict[str, Any], stored: Path, config: TrainConfig) -> None:
+    """Raises ValueError for an option of another value in a stored configuration, but those that may change."""
     before = _flat(_of_today(values, stored))
     for key, value in _flat(_as_json(config)).items():
-        was = before.get(key)
-        if key == "steps" and isinstance(was, int) and value < was:
-            raise ValueError(f"--resume: --steps can only grow; this run was asked for {was}, now {value}")
-        if key not in MAY_CHANGE and value != was:
+        if key not in MAY_CHANGE and value != before.get(key):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in MAY_CHANGE)
-            raise ValueError(f"--resume: {key} was {was!r} in {stored}, now {value!r}; only {flags} may change")
+            raise ValueError(f"--resume: {key} was {before.get(key)!r} in {stored}, now {value!r}; only {flags} may change")
 
 
-def start(out: Path, config: TrainConfig, step: int, objective: Objective) -> TextIO:
-    """Creates the run folder, or cuts its logs back to the step that training continues from. What it returns holds the folder's lock.
+class Hold:
+    """A run folder, held by the process that trains there: by RUN/lock and, since anybody may delete that, by RUN/config.json too."""
+
+    def __init__(self, out: Path, resolved: dict[str, Any]) -> None:
+        """Writes config.json. Raises ValueError, naming the holder, where another process has the folder."""
+        self.lock, stored = locks.Lock(out / "lock"), out / "config.json"
+        try:
+            before = locks.take(stored) if stored.is_file() else None
+            files.write_text(stored, json.dumps(checksums.seal(resolved), indent=2) + "\n")
+            self.config = locks.take(stored)
+        except ValueError:
+            self.lock.close()
+            raise
+        if before is not None:
+            before.close()
+
+    def watch(self) -> None:
+        """Raises ValueError where another process has got hold of the folder; puts a lock that was deleted back."""
+        self.lock.watch()
+
+    def close(self) -> None:
+        self.config.close()
+        self.lock.close()
+
+
+def start(out: Path, config: TrainConfig, state: dict[str, Any], objective: Objective) -> Hold:
+    """Creates the run folder, or cuts its logs back to the step that training continues from. state: of the checkpoint; {} for a new run.
 
     Raises ValueError where another process is training there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    held = files.lock(out / "lock")
-    resolved = {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}}
-    files.write_text(out / "config.json", json.dumps(resolved, indent=2) + "\n")
+    held = Hold(out, {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}})
     (out / "checkpoints").mkdir(exist_ok=True)
-    for name in ("metrics.jsonl", "router.jsonl", callback.LOG):
-        runlog.cut_back(out / name, step if step else -1)
+    step, logged = state.get("step", 0), state.get("logs", {})
+    for name in LOGS:
+        runlog.cut_back(out / name, step if step else -1, logged.get(name))
     if not step:
         log_router(out, 0, objective)
     return held
+
+
+def log_lengths(out: Path) -> dict[str, int]:
+    """log -> its lines, for state.json."""
+    return {name: runlog.length(out / name) for name in LOGS}
 
 
 def log_router(out: Path, step: int, objective: Objective) -> None:
@@ -111,37 +146,49 @@ def log_router(out: Path, step: int, objective: Objective) -> None:
         runlog.append(out / "router.jsonl", {"step": step, "t": [round(t, 6) for t in t_K.tolist()]} | lists)
 
 
-def restore(out: Path, header: Header, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """state.json of the last checkpoint, its weights put back; {} for a new run. Raises ValueError where the data's VAE is another one.
+def restore(out: Path, config: TrainConfig, header: Header, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """state.json of the last checkpoint, its weights put back; {} for a new run.
 
-    Without LAST (a kill in the midst of the first save, or somebody's slip) the newest checkpoint is the last one: they appear whole.
+    Without LAST (a kill in the midst of the first save, or somebody's slip) the newest checkpoint is the last one: they appear whole. Raises
+    ValueError where anything is damaged, and where configuration or data are others than those of the checkpoint.
     """
     if not (out / "LAST").is_file():
-        whole = sorted(p.name for p in (out / "checkpoints").glob("*") if p.name.isdigit() and (p / "state.json").is_file())
-        if not whole:
+        newest = next(checkpoint.whole(out), None)
+        if newest is None:
             return {}
-        files.write_text(out / "LAST", whole[-1] + "\n")
+        files.write_text(out / "LAST", newest.name + "\n")
     folder = checkpoint.locate(out)
+    state = training_state.restore(folder, objective, ema, optimizer)
+    path = folder / states.FILE
+    _compare(state["config"], path, config)
     try:
-        stored = asdict(header_from(checkpoint.read_state(folder)["cache"]))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / 'state.json'}: damaged (its `cache`: {error})") from error
-    for key, value in asdict(header).items():
-        same_rows = key == "data" and header.options_sha and header.options_sha == stored["options_sha"]  # the folder is called otherwise
-        if stored[key] != value and not same_rows:
-            raise ValueError(f"--resume: {out} was trained on data whose {key} was {stored[key]!r}; the cache now says {value!r}")
-    return checkpoint.restore(out, objective, ema, optimizer)
+        stored = states.header_in(state)
+        states.agree(state, folder, config, objective.alignment.taps, ("model", "ema"))
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    if stored is not None:
+        _compare_data(out, stored, header)
+    return state
+
+
+def _compare_data(out: Path, stored: Header, header: Header) -> None:
+    """Raises ValueError where a run was trained on other data than those of `header`."""
+    before, now = asdict(stored), asdict(header)
+    for key, value in now.items():
+        same_rows = key == "data" and (stored.rows_sha or stored.options_sha)  # the folder is called otherwise: its rows are compared
+        unknown = key == "rows_sha" and not stored.rows_sha  # a run from before rows had checksums
+        if before[key] != value and not same_rows and not unknown:
+            raise ValueError(f"--resume: {out} was trained on data whose {key} was {before[key]!r}; the cache now says {value!r}")
 
 
 def prune(out: Path, keep_last: int, keep_every: int) -> None:
     """Deletes checkpoints but the last `keep_last` (0: all stay) and those of steps that are multiples of `keep_every` (0: none).
 
-    The one that LAST names always stays.
+    The one that LAST names always stays. Those that are not whole count as none: they are left, and do not push out others.
     """
     if not keep_last:
         return
     last = (out / "LAST").read_text().strip()
-    steps = sorted(p for p in (out / "checkpoints").iterdir() if p.name.isdigit())
-    for folder in steps[:-keep_last]:
+    for folder in list(checkpoint.whole(out))[keep_last:]:
         if folder.name != last and not (keep_every and int(folder.name) % keep_every == 0):
             shutil.rmtree(folder)

@@ -1,0 +1,86 @@
+"""A lock file that says who holds it, and that is watched: deleting it does not let another process in unseen. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+
+def _same(path: Path, handle: TextIO) -> bool:
+    """Whether the path is still the file that was opened."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(handle.fileno()))
+
+
+def _holder(handle: TextIO) -> str:
+    """Whoever wrote into a lock file, for a person; "" where it does not say."""
+    handle.seek(0)
+    try:
+        who = json.loads(handle.read(1000))
+        return f" (process {who['pid']} on {who['host']}, since {who['since']})"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def take(path: Path) -> TextIO:
+    """Locks a file, made if need be, against other processes: until the handle is closed, or this process ends, however it ends.
+
+    These are POSIX locks: children do not inherit them, and a process that opens and closes the file again loses its own. Raises ValueError,
+    naming the folder and the holder, where another process has it.
+    """
+    while True:
+        handle = path.open("a+")
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            who = _holder(handle)
+            handle.close()
+            raise ValueError(
+                f"{path.parent}: another process is at work there{who}, or {path.name!r} in it cannot be locked ({error.strerror})"
+            ) from error
+        if _same(path, handle):
+            return handle
+        handle.close()  # deleted between opening and locking
+
+
+class Lock:
+    """A lock file, held: {"host", "pid", "since"} stand in it. Raises ValueError where another process holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.handle = self._taken()
+
+    def _taken(self) -> TextIO:
+        handle = take(self.path)
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        handle.truncate(0)
+        handle.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n")
+        handle.flush()
+        return handle
+
+    def watch(self) -> None:
+        """Puts the file back where it was deleted or replaced. Raises ValueError where another process holds the one that is there now."""
+        if _same(self.path, self.handle):
+            return
+        before, self.handle = self.handle, self._taken()
+        before.close()
+        print(f"note: {self.path}: was deleted or replaced while it was held; put back", file=sys.stderr)
+
+    def close(self) -> None:
+        self.handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
