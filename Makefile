@@ -29,7 +29,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures probed-sit ablations methods handover test check notebooks clean
+.PHONY: help demo figures probed-sit ablations methods handover test gpu check notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ handover: $(STAMP) ## beta(t) while the router learns and at the end: its rate x
 
 test: $(STAMP) ## runs the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+gpu: ## on a machine with CUDA and its own PyTorch: is it right there, and how fast? under eight minutes; runs/gpu
+	$(PYTHON) -m tests.gpu
 
 check: $(STAMP) ## lint, format, types, import rules
 	$(BIN)/ruff check .

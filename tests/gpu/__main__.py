@@ -25,7 +25,7 @@ import torch
 from gsnr.files import replacing
 from tests.gpu.report import markdown
 
-STAGES = ("machine", "exactness", "engines", "training", "probe", "resume")
+STAGES = ("machine", "smoke", "exactness", "engines", "training", "probe", "resume")
 Row = dict[str, Any]
 
 
