@@ -125,15 +125,15 @@ def main(argv: list[str]) -> int:
         parser.error("--per-class, --classes and --sampling-steps must be at least 1")
     if not math.isfinite(args.cfg):
         parser.error(f"--cfg {args.cfg}: must be a finite number")
-    if args.out is not None and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
-        raise ValueError(f"--out {args.out}: name a file that ends in .png")
+    if args.out is not None:
+        files.check_output(args.out, "--out", ".png")
 
-    from gsnr.train import vae
+    from gsnr.train import opening, vae
     from gsnr.train.runs import checkpoint
 
-    loaded = checkpoint.load(args.ckpt, args.weights)
+    loaded = opening.last_checkpoint(args.ckpt, args.weights)
     out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
-    files.check_writable(out.parent, "--out")
+    files.check_output(out, "--out", ".png")
     header, shape = loaded.header, loaded.config.model
     if (args.classes or 1) > shape.num_classes:
         raise ValueError(f"--classes {args.classes}: {loaded.folder} has {shape.num_classes}")

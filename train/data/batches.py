@@ -7,6 +7,7 @@ label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,7 @@ class StepBatches(Dataset):
         return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
 
 
-def loader(batches: StepBatches, first: int, last: int, workers: int) -> DataLoader:
-    """Batches of steps first .. last-1 in order, prefetched by `workers` processes (0: made in place)."""
-    return DataLoader(batches, batch_size=None, sampler=range(first, last), num_workers=workers, pin_memory=torch.cuda.is_available())
+def loader(batches: StepBatches, first: int, last: int, workers: int, begin: Callable[[int], None] | None = None) -> DataLoader:
+    """Batches of steps first .. last-1 in order, prefetched by `workers` processes (0: made in place). begin: what each of them does first."""
+    steps, pinned = range(first, last), torch.cuda.is_available()
+    return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pinned, worker_init_fn=begin)

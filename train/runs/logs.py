@@ -10,7 +10,7 @@ from gsnr import files
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as handle:
+    with files.naming(path), path.open("a") as handle:
         handle.write(json.dumps(line) + "\n")
 
 
