@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gsnr.table import CELL_COLUMNS, KINDS, MAP_COLUMNS, METRIC_COLUMNS, NAN, SAMPLE_COLUMNS
+from gsnr.estimates import Array, Estimate
+from gsnr.table import CELL_COLUMNS, KINDS, MAP_COLUMNS, METRIC_COLUMNS, NAN, SAMPLE_COLUMNS, estimate_columns
 
 Rows = list[dict[str, Any]]
 STRANGER = "a_target_that_no_one_knows"
 LABELS = {STRANGER: "Unheard of"}
 EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 IMAGES = 6
+SPREAD = 0.035  # of g_i . S: intervals of about +-0.02
 GROUPS = ("all", "embedders", "block 1", "block 2", "attention", "MLP", "adaLN", "projector")
 CANDIDATES = [
     ("ahpa", "none", "fit"),
@@ -47,29 +49,37 @@ def _which(target: str, control: str, projector: str) -> dict[str, str]:
     return {"target": target, "control": control, "projector": projector}
 
 
+def _sums(value: float) -> tuple[Array, Array]:
+    """q_n, r_n of IMAGES gradients of noise 1 and that gsnr, alike but for a little; all zero for NaN."""
+    if np.isnan(value):
+        return np.zeros(IMAGES), np.zeros(IMAGES)
+    return np.full(IMAGES, 1 + value), 1 + IMAGES * value + SPREAD * np.array([1.0, -1.0] * (IMAGES // 2))
+
+
+def _measured() -> Iterator[tuple[tuple[str, str, str], str, dict[str, Any], float, float]]:
+    """(key, group, bin, loss, gsnr), decaying over t, some below detection, one undefined."""
+    for (i, key), (j, group), place in product(enumerate(CANDIDATES), enumerate(GROUPS), _bins()):
+        value = 0.2 / (1 + i + j) - 0.04 * place["bin"] if key[1] != "shuffled" else 0.0
+        yield key, group, place, 0.5 + 0.01 * i, NAN if (group, place["bin"]) == ("block 2", 3) else value
+
+
 def _cells(run: str, probe: str) -> Rows:
-    """Decaying over t, some cells below detection, one undefined."""
     rows = []
-    for i, key in enumerate(CANDIDATES):
-        for j, group in enumerate(GROUPS):
-            for place in _bins():
-                value = 0.2 / (1 + i + j) - 0.04 * place["bin"] if key[1] != "shuffled" else 0.0
-                value = NAN if (group, place["bin"]) == ("block 2", 3) else value
-                measured = {"gsnr": value, "gsnr_low": value - 0.02, "gsnr_high": value + 0.02, "gsnr_batch": 256 * value, "loss": 0.5 + 0.01 * i}
-                angle = {"cos_denoise": 0.3, "cos_low": 0.1, "cos_high": 0.5, "gsnr_constructive": 0.09 * value}
-                about = {"run": run, "probe": probe, "n": IMAGES, "batch_ref": 256, "below_detection": not value > 0.02, "group": group}
-                floor = {"floor": 0.0, "floor_low": -0.01, "floor_high": 0.01, "above_floor": value > 0.03, "underfit": i == 3 and place["bin"] == 2}
-                rows.append(_row(CELL_COLUMNS, **about, **_which(*key), **place, **measured, **angle, **(floor if key[1] == "none" else {})))
+    for key, group, place, loss, value in _measured():
+        q_n, r_n = _sums(value)
+        estimate, short = Estimate(group=group, q_n=q_n, r_n=r_n, sum_sq=float(r_n.sum())), key == CANDIDATES[3] and place["bin"] == 2
+        angle = {"cos_denoise": 0.3, "cos_low": 0.1, "cos_high": 0.5, "gsnr_constructive": 0.09 * value}
+        floor = {"floor": 0.0, "floor_low": -0.01, "floor_high": 0.01, "above_floor": value > 0.03, "underfit": short}
+        known = estimate_columns(estimate, 256) | angle | (floor if key[1] == "none" else {}) | _which(*key) | place
+        rows.append(_row(CELL_COLUMNS, run=run, probe=probe, group=group, loss=loss, **known))
     return rows
 
 
 def _samples(run: str, probe: str) -> Rows:
-    rng = np.random.default_rng(0)
-    places = [(key, group, place) for key in CANDIDATES for group in GROUPS for place in _bins()]
     return [
-        _row(SAMPLE_COLUMNS, run=run, group=group, **_which(*key), **place, image_id=i, t=place["t_low"], loss=0.5, q=q, r=r)
-        for key, group, place in places
-        for i, (q, r) in enumerate(rng.uniform(1, 2, (IMAGES, 2)))
+        _row(SAMPLE_COLUMNS, run=run, group=group, **_which(*key), **place, image_id=i, t=place["t_low"], loss=loss, q=float(q), r=float(r))
+        for key, group, place, loss, value in _measured()
+        for i, (q, r) in enumerate(zip(*_sums(value), strict=True))
     ]
 
 

@@ -8,13 +8,14 @@ gsnr figures --run runs/raw runs/standardised --figure fig_beta          several
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 from tqdm import tqdm
 
-from gsnr import plugins, table
+from gsnr import files, plugins, table
 from gsnr.commandline import Parser, a_path
 from gsnr.figures.style import save
 
@@ -62,10 +63,17 @@ def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
     for folder in runs:
         if not _path(folder, figure).is_file():
             raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `gsnr probe --ckpt {folder} --probe {figure.TABLE}`")
-    tables = [table.read(_path(folder, figure), figure.TABLE) for folder in runs]
+    paths = [_path(folder, figure) for folder in runs]
+    tables = [_read(path, figure.TABLE, path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
     together = pd.concat(tables, ignore_index=True)
     together.attrs["labels"] = {target: label for one in reversed(tables) for target, label in one.attrs["labels"].items()}
     return together
+
+
+@lru_cache
+def _read(path: Path, probe: str, inode: int, changed_ns: int) -> pd.DataFrame:
+    """A table, checked once for all figures of it."""
+    return table.read(path, probe)
 
 
 def distinct(runs: list[Path]) -> None:
@@ -92,21 +100,23 @@ def main(argv: list[str]) -> int:
     if not asked:
         raise ValueError(f"{tables_in(runs[0])}: no tables; measure first with `gsnr probe --ckpt {runs[0]}`")
     out = args.out or runs[0] / "figures"
+    files.check_writable(out, "--out")
     written, left_out = [], []
     modules = {name: find(name) for name in asked}
-    for name, figure in tqdm(modules.items(), desc="drawing", unit="figure", leave=False, delay=2):
-        if len(runs) > 1 and not _several(figure):
-            raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
-        try:
-            drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
-        except ValueError as error:
-            if args.figure:
-                raise
-            left_out.append(f"{name} is left out: {str(error).removeprefix(f'{name}: ')}")
-            continue
-        for suffix in ("png", "pdf"):
-            written.append(out / f"{name}.{suffix}")
-            save(drawn, written[-1])
+    with files.together() as replacing:  # all of them or none
+        for name, figure in tqdm(modules.items(), desc="drawing", unit="figure", leave=False, delay=2):
+            if len(runs) > 1 and not _several(figure):
+                raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
+            try:
+                drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
+            except ValueError as error:
+                if args.figure:
+                    raise
+                left_out.append(f"{name} is left out: {str(error).removeprefix(f'{name}: ')}")
+                continue
+            for suffix in ("png", "pdf"):
+                written.append(out / f"{name}.{suffix}")
+                save(drawn, written[-1], replacing)
     print("\n".join([*(f"wrote {path}" for path in written), *left_out]))
     if not written:
         raise ValueError(f"{tables_in(runs[0])}: no figure can be drawn of these tables ({left_out[0]})")

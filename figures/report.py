@@ -174,9 +174,7 @@ def main(argv: list[str]) -> int:
     runs: list[Path] = args.run
     drawing.distinct(runs)
     out: Path = args.out or runs[0] / "figures" / "report.html"
-    if out.is_dir():
-        raise ValueError(f"--out {out}: a folder; name the page, such as {out / 'report.html'}")
-    files.check_writable(out.parent, "--out")
+    files.check_output(out, "--out", ".html")
     made = sections(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(out, PAGE.render(title=f"G-SNR report: {', '.join(folder.resolve().name for folder in runs)}", sections=made))

@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from gsnr import files
+
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, the full page
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 CONTROL, GREY = "#666666", "#999999"
@@ -49,8 +51,10 @@ def paper() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes PNG or PDF by the path's ending, with the style's resolution and embedded fonts; a PDF carries no date."""
+def save(figure: Figure, path: Path, replacing: files.Replacing = files.replacing) -> None:
+    """Replaces a PNG or PDF, by the path's ending, with the style's resolution and embedded fonts; a PDF carries no date.
+
+    replacing: that of `gsnr.files.together`, for several figures that appear together."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with paper():
-        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    with paper(), replacing(path) as aside:
+        figure.savefig(aside, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)

@@ -161,11 +161,11 @@ def main(argv: list[str]) -> int:
     files.check_writable(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     name = f"table_{args.probe}" + ("" if args.group == "all" else f"_{args.group.replace(' ', '_')}")
-    files.write_text(out / f"{name}.csv", found.to_csv(index=False))
-    files.write_text(out / f"{name}.md", f"{title}\n\n{_markdown(shown)}")
-    files.write_text(out / f"{name}.tex", f"% {title}\n" + shown.style.hide(axis="index").to_latex(hrules=True))
-    print(f"{title}\n\n{_markdown(shown)}")
-    print("\n".join(f"wrote {out / name}.{suffix}" for suffix in ("csv", "md", "tex")))
+    latex = f"% {title}\n" + shown.style.hide(axis="index").to_latex(hrules=True)
+    texts = {"csv": found.to_csv(index=False), "md": f"{title}\n\n{_markdown(shown)}", "tex": latex}
+    files.write_texts({out / f"{name}.{suffix}": text for suffix, text in texts.items()})
+    print(texts["md"])
+    print("\n".join(f"wrote {out / name}.{suffix}" for suffix in texts))
     return 0
 
 

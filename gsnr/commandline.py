@@ -23,9 +23,12 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+OTHERS_SEC = 5.0  # torchrun looks after its processes every 0.1 s and ends them within moments
 
 
 def _nearest(word: str, known: Iterable[str]) -> list[str]:
@@ -99,7 +102,7 @@ class Parser(argparse.ArgumentParser):
         return [name.removeprefix("--") for name in self._option_string_actions if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        _say(f"error: {message} (see {self.prog} --help)")
         raise SystemExit(2)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
@@ -156,7 +159,7 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
         code = _code(command)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        _say("interrupted")
         code = 130
     except BrokenPipeError:  # whoever read the output has seen enough (`gsnr ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -164,14 +167,39 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
     except ModuleNotFoundError as error:
         if os.environ.get("GSNR_TRACEBACK") or error.name is None or error.name.split(".")[0] == "gsnr":
             raise
-        print(f"error: {missing(error.name.split('.')[0], name, extra)}", file=sys.stderr)
+        _say(f"error: {missing(error.name.split('.')[0], name, extra)}")
         code = 2
     except (ValueError, OSError, MemoryError, RecursionError) as error:
         if os.environ.get("GSNR_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"error: {_text(error)}")
         code = 2
+    except Exception:
+        _wait_for_the_first()
+        raise
     raise SystemExit(code)
+
+
+def _text(error: Exception) -> str:
+    """One line; of an error of the disk, the path first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {' '.join(error.strerror.split())}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say(line: str) -> None:
+    """A line on stderr, below what progress bars leave."""
+    _wait_for_the_first()
+    for bar in list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())):
+        bar.close()
+    print(line, file=sys.stderr)
+
+
+def _wait_for_the_first() -> None:
+    """Of the processes that torchrun starts one says an error: when any ends, torchrun ends the others. Those that are not the first wait
+    before they speak, and so speak only where the error is theirs alone."""
+    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(OTHERS_SEC)
 
 
 def _code(command: Callable[[], int]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
@@ -11,6 +13,7 @@ from scipy import stats
 NORMAL_95 = 1.96
 
 
+@cache
 def student(n: int, level: float) -> float:
     """Student's t, two-sided at `level`, with n - 1 degrees of freedom. Raises ValueError for a level outside (0, 1)."""
     if not 0 < level < 1:

@@ -3,12 +3,17 @@
 `alignment.parquet` and its like hold CELL_COLUMNS; probes that measure something other than a G-SNR hold METRIC_COLUMNS (the same keys
 with metric, value, low, high). Per-sample sums that let one run be re-analysed without a GPU lie beside the cells
 (`alignment.samples.parquet`, SAMPLE_COLUMNS). Pictures are tables of pixels (`vae_pca.maps.parquet`, MAP_COLUMNS).
+
+What is read is not believed as it stands: rows and provenance have a SHA-256 in the file's metadata (tables of before had none), rows hold to
+`gsnr.schema`, and cells are computed again from their samples where those lie beside them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gsnr.estimates import Estimate
-from gsnr.files import replacing
+from gsnr import files, schema
+from gsnr.estimates import Array, Estimate
 from gsnr.intervals import NORMAL_95
 
 SCHEMA_VERSION = 1
@@ -91,6 +96,7 @@ MAP_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "vae", "da
 KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COLUMNS, "maps": MAP_COLUMNS}
 HOLDS: dict[str, type | tuple[type, ...]] = {"string": str, "int64": Integral, "float64": Real, "bool": (bool, np.bool_)}
 NAN = float("nan")
+TOLERANCE = 1e-4  # of a sample's squared gradient, by which a cell and its samples may differ: float32 sums in another order
 EASY = 0.9  # share of the cosine to a target that is reached by a constant vector, above which the target is flagged as easy
 
 
@@ -119,12 +125,15 @@ def estimate_again(cell: Mapping[str, Any], samples: pd.DataFrame) -> Estimate:
     image_id): intervals at other levels and paired differences (`gsnr.difference_ci`) without the model. ||S||^2 = sum r; tr(Cov^2) is
     read off the detection limit. Raises ValueError where there are not n samples."""
     rows = samples.sort_values("image_id")
+    return _estimate(cell, rows["q"].to_numpy(np.float64), rows["r"].to_numpy(np.float64))
+
+
+def _estimate(cell: Mapping[str, Any], q_n: Array, r_n: Array) -> Estimate:
     n = int(cell["n"])
-    if len(rows) != n:
-        raise ValueError(f"{len(rows)} samples for a cell of n = {n}")
+    if len(r_n) != n:
+        raise ValueError(f"{len(r_n)} samples for a cell of n = {n}")
     cov_sq = (cell["detection_limit"] * cell["noise"] / NORMAL_95) ** 2 * n * (n - 1) / 2
-    r_n = rows["r"].to_numpy(np.float64)
-    return Estimate(group=cell["group"], q_n=rows["q"].to_numpy(np.float64), r_n=r_n, sum_sq=float(r_n.sum()), cov_sq=float(cov_sq))
+    return Estimate(group=cell["group"], q_n=q_n, r_n=r_n, sum_sq=float(r_n.sum()), cov_sq=float(cov_sq))
 
 
 def check_rows(kind: str, rows: list[dict[str, Any]], where: str) -> None:
@@ -143,19 +152,47 @@ def check_rows(kind: str, rows: list[dict[str, Any]], where: str) -> None:
 
 
 def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[str, Any]) -> None:
-    """Writes rows as one parquet file, aside and renamed. Raises ValueError for a row whose columns are not the kind's."""
-    columns = KINDS[kind]
-    check_rows(kind, rows, path.name)
+    """Writes rows as one parquet file, aside and renamed. Raises ValueError for a row whose columns are not the kind's, OSError naming the path."""
+    with writing() as write_one:
+        write_one(path, kind, rows, provenance)
+
+
+@contextmanager
+def writing() -> Iterator[Any]:
+    """Several tables that appear together, once all of them are written: gives a function with the arguments of `write`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    frame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"gsnr": json.dumps(header).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as aside:
-        pq.write_table(table, aside, compression="zstd")
+    with files.together() as replacing:
+
+        def write_one(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[str, Any]) -> None:
+            columns = KINDS[kind]
+            check_rows(kind, rows, path.name)
+            frame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+            header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance, "rows_sha256": _sha_of_rows(frame)}
+            text = json.dumps(header).encode()
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            metadata = {b"gsnr": text, b"gsnr_sha256": hashlib.sha256(text).hexdigest().encode()}
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as aside:
+                pq.write_table(table, aside, compression="zstd")
+
+        yield write_one
+
+
+def _sha_of_rows(frame: pd.DataFrame) -> str:
+    """SHA-256 of names, types and values of all columns, whatever the file's encoding. Text: its words as they appear, and which is where."""
+    digest = hashlib.sha256()
+    for column in frame:
+        values, words = frame[column].to_numpy(), []
+        if values.dtype.kind not in "ifub":
+            values, found = pd.factorize(frame[column])
+            words = [str(word) for word in found]
+        elif values.dtype.kind == "f":
+            values = np.where(np.isnan(values), NAN, values)  # parquet keeps one NaN
+        digest.update(json.dumps([column, str(values.dtype), words]).encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -166,10 +203,12 @@ def _header(path: Path) -> dict[str, Any]:
 
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable parquet file ({_line(error)})") from error
     if b"gsnr" not in metadata:
         raise ValueError(f"{path}: not a gsnr table (its parquet metadata has no 'gsnr' entry)")
+    if metadata.get(b"gsnr_sha256", sha := hashlib.sha256(metadata[b"gsnr"]).hexdigest().encode()) != sha:
+        raise ValueError(f"{path}: damaged (its metadata are not those that were written); measure again (--overwrite)")
     try:
         header = json.loads(metadata[b"gsnr"])
         version = header["schema_version"]
@@ -179,34 +218,89 @@ def _header(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: schema version {version}, this gsnr reads {SCHEMA_VERSION}; measure again")
     if header.get("kind") not in KINDS:
         raise ValueError(f"{path}: damaged (a table of kind {header.get('kind')!r}; there are {', '.join(KINDS)})")
+    if not isinstance(header.get("provenance"), dict):
+        raise ValueError(f"{path}: damaged (its metadata have no provenance)")
     return header
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _rows(path: Path, header: dict[str, Any]) -> pd.DataFrame:
+    """The rows, as `read` has them but for the comparison with samples."""
+    import pyarrow as pa
+
+    columns = KINDS[header["kind"]]
+    try:
+        frame = pd.read_parquet(path)
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({_line(error)})") from error
+    if frame.empty:
+        raise ValueError(f"{path}: the table has no rows")
+    lacking = [column for column in columns if column not in frame]
+    if lacking:
+        raise ValueError(f"{path}: lacks column {lacking[0]!r}: another version of gsnr measured it; measure again (--overwrite)")
+    for column, dtype in columns.items():
+        if dtype != "string" and not pd.api.types.is_numeric_dtype(frame[column]):
+            raise ValueError(f"{path}: damaged (column {column!r} holds {frame[column].dtype}, not {dtype})")
+    settings = header["provenance"].get("settings")
+    bins = settings.get("bins") if isinstance(settings, dict) else None
+    schema.check(path, header["kind"], frame, columns, bins if isinstance(bins, int) else None)
+    if "rows_sha256" in header and header["rows_sha256"] != _sha_of_rows(frame):
+        raise ValueError(f"{path}: damaged (its rows are not those that were written, by their SHA-256); measure again (--overwrite)")
+    return frame
 
 
 def read(path: Path, probe: str | None = None) -> pd.DataFrame:
     """The rows of a table; attrs["labels"]: target -> name for people, where the table brings one.
 
-    Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, or one that another probe than
-    `probe` wrote."""
-    import pyarrow as pa
-
+    Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, one that another probe than
+    `probe` wrote, and cells that are not what their samples (in the file beside) say."""
     header = _header(path)
-    kind = header["kind"]
-    try:
-        frame = pd.read_parquet(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    if frame.empty:
-        raise ValueError(f"{path}: the table has no rows")
-    lacking = [column for column in KINDS[kind] if column not in frame]
-    if lacking:
-        raise ValueError(f"{path}: lacks column {lacking[0]!r}: another version of gsnr measured it; measure again (--overwrite)")
-    for column, dtype in KINDS[kind].items():
-        if dtype != "string" and not pd.api.types.is_numeric_dtype(frame[column]):
-            raise ValueError(f"{path}: damaged (column {column!r} holds {frame[column].dtype}, not {dtype})")
+    frame = _rows(path, header)
     if probe is not None and "probe" in frame and set(frame["probe"]) != {probe}:
         raise ValueError(f"{path}: a table of probe {frame['probe'].iloc[0]!r}, not {probe!r}")
-    frame.attrs["labels"] = header.get("provenance", {}).get("labels", {})
+    beside = path.with_suffix(".samples.parquet")
+    if header["kind"] == "cells" and beside.is_file():
+        _check_samples(path, frame, header, beside)
+    frame.attrs["labels"] = header["provenance"].get("labels", {})
     return frame
+
+
+def _check_samples(path: Path, cells: pd.DataFrame, header: dict[str, Any], beside: Path) -> None:
+    """Raises ValueError where cells are not what their samples make, or the two files are of different measurements."""
+    of_samples = _header(beside)
+    if of_samples["provenance"] != header["provenance"]:
+        raise ValueError(f"{beside}: of another measurement than {path.name} beside it; measure again (--overwrite)")
+    keys = [*schema.WHICH, "bin"]
+    samples = cells[keys].assign(row=np.arange(len(cells))).merge(_rows(beside, of_samples), on=keys).sort_values("row", kind="stable")
+    rows, starts = np.unique(samples["row"], return_index=True)
+    parts = (np.split(samples[column].to_numpy(np.float64), starts[1:]) for column in ("q", "r", "loss"))
+    records = cells.to_dict("records")
+    for row, q_n, r_n, loss_n in zip(rows, *parts, strict=True):
+        cell = records[row]
+        try:
+            again = _estimate(cell, q_n, r_n)
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged (row {row}, column 'n': {error}, in {beside.name}); measure again (--overwrite)") from error
+        loss = (cell["loss"], loss_n.mean(), TOLERANCE * np.abs(loss_n).max())
+        for column, (value, made, slack) in (_differences(cell, again) | {"loss": loss}).items():
+            if abs(value - made) > slack:
+                text = f"row {row}, column {column!r}: {value:.6g}, but {made:.6g} from {beside.name}"
+                raise ValueError(f"{path}: damaged ({text}); measure again (--overwrite)")
+
+
+def _differences(cell: Mapping[Any, Any], again: Estimate) -> dict[str, tuple[float, float, float]]:
+    """column -> (what the cell says, what its samples make, by how much these may differ)."""
+    (low, high), size, square = again.ci(), abs(again.gsnr), float(again.q_n.mean())
+    slack = 10 * TOLERANCE * (1 / again.n + size * (1 + size) + (high - low))  # the noise is what is left over where gsnr is large
+    return {
+        "signal": (cell["signal"], again.signal, TOLERANCE * square),
+        "noise": (cell["noise"], again.noise, TOLERANCE * square),
+        "gsnr_low": (cell["gsnr_low"], low, slack),
+        "gsnr_high": (cell["gsnr_high"], high, slack),
+    }
 
 
 def provenance(path: Path) -> dict[str, Any]:

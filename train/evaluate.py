@@ -36,9 +36,8 @@ def evaluate(
     """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
     from gsnr.train import opening, vae
     from gsnr.train.data.heldout import require
-    from gsnr.train.runs import checkpoint
 
-    loaded = checkpoint.load(ckpt, weights)  # type: ignore[arg-type]
+    loaded = opening.last_checkpoint(ckpt, weights)
     header, splits = opening.data_of(loaded, data, features=False)
     if frechet and "teacher" not in header.groups:
         raise ValueError("--frechet: the data hold no teacher's features; prepare them with --teacher")

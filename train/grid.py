@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from argparse import ArgumentTypeError
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -26,6 +24,7 @@ from tqdm import tqdm
 
 from gsnr import commands, files
 from gsnr.commandline import Parser, a_path, choose, seed
+from gsnr.train.children import Children
 from gsnr.train.evaluate import LEAST_SAMPLES
 
 RESULT = "evaluation.json"
@@ -61,25 +60,18 @@ class Job:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it") from error
 
-    def work(self, threads: int) -> None:
-        """Trains what is left and evaluates. Raises ValueError with the last line of a command that failed."""
+    def work(self, children: Children, threads: int) -> None:
+        """Trains what is left and evaluates. Raises ValueError with the last line of a command that failed, and for a training that was stopped."""
         if self.done() is not None:
             return
         length = [] if self.steps is None else ["--steps", str(self.steps)]
         which = ["--preset", f"{self.row}-demo", "--seed", str(self.seed), "--out", str(self.folder)]
-        _call(["gsnr", "train", *which, "--resume", *length, *self.options], threads)
-        result = json.loads(_call(["gsnr", "evaluate", "--ckpt", str(self.folder), "--frechet", str(self.frechet)], threads))
+        children.call(["gsnr", "train", *which, "--resume", *length, *self.options], threads)
+        asked = json.loads((self.folder / "config.json").read_text())["config"]["steps"]
+        result = json.loads(children.call(["gsnr", "evaluate", "--ckpt", str(self.folder), "--frechet", str(self.frechet)], threads))
+        if result["step"] != asked:
+            raise ValueError(f"{self.folder}: stopped after {result['step']} of {asked} steps; call the same again")
         files.write_text(self.folder / RESULT, json.dumps({"identity": self.settings, "result": result}, indent=2) + "\n")
-
-
-def _call(command: list[str], threads: int) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, env={"OMP_NUM_THREADS": str(threads)} | os.environ, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ValueError(f"{' '.join(command)}: {lines[-1]}")
-    return done.stdout
 
 
 def beside(jobs: list[Job], rows: list[str]) -> list[Job]:
@@ -155,6 +147,21 @@ def _parser() -> Parser:
     return parser
 
 
+def _work(jobs: list[Job], side_by_side: int) -> list[str]:
+    """Does all jobs; the errors of those that failed. Stopped by a signal or Ctrl-C, it takes its runs along, which save."""
+    threads = max(1, (os.cpu_count() or 1) // side_by_side)
+    children = Children()
+    failed = []
+    with ThreadPoolExecutor(side_by_side) as executor, children.bound():
+        working = [executor.submit(job.work, children, threads) for job in jobs]
+        for future in tqdm(as_completed(working), total=len(jobs), desc="grid", unit="run", mininterval=1.0):
+            if (error := future.exception()) is not None:
+                if not isinstance(error, ValueError):
+                    raise error
+                failed.append(str(error))
+    return failed
+
+
 def main(argv: list[str]) -> int:
     from gsnr.train import presets
 
@@ -172,25 +179,12 @@ def main(argv: list[str]) -> int:
     files.check_writable(args.out, "--out")
     shared: dict[str, Any] = {"out": args.out, "steps": args.steps, "frechet": args.frechet, "options": tuple(options)}
     jobs = [Job(row=row, seed=seed, **shared) for seed in seeds for row in rows]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    failed: list[str] = []
-    with ThreadPoolExecutor(args.jobs) as executor:
-        working = {executor.submit(job.work, threads): job for job in jobs}
-        try:
-            for future in tqdm(as_completed(working), total=len(jobs), desc="grid", unit="run", mininterval=1.0):
-                if (error := future.exception()) is not None:
-                    if not isinstance(error, ValueError):
-                        raise error
-                    failed.append(str(error))
-        except BaseException:  # Ctrl-C as well: what has not begun does not begin
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    failed = _work(jobs, args.jobs)
     every = [*rows, *(row for row in presets.ROWS if row not in rows)]
     runs = table(sorted([*jobs, *beside(jobs, every)], key=lambda job: (every.index(job.row), job.seed)))
     if len(runs):
         args.out.mkdir(parents=True, exist_ok=True)
-        files.write_text(args.out / "table.csv", runs.to_csv(index=False))
-        files.write_text(args.out / "table.md", summary(runs))
+        files.write_texts({args.out / "table.csv": runs.to_csv(index=False), args.out / "table.md": summary(runs)})
         print(summary(runs))
         print(f"wrote {args.out / 'table.csv'} and {args.out / 'table.md'}: {len(runs)} runs")
     if failed:

@@ -95,11 +95,14 @@ def waited(metrics: Path) -> tuple[float, float]:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     seconds = [after["wall_s"] - before["wall_s"] for before, after in pairwise(lines)]
     shares = [line["wait_share"] for line in lines[1:]]
+    if None in shares or not sum(seconds):
+        raise ValueError(f"{metrics}: the clock did not move between its lines; measure more steps (--steps)")
     return float(np.average(shares, weights=seconds)), (lines[-1]["step"] - lines[0]["step"]) / sum(seconds)
 
 
 def fed(config: TrainConfig) -> tuple[float, float]:
     """(images, bytes) a second that one process gets of the loader alone, its first fifth left out."""
+    from gsnr.estimates import ratio
     from gsnr.train import opening
     from gsnr.train.config import alignment_config
     from gsnr.train.data.batches import StepBatches, loader
@@ -114,7 +117,7 @@ def fed(config: TrainConfig) -> tuple[float, float]:
         elif step > first:
             size += sum(x.nbytes for x in batch.values())
     seconds = time.perf_counter() - started
-    return (config.steps - first) * config.batch / seconds, size / seconds
+    return float(ratio((config.steps - first) * config.batch, seconds)), float(ratio(size, seconds))
 
 
 def _parser() -> Parser:

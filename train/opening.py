@@ -1,4 +1,5 @@
-"""Opens the data that a configuration or a checkpoint names: a cache, the demo's (built on first use), or latents that somebody else prepared."""
+"""Opens a run's last checkpoint, and the data that a configuration or a checkpoint names: a cache, the demo's (built on first use), or latents
+that somebody else prepared."""
 
 from __future__ import annotations
 
@@ -29,6 +30,26 @@ def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
     if needs and header.resampling != config.data.resampling:
         raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
     return header, splits
+
+
+def last_checkpoint(path: Path, weights: str) -> checkpoint.Checkpoint:
+    """A run's last checkpoint, or one checkpoint folder; of a run that trains meanwhile and deletes what it has replaced (--keep-last), the one
+    that was the last and still there. Raises ValueError as `checkpoint.load` does."""
+    while True:
+        before = _last(path)
+        try:
+            return checkpoint.load(path, weights)  # type: ignore[arg-type]
+        except (ValueError, OSError):
+            if _last(path) == before:
+                raise
+
+
+def _last(run: Path) -> bytes | None:
+    """What LAST says; None where there is none."""
+    try:
+        return (run / "LAST").read_bytes()
+    except OSError:
+        return None
 
 
 def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True) -> tuple[Header, dict[str, Split]]:

@@ -120,19 +120,18 @@ def _parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if args.per_class * (args.classes or 10) > MOST_IMAGES:
         raise ValueError(f"--per-class {args.per_class}: at most {MOST_IMAGES} images in one grid, and there are {args.classes or 10} classes")
-    if args.out is not None and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
-        raise ValueError(f"--out {args.out}: name a file that ends in .png")
+    if args.out is not None:
+        files.check_output(args.out, "--out", ".png")
 
-    from gsnr.train import vae
+    from gsnr.train import opening, vae
     from gsnr.train.runs import checkpoint
 
-    loaded = checkpoint.load(args.ckpt, args.weights)
+    loaded = opening.last_checkpoint(args.ckpt, args.weights)
     out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
-    files.check_writable(out.parent, "--out")
+    files.check_output(out, "--out", ".png")
     header, shape = loaded.header, loaded.config.model
     if (args.classes or 1) > shape.num_classes:
         raise ValueError(f"--classes {args.classes}: {loaded.folder} has {shape.num_classes}")

@@ -26,7 +26,7 @@ from gsnr.train.models.sit import SiT
 from gsnr.train.objective import Objective, check_cache, make_alignment
 from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
-from gsnr.train.runs.preemption import Preemption
+from gsnr.train.runs.preemption import Preemption, left_to_the_trainer
 from gsnr.train.runs.progress import Progress, trackers
 from gsnr.train.step import Window, check_finite, optimisation_step
 from gsnr.train.vaes import FrozenVAE
@@ -81,13 +81,15 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 
 
 def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
-    """Trains, or continues, one run; on SIGTERM it saves and returns. Raises ValueError for bad input before anything is written or overwritten."""
+    """Trains, or continues, one run; on a signal to end it saves and returns (see `gsnr.train.runs.preemption`), or raises KeyboardInterrupt if that
+    was Ctrl-C. Raises ValueError for bad input before anything is written or overwritten."""
     accelerator = make_accelerator(config, out)
     held: list[runfolder.Hold] = []
+    interrupted = False
     try:
         run = _set_up(accelerator, config, out, resume, held)
         if run is not None:
-            _loop(run)
+            interrupted = _loop(run) == "SIGINT"
     except KeyboardInterrupt:
         if held and (out / "LAST").is_file():
             accelerator.print(f"\n{out}: the last checkpoint is {checkpoint.locate(out)}; continue from it with --resume")
@@ -97,6 +99,8 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
             handle.close()
         if accelerator.num_processes > 1:
             time.sleep(SETTLE_SEC)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bool, held: list[runfolder.Hold]) -> Run | None:
@@ -162,15 +166,16 @@ def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, groups
     )
 
 
-def _loop(run: Run) -> None:
+def _loop(run: Run) -> str:
+    """What stopped it early; "" where all steps were done."""
     accelerator, config, window = run.accelerator, run.config, run.window
     average = get_ema_multi_avg_fn(config.optim.ema)
-    if not run.first:
-        run.callback(0)
-    progress = Progress(accelerator, config, run.out, run.first)
-    batches = progress.waiting(loader(run.batches, run.first, config.steps, config.data.workers))
     step, totals = run.first, {key: 0.0 for key in Window.STREAKS}
     with Preemption() as preemption:
+        if not run.first:
+            run.callback(0)
+        progress = Progress(accelerator, config, run.out, run.first)
+        batches = progress.waiting(loader(run.batches, run.first, config.steps, config.data.workers, left_to_the_trainer))
         for step, batch in enumerate(batches, start=run.first + 1):
             lr, held = optimizer.set_rate(run.optimizer, config.optim, step), run.raw.alignment.held(step)
             parts = (accelerator, run.objective, run.raw, run.ema, run.optimizer)
@@ -202,7 +207,9 @@ def _loop(run: Run) -> None:
             if ends:
                 break
     progress.bar.close()
-    _end(run, step, streak=int(totals["streak"]))
+    by = preemption.by if step < config.steps else ""
+    _end(run, step, by, streak=int(totals["streak"]))
+    return by
 
 
 def _save(run: Run, step: int, window: dict[str, float]) -> None:
@@ -230,14 +237,15 @@ def _save_samples(run: Run, step: int, decoder: FrozenVAE) -> None:
     sample.write(drawn, run.out / "samples" / f"{step:07d}.png")
 
 
-def _end(run: Run, step: int, streak: int) -> None:
-    """Says what was done, and takes the processes apart. streak: steps skipped at the end, for a gradient that was not finite."""
+def _end(run: Run, step: int, by: str, streak: int) -> None:
+    """Says what was done, and takes the processes apart. by: what stopped it early, if anything did. streak: steps skipped at the end, for a
+    gradient that was not finite."""
     accelerator, config = run.accelerator, run.config
     if run.callback.cost:
         accelerator.print(f"G-SNR every {config.gsnr_every} steps: {run.callback.cost}")
     if streak:
         accelerator.print(f"warning: the last {streak} steps were skipped, for their gradient was not finite; look at the data and the learning rate")
-    done = f"{step} steps done" if step == config.steps else f"stopped by SIGTERM after {step} of {config.steps} steps; continue with --resume"
+    done = f"{step} steps done" if not by else f"stopped by {by} after {step} of {config.steps} steps; continue with --resume"
     accelerator.print(f"{run.out}: {done}; last checkpoint {checkpoint.locate(run.out)}")
     if accelerator.num_processes > 1:
         time.sleep(SETTLE_SEC)

@@ -83,11 +83,14 @@ class Measurement:
         print(f"{self.path}: {len(rows[self.probe.KIND])} rows")
 
     def _write(self, rows: Rows, notes: list[dict[str, Any]]) -> None:
-        """The table itself last: it says that all is there."""
+        """All tables or none; the table itself last: it says that all is there. What an earlier measurement left of other kinds goes."""
         named = {target: label for subject in self.subjects for target, label in labels(subject).items()}
         provenance = {"settings": self.settings, "checkpoints": notes, "labels": named, "created": self.subjects[0].created}
         main = self.probe.KIND
-        for kind in [*(kind for kind in rows if kind != main), main]:
-            if rows[kind]:
-                path = self.path if kind == main else self.out / f"{self.name}.{kind}.parquet"
-                table.write(path, kind, rows[kind], provenance)
+        beside = {kind: self.out / f"{self.name}.{kind}.parquet" for kind in table.KINDS if kind != main}
+        with table.writing() as write:
+            for kind in [*(kind for kind in rows if kind != main), main]:
+                if rows[kind]:
+                    write(beside.pop(kind, self.path), kind, rows[kind], provenance)
+        for path in beside.values():
+            path.unlink(missing_ok=True)

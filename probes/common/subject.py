@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def _reader(ckpt: Path, data: str | None, model: str | None) -> Callable[[Weight
     if not ckpt.is_file():
         if model is not None:
             raise ValueError(f"--model {model}: only a raw .pt file needs it; {ckpt} says itself which model it is")
-        return lambda weights: checkpoint.load(ckpt, weights)
+        return lambda weights: opening.last_checkpoint(ckpt, weights)
     found = foreign.read(ckpt)
     asked = {"--data CACHE": data is None, "--model SiT-DEPTHxWIDTHxHEADS/PATCH": found.attention_heads(model) is None}
     lacking = [flag for flag, lacks in asked.items() if lacks]
@@ -119,7 +119,7 @@ def _reader(ckpt: Path, data: str | None, model: str | None) -> Callable[[Weight
 
 def _aligned_from(path: Path, weights: str, header: Header, depth: int) -> Checkpoint:
     """Raises ValueError for a checkpoint whose alignment cannot be measured on these data and a backbone of this depth."""
-    found = checkpoint.load(path, weights)  # type: ignore[arg-type]
+    found = opening.last_checkpoint(path, weights)
     if not found.alignment.parts:
         raise ValueError(f"--align-from {path}: aligned to nothing; name a run of alignment 'ahpa'")
     missing = [group for group in found.alignment.needs if group not in header.groups]
@@ -140,8 +140,9 @@ def load(
     align_from: Path | None = None,
 ) -> Subject:
     """Opens a checkpoint and its data. Raises ValueError for anything missing, damaged or mismatched."""
-    again = _reader(ckpt, data, model)
-    loaded = again(weights)  # type: ignore[arg-type]
+    read = _reader(ckpt, data, model)
+    loaded = read(weights)  # type: ignore[arg-type]
+    again = read if ckpt.is_file() else partial(checkpoint.load, loaded.folder)  # the same, if the run goes on meanwhile
     named = None if vae_name is None else vae.load(vae_name)
     header, splits = opening.data_of(loaded, data)
     if named is not None and named.sha != header.vae_sha:

@@ -73,7 +73,7 @@ def test_bad_input(smoke_run: Path, probed_run: Path, tmp_path: Path) -> None:
     for words, message in (
         (("--run", tmp_path), "no tables; measure first with `gsnr probe --ckpt"),
         (("--run", probed_run, "--run", probed_run), "two of the folders are called 'smoke'"),
-        (("--run", probed_run, "--out", tmp_path), "a folder; name the page"),
+        (("--run", probed_run, "--out", tmp_path), "name a file that ends in .html"),
     ):
         with pytest.raises(ValueError, match=message):
             call(report.main, *words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -74,12 +75,13 @@ def test_columns_are_those_of_the_design() -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "a" / "alignment.parquet"
-    table.write(path, "cells", [row(gsnr=float("nan"), logsnr_high=float("inf"))], {"settings": {"bins": 3}})
+    undefined = dict.fromkeys(("gsnr", "gsnr_low", "gsnr_high", "gsnr_plugin", "gsnr_batch", "gsnr_batch_db", "noise_scale"), float("nan"))
+    table.write(path, "cells", [row(n=2, bin=0, signal=0, noise=0, **undefined, logsnr_high=float("inf"))], {"settings": {"bins": 1}})
     back = table.read(path)
     assert list(back.columns) == list(table.CELL_COLUMNS)
     assert np.isnan(back["gsnr"][0])
     assert np.isinf(back["logsnr_high"][0])
-    assert table.provenance(path) == {"settings": {"bins": 3}}
+    assert table.provenance(path) == {"settings": {"bins": 1}}
     assert [p.name for p in path.parent.iterdir()] == ["alignment.parquet"]
 
 
@@ -97,7 +99,8 @@ def test_estimate_columns() -> None:
 
 def _with_header(path: Path, content: bytes) -> None:
     frame = pq.read_table(path)
-    pq.write_table(frame.replace_schema_metadata({**frame.schema.metadata, b"gsnr": content}), path)
+    metadata = {**frame.schema.metadata, b"gsnr": content, b"gsnr_sha256": hashlib.sha256(content).hexdigest().encode()}
+    pq.write_table(frame.replace_schema_metadata(metadata), path)
 
 
 def test_damaged_tables_are_named(tmp_path: Path) -> None:

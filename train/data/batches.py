@@ -7,7 +7,7 @@ label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +62,12 @@ class StepBatches(Dataset):
         return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
 
 
-def loader(batches: StepBatches, first: int, last: int, workers: int) -> Iterator[Batch]:
-    """Batches of steps first .. last-1 in order, prefetched by `workers` processes (0: made in place). Raises ValueError naming damaged data."""
+def loader(batches: StepBatches, first: int, last: int, workers: int, begin: Callable[[int], None] | None = None) -> Iterator[Batch]:
+    """Batches of steps first .. last-1 in order, prefetched by `workers` processes (0: made in place). begin: what each of them does first.
+
+    Raises ValueError naming damaged data."""
+    steps, pinned = range(first, last), torch.cuda.is_available()
     try:
-        yield from DataLoader(batches, batch_size=None, sampler=range(first, last), num_workers=workers, pin_memory=torch.cuda.is_available())
+        yield from DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pinned, worker_init_fn=begin)
     except ValueError as error:  # a worker's comes with its traceback
         raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error

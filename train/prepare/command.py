@@ -181,11 +181,13 @@ def _prepare(args: argparse.Namespace, held: ExitStack) -> None:
             "make room and run the same command again"
         ) from error
     progress.close()
+    from gsnr.estimates import ratio
+
     count, encoded = sum(header.sizes.values()), sum(len(shard.images) for shard in todo)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(
         f"wrote {args.out}: {count} images of {header.num_classes} classes, {size / count / 2**20:.3f} MiB an image, {len(skipped)} left out; "
-        f"{encoded} read and encoded in {seconds:.1f} s, {encoded / seconds:.2f} images/s"
+        f"{encoded} read and encoded in {seconds:.1f} s, {ratio(encoded, seconds):.2f} images/s"
     )
 
 

@@ -103,8 +103,8 @@ class Workplace:
         """Folders to write to; what a killed process was writing is removed, and all of it where no shard was finished."""
         if not self.begun():
             shutil.rmtree(self.cache, ignore_errors=True)
-        for half in self.aside.rglob(".*"):
-            half.unlink()
+        for half in list(self.aside.rglob(".*")):
+            shutil.rmtree(half) if half.is_dir() else half.unlink(missing_ok=True)
         for folder in (self.aside / "notes", *(self.cache / split for split in SPLITS)):
             folder.mkdir(parents=True, exist_ok=True)
         files.write_text(self.record, json.dumps({"options": options}, indent=2) + "\n")

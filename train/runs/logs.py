@@ -18,7 +18,7 @@ CHECK = "crc32"
 
 def append(path: Path, line: dict[str, Any]) -> None:
     text = json.dumps(line)
-    with path.open("a") as handle:
+    with files.naming(path), path.open("a") as handle:
         handle.write(f'{text[:-1]}, "{CHECK}": "{zlib.crc32(text.encode()):08x}"}}\n')
 
 

@@ -30,7 +30,7 @@ class Progress:
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, out: Path, first: int) -> None:
         self.accelerator, self.out = accelerator, out
-        self.started = self.since = time.time()
+        self.started = self.since = time.perf_counter()
         self.waited = 0.0
         main = accelerator.is_main_process
         self.bar = tqdm(initial=first, total=config.steps, desc=out.name, unit="it", disable=not main, mininterval=1.0, smoothing=0.05)
@@ -50,11 +50,13 @@ class Progress:
 
     def log(self, step: int, totals: dict[str, float], lr: float) -> None:
         """One line; means are over the steps that were not skipped."""
-        steps, now = totals["steps"], time.time()
+        steps, now = totals["steps"], time.perf_counter()
         means = {name: totals[name] / steps if steps else None for name in ("loss", "velocity", "align", "grad_norm")}
-        clock = {"it_per_s": round((steps + totals["skipped"]) / (now - self.since), 3), "wait_share": round(self.waited / (now - self.since), 4)}
-        line = {"step": step, **means, "skipped": int(totals["skipped"]), "lr": lr, **clock, "wall_s": round(now - self.started, 3)}
+        elapsed = now - self.since  # 0 where the clock is too coarse: then nothing is said of speed
+        clock = {"it_per_s": (steps + totals["skipped"], 3), "wait_share": (self.waited, 4)}
+        speed = {name: round(part / elapsed, digits) if elapsed > 0 else None for name, (part, digits) in clock.items()}
+        line = {"step": step, **means, "skipped": int(totals["skipped"]), "lr": lr, **speed, "wall_s": round(now - self.started, 3)}
         logs.append(self.out / "metrics.jsonl", line)
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in means.items() if value is not None and name != "grad_norm"})
         self.accelerator.log({key: value for key, value in line.items() if key != "step" and value is not None}, step=step)
-        self.since, self.waited = time.time(), 0.0
+        self.since, self.waited = now, 0.0

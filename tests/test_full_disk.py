@@ -1,0 +1,23 @@
+"""A disk that is full at some sizes: one line that names the path, and what was there before. `python -m tests.attack full_disk` has all commands."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.attack import full_disk
+
+
+@pytest.fixture(scope="module")
+def before(probed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("full") / "before"
+    shutil.copytree(probed_run, work / "run")
+    return work
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the lock of a training that failed, still held by its traceback
+@pytest.mark.parametrize(("name", "size"), [("train", 3000), ("probe", 10), ("probe", 9000), ("figures", 30_000), ("tables", 900)])
+def test_a_full_disk(name: str, size: int, before: Path, tmp_path: Path) -> None:
+    assert full_disk.once(name, before, tmp_path / "work", size) == (None, True)

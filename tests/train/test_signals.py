@@ -1,0 +1,153 @@
+"""Signals: whichever asks a training to end, it saves; a command that starts others takes them along. Errors are said once, on their own line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from gsnr.train import opening
+from gsnr.train.config import TrainConfig
+from gsnr.train.runs import checkpoint
+from gsnr.train.runs import progress as running
+from gsnr.train.runs.preemption import Preemption
+from tests.conftest import REPO
+
+PLAIN = ("--preset", "smoke", "--alignment", "none", "--trackers", "none", "--log-every", "1", "--steps", "100000", "--save-every", "100000")
+TINY = ("--log-every", "1", "--data.demo-train", "256", "--data.demo-heldout", "256", "--model.hidden-size", "32", "--model.num-heads", "2")
+
+
+def _until(there: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (there.is_file() and there.stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+
+
+def test_every_signal_asks_and_ignored_ones_stay_ignored() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            with Preemption() as preemption:
+                assert not preemption.asked and signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+                os.kill(os.getpid(), number)
+                assert preemption.asked and preemption.by == number.name
+        with Preemption():
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_saves_when_its_terminal_goes_away(tmp_path: Path) -> None:
+    """A session of its own on a pseudo-terminal, which is closed: the kernel sends SIGHUP to all of it, workers too, and writing is an error."""
+    out, (ours, its) = tmp_path / "run", pty.openpty()
+    words = [sys.executable, "-m", "train", *PLAIN, "--data.workers", "1", "--out", str(out)]
+    code = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=REPO, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    _until(out / "metrics.jsonl", process)
+    os.close(ours)
+    assert process.wait(timeout=120) == 0
+    assert (out / "checkpoints" / (out / "LAST").read_text().strip() / "state.json").is_file()
+
+
+def test_ctrl_c_saves_and_is_130(tmp_path: Path) -> None:
+    """As a terminal sends it: to the whole group, the processes that read data included."""
+    out = tmp_path / "run"
+    words = [sys.executable, "-m", "train", *PLAIN, "--data.workers", "1", "--out", str(out)]
+    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    _until(out / "metrics.jsonl", process)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.splitlines()[-1] == "interrupted", "on a line of its own"
+    assert f"stopped by SIGINT after {int((out / 'LAST').read_text())} of 100000 steps; continue with --resume" in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_grid_takes_its_runs_along(number: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    words = [sys.executable, "-m", "gsnr", "grid", "--rows", "sit", "--steps", "100000", "--out", str(out), *TINY]
+    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = out / "sit-s0" / "metrics.jsonl"
+    _until(log, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9) and "Traceback" not in errors
+    deadline = time.monotonic() + 60
+    while not (out / "sit-s0" / "LAST").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert json.loads(log.read_text().splitlines()[-1])["step"] <= int((out / "sit-s0" / "LAST").read_text()), "saved, and went no further"
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_missed(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `gsnr evaluate` beside a training with --keep-last 1: LAST moves on and the folder goes while its files are read."""
+    run = tmp_path / "run"
+    shutil.copytree(smoke_run, run)
+    old = checkpoint.locate(run)
+    real, read = checkpoint.read_tensors, []
+
+    def reading(path: Path) -> dict:
+        if not read:
+            os.rename(old, run / "checkpoints" / "0000031")
+            (run / "checkpoints" / "0000031" / "state.json").write_text(
+                (run / "checkpoints" / "0000031" / "state.json").read_text().replace('"step": 30,', '"step": 31,')
+            )
+            (run / "LAST").write_text("0000031\n")
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "read_tensors", reading)
+    assert opening.last_checkpoint(run, "ema").step == 31 and len(read) > 1
+    (run / "checkpoints" / "0000031" / "ema" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="missing"):
+        opening.last_checkpoint(run, "ema")
+
+
+def test_a_clock_that_does_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.time, "perf_counter", lambda: 7.0)
+    progress = running.Progress(Accelerator(cpu=True), TrainConfig(trackers="none"), tmp_path, 0)
+    progress.log(1, dict.fromkeys(("steps", "skipped", "loss", "velocity", "align", "grad_norm"), 1.0), 1e-4)
+    progress.bar.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (line["it_per_s"], line["wait_share"], line["wall_s"]) == (None, None, 0.0)
+
+
+FAILING = """
+import sys
+from tqdm import tqdm
+from gsnr import commandline
+def command():
+    bar = tqdm(range(9), desc="working", mininterval=0)
+    for _ in bar:
+        raise ValueError("x: wrong")
+commandline.run(command, "gsnr x", "")
+"""
+
+
+def test_errors_stand_on_lines_of_their_own_and_one_process_says_them(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FAILING], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: x: wrong"
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    words = ("--standalone", "--nproc-per-node", "3", str(script))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+    )
+    assert done.returncode and done.stderr.count("error: x: wrong") == 1, done.stderr
