@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def sync(path: Path) -> None:
@@ -31,6 +32,21 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def require_regular(path: Path) -> None:
+    """Raises ValueError for what is no regular file: a device never ends, and a pipe waits."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name}: is no regular file")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's contents. Raises ValueError for what is no regular file, no JSON, or nested too deeply, OSError where it cannot be read."""
+    require_regular(path)
+    try:
+        return json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("its lists and objects are nested too deeply") from error
 
 
 def write_text(path: Path, text: str) -> None:
