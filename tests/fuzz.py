@@ -23,6 +23,7 @@ import time
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -184,8 +185,8 @@ def tried(words: list[str], place: Path, seconds: float = SECONDS) -> Outcome:
     return Outcome(code=code, error=heard.read_text(errors="replace") if heard.exists() else "", left=left)
 
 
-def faults(n: int, seed: int, place: Path, seconds: float = SECONDS) -> tuple[list[str], Counter[str]]:
-    """The lines at fault, with what they say; and how often each exit code came (None: still at work)."""
+def faults(n: int, seed: int, place: Path, seconds: float = SECONDS, say: Callable[[str], None] = str) -> tuple[list[str], Counter[str]]:
+    """The lines at fault, with what they say, also told to `say` at once; and how often each exit code came (None: still at work)."""
     rng, found, codes = random.Random(seed), [], Counter[str]()
     flags = {name: flags_of(name) for name in BASES}
     for command in (commands.COMMANDS[name] for name in BASES):
@@ -196,6 +197,7 @@ def faults(n: int, seed: int, place: Path, seconds: float = SECONDS) -> tuple[li
         codes[str(outcome.code)] += 1
         if outcome.fault is not None:
             found.append(f"{outcome.fault}: gsnr {shlex.join(words)[:500]}\n{outcome.error[-1500:]}")
+            say(found[-1])
     return found, codes
 
 
@@ -209,8 +211,7 @@ def main() -> int:
         run = Path(folder) / "run"
         import_module("gsnr.train.command").main(["--preset", "smoke", "--steps", "2", "--out", str(run)])
         prepare(Path(folder) / "place", run)
-        found, codes = faults(args.n, args.seed, Path(folder) / "place")
-    print("\n".join(found))
+        found, codes = faults(args.n, args.seed, Path(folder) / "place", say=lambda text: print(text, flush=True))
     print(f"{args.n} lines, seed {args.seed}: {len(found)} at fault; exit codes {dict(codes)} (None: still at work after {SECONDS:.0f} s)")
     return 1 if found else 0
 

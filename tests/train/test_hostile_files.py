@@ -52,7 +52,9 @@ def test_a_tensor_that_is_larger_than_what_is_stored(tmp_path: Path) -> None:
 def test_args_that_hold_themselves_are_left_out(tmp_path: Path) -> None:
     endless: list[object] = [1]
     endless.append(endless)
-    torch.save({"ema": dict(Reference(outputs=8).state_dict()), "args": Namespace(num_classes=10, endless=endless, long="x" * 10**6)}, tmp_path / "a.pt")
+    torch.save(
+        {"ema": dict(Reference(outputs=8).state_dict()), "args": Namespace(num_classes=10, endless=endless, long="x" * 10**6)}, tmp_path / "a.pt"
+    )
     assert foreign.read(tmp_path / "a.pt", "sit").args == {"num_classes": 10}
 
 
@@ -104,7 +106,8 @@ def test_every_number_of_every_command_has_bounds() -> None:
     classes = [TrainConfig] + [declared_options(one.path, "Options") for one in every("probes").values()]
     classes += [declared_options(one.path, "Config") for one in every("alignments").values()]
     for cls in classes:
-        for f in [*fields(cls), *(g for f in fields(cls) if is_dataclass(f.default) for g in fields(f.default))]:
+        sections = [f.default for f in fields(cls) if is_dataclass(f.default)]
+        for f in [*fields(cls), *(f for section in sections for f in fields(section))]:
             if str(f.type).startswith("int") and f.name not in ("seed", "tap", "teacher_tap"):  # blocks: by the depth of the model
                 assert f.metadata.get("high"), (cls, f.name)
     for command in COMMANDS.values():
