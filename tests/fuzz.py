@@ -5,7 +5,7 @@
 Every line is a command that would work (on a tiny run that is trained first), with one to three of its flags given odd values, or flags that do
 not exist. It is called in a forked process of its own, with the memory and time below, in a folder of its own. A fault is a traceback, more than
 one line of error, another exit code, an error after which files lie about, and what takes the memory. A line that is still at work when its time
-is up is counted, and is no fault. Prints the faults with their lines, as a shell would take them, and exits with 1 if there are any.
+is up is told and counted, and is no fault. Prints the faults with their lines, as a shell would take them, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -195,6 +195,8 @@ def faults(n: int, seed: int, place: Path, seconds: float = SECONDS, say: Callab
         words = line(rng, flags)
         outcome = tried(words, place, seconds)
         codes[str(outcome.code)] += 1
+        if outcome.code is None:
+            say(f"still at work: gsnr {shlex.join(words)[:500]}")
         if outcome.fault is not None:
             found.append(f"{outcome.fault}: gsnr {shlex.join(words)[:500]}\n{outcome.error[-1500:]}")
             say(found[-1])
