@@ -43,7 +43,7 @@ def test_what_a_fault_is(code: int | None, error: str, left: set[str], fault: st
         ("prepare --data pictures --vae demo --out new --labels /dev/zero", "/dev/zero: not a labels file (zero: is no regular file)"),
         ("train --preset smoke --data.workers 100000 --out new", "--data.workers 100000: must be at least 0 and at most 256"),
         ("train --preset smoke --config deep.json --out new", "deep.json: cannot be read as JSON (its lists and objects are nested too deeply)"),
-        ("train --preset smoke --model.hidden-size 1048576 --out new", "about 6.6e+13 parameters, of 4 bytes each; this machine has"),
+        ("train --preset smoke --model.hidden-size 1048576 --out new", "about 6.3e+13 parameters, of 4 bytes each; this machine has"),
         ("convert --ckpt bomb.pt --out new", "bomb.pt: archive/data.pkl in it is compressed"),
         ("grid --jobs 100000 --out new", "--jobs 100000: must be at least 1 and at most 256"),
         ("sample --ckpt run --per-class 100000000", "--per-class 100000000: must be at least 1 and at most 4096"),
