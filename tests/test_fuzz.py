@@ -51,6 +51,7 @@ def test_what_a_fault_is(code: int | None, error: str, left: set[str], fault: st
         ("evaluate --ckpt run --n-images nan", "argument --n-images: invalid int value: 'nan'"),
         ("figures --run run --out ~", "argument --out: '~' begins with ~, which the shell alone expands"),
         ("tables --run run --out s3://bucket/x", "argument --out: 's3://bucket/x' is an address; only paths on this machine are read and written"),
+        ("tables --run run --plugins /dev/zero", "/dev/zero: is no regular file"),
         ("train --preset smoke --out ''", "argument --out: names nothing; a path on this machine is needed"),
     ],
 )
