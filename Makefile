@@ -1,6 +1,8 @@
 # Every target does its own set-up: a virtual environment in .venv with the versions of constraints.txt.
-# PYTHON picks the interpreter (3.11 or newer); RUN is the run folder of the demo and of the notebooks.
+# PYTHON picks the interpreter (3.11 or newer); RUN is the run folder of the demo and of the notebooks. HASHES names a file of hashes, as CI does:
+# then nothing is installed that is not in it, torch apart (which of its wheels, depends on the machine).
 PYTHON ?= python3
+HASHES ?=
 RUN ?= runs/demo
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +31,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures probed-sit ablations methods handover test gpu check notebooks clean
+.PHONY: help demo figures probed-sit ablations methods handover test gpu check hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,8 +39,10 @@ help: ## what there is to make
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	$(if $(HASHES),$(BIN)/pip install --quiet --require-hashes --no-deps --requirement $(HASHES))
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev,notebooks]'
+	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(HASHES),--no-deps --no-build-isolation) --editable '.[all,dev,notebooks]'
+	$(if $(HASHES),$(BIN)/pip check)
 	touch $@
 
 demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a router trajectory in minutes
@@ -90,6 +94,9 @@ check: $(STAMP) ## lint, format, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hashes: $(STAMP) ## writes .ci/hashes.txt, after a change of constraints.txt, on a machine like CI's (Linux x86-64, Python 3.11)
+	$(BIN)/python .ci/hashes.py
 
 notebooks: demo ## executes the notebooks on RUN, in place
 	GSNR_RUN=$(abspath $(RUN)) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False analysis_notebooks/*.ipynb

@@ -141,6 +141,10 @@ def a_path(text: str) -> Path:
     wrong = no_path(text)
     if wrong is not None:
         raise argparse.ArgumentTypeError(wrong)
+    try:
+        Path(text).resolve()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is a link that leads to itself") from error
     return Path(text)
 
 

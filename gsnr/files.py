@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ASIDE = ".aside"
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of a folder on file systems that have no such thing (CIFS, some FUSE)
@@ -137,6 +139,21 @@ def write_texts(texts: Mapping[Path, str]) -> None:
         for path, text in texts.items():
             with replacing_one(path) as aside:
                 aside.write_text(text)
+
+
+def require_regular(path: Path) -> None:
+    """Raises ValueError for what is no regular file: a device never ends, and a pipe waits."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name}: is no regular file")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's contents. Raises ValueError for what is no regular file, no JSON, or nested too deeply, OSError where it cannot be read."""
+    require_regular(path)
+    try:
+        return json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("its lists and objects are nested too deeply") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -120,10 +121,12 @@ Passes = tuple[tuple[Moments, ...], dict[str, Array], tuple[Products | None, ...
 def _run(plan: Plan, engine: str, interval: bool, distributed: bool) -> Passes:
     """Both passes, over all ranks, and the name of the engine; again in float64 where float32 would lose the answer."""
     found = _passes(plan, engine, interval, distributed)
-    why = next(filter(None, (moments.beyond_float32() for moments in found[0])), None)
-    if why is not None:
-        warnings.warn(f"measured again in float64, which is slower; {why}", stacklevel=3)
-        found = _passes(replace(plan, double=True), found[3], interval, distributed)
+    why = [reason for moments in found[0] if (reason := moments.beyond_float32()) is not None]
+    if ranks.join({"": np.array([bool(why)])}, distributed)[""].any():  # all ranks or none
+        warnings.warn(f"measured again in float64, which is slower; {next(iter(why), 'another rank asks for it')}", stacklevel=3)
+        used = found[3]
+        del found
+        found = _passes(replace(plan, double=True), used, interval, distributed)
     for moments in found[0]:
         if not moments.q[ALL].any():
             n = moments.n

@@ -110,6 +110,11 @@ class Moments:
             values[name] = torch.stack([torch.dot(a, b.to(s.device)) for a, b in pairs]).sum()
         return {group: float(value) for group, value in by_group(values, self.labels).items()}
 
+    @property
+    def narrow(self) -> bool:
+        """Whether any sum is in float32."""
+        return any(s.dtype == torch.float32 for s in self.plus.values())
+
     @cached_property
     def sum_sq(self) -> dict[str, float]:
         """group -> ||S||^2. To be asked for once all samples are in."""
@@ -117,10 +122,9 @@ class Moments:
 
     def beyond_float32(self) -> str | None:
         """Why these numbers, if they were summed in float32, are not to be relied on, naming the first group; None where they are."""
-        for group, q in self.q.items():
+        for group, q in self.q.items() if self.narrow else ():
             most, sum_sq = q.max(initial=0.0), self.sum_sq[group]
-            narrow = any(s.dtype == torch.float32 for name, s in self.plus.items() if group in self.labels[name])
-            if not narrow or (most == 0 and sum_sq == 0):
+            if most == 0 and sum_sq == 0:
                 continue
             if not SQUARES[0] < most < SQUARES[1]:
                 return f"group {group!r}: gradients of a square norm of {most:.2g}, whose products leave the range of float32"

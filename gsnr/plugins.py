@@ -102,6 +102,8 @@ def take(words: list[str]) -> list[str]:
 @lru_cache(maxsize=4096)
 def _marks(path: Path, changed: float) -> frozenset[str]:
     """What a file defines at its top."""
+    if not path.is_file():
+        raise ValueError(f"{path}: is no regular file")
     try:
         tree = ast.parse(path.read_text())
     except (SyntaxError, ValueError) as error:

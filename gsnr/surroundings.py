@@ -77,10 +77,14 @@ def changed(model: nn.Module, buffers: Buffers) -> list[str]:
 
 
 def set_buffers(model: nn.Module, buffers: Buffers) -> None:
-    """Puts back those that changed."""
+    """Puts back those that changed; one of another shape (a cache of positions that grew) is replaced."""
     with torch.no_grad():
         for name in changed(model, buffers):
-            model.get_buffer(name).copy_(buffers[name])
+            owner, _, leaf = name.rpartition(".")
+            if model.get_buffer(name).shape == buffers[name].shape:
+                model.get_buffer(name).copy_(buffers[name])
+            else:
+                model.get_submodule(owner)._buffers[leaf] = buffers[name].clone()
 
 
 @contextmanager

@@ -52,6 +52,14 @@ def test_constraints_pin_every_package_within_its_range() -> None:
         assert requirement.specifier.contains(pin), text
 
 
+def test_hashes_are_of_the_pinned_versions() -> None:
+    """CI installs by .ci/hashes.txt; `make hashes` writes it after a change of constraints.txt. torch's wheel depends on the machine."""
+    hashed = re.findall(r"^(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}$", (REPO / ".ci" / "hashes.txt").read_text(), re.M)
+    pinned = [line.split("==") for line in (REPO / "constraints.txt").read_text().splitlines() if "==" in line]
+    plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+    assert {plain(name): version for name, version in hashed} == {plain(name): version for name, version in pinned if name != "torch"}
+
+
 def test_every_import_is_declared() -> None:
     """By the extra of the commands of the folder, as `gsnr/commands.py` names it; gsnr itself by the plain package."""
     extra = {"train": ("train",), "probes": ("probe",), "figures": ("figures",), "gsnr": ()}
@@ -86,7 +94,7 @@ def test_nothing_imports_what_crashes_beside_the_cpu_torch() -> None:
 def test_mandated_folders_and_files() -> None:
     for name in ("gsnr", "probes", "analysis_notebooks", "figures", "train", "tests", "environment.yml"):
         assert (REPO / name).exists()
-    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", ".ci/run"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", ".ci/run"):
         assert (REPO / name).is_file()
     assert set(PROJECT["scripts"]) == {"gsnr", "gsnr-train", "gsnr-probe"}
 

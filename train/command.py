@@ -10,12 +10,11 @@ gsnr train --preset ahpa-b2 --help                            its values, and th
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from gsnr import plugins
+from gsnr import files, plugins
 from gsnr.commandline import Parser, a_path
 from gsnr.options import build, declared_options, help_lines, help_of_several, kinds, values_of
 
@@ -121,7 +120,7 @@ def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = json.loads(path.read_text())
+        values = files.read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"--config {path}: cannot be read as JSON ({error})") from error
     values = values.get("config", values) if isinstance(values, dict) else values

@@ -135,6 +135,24 @@ def flat(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {"x": torch.cat([batch["x"] for batch in batches])}
 
 
+def test_a_buffer_that_grows_is_put_back() -> None:
+    """A table of positions that is made longer when needed: the loss does not depend on its length."""
+
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 1)
+            self.register_buffer("positions", torch.arange(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.positions = torch.arange(5.0)
+            return self.layer(x + self.positions[:5])
+
+    model = Growing()
+    assert gsnr.measure(model, lambda m, b: m(b["x"])[:, 0], [{"x": torch.randn(8, 5)}])["all"].n == 8
+    assert torch.equal(model.positions, torch.arange(2.0))
+
+
 @pytest.mark.parametrize("engine", ["ghost", "loop", "auto"])
 def test_sparse_embeddings_are_measured(engine: str) -> None:
     torch.manual_seed(0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gsnr import files
 
 MOST_CLASSES = 10**7
 Labels = NDArray[np.int64]  # (N,)
@@ -17,8 +18,9 @@ Labels = NDArray[np.int64]  # (N,)
 def read_labels(path: Path) -> dict[str, int]:
     """file name -> class, of a dataset.json or a CSV. Raises ValueError naming the file and the entry at fault."""
     try:
+        files.require_regular(path)
         if path.suffix == ".json":
-            pairs = json.loads(path.read_text())["labels"]
+            pairs = files.read_json(path)["labels"]
             if pairs is None:
                 raise ValueError("it holds no labels")
         else:
