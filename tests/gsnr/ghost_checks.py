@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import torch
@@ -32,7 +33,9 @@ def agrees(model: nn.Module, x: Tensor, loss=squares, chunk: int | None = None) 
         m = m.to(dtype)
         data = {"x": x.to(dtype) if x.is_floating_point() else x}
         for memory in (0, 1 << 30):  # a second pass, and kept factors
-            result = gsnr.measure(m, loss, [data], engine="ghost", groups=lambda n: n, chunk=chunk, memory_bytes=memory)
+            with warnings.catch_warnings():  # a parameter whose gradient is the same at all samples has no noise, which float64 is asked about
+                warnings.filterwarnings("ignore", "measured again in float64")
+                result = gsnr.measure(m, loss, [data], engine="ghost", groups=lambda n: n, chunk=chunk, memory_bytes=memory)
             start = 0
             for name, p in m.named_parameters():
                 part = slice(start, start := start + p.numel())

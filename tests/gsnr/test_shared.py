@@ -17,9 +17,6 @@ from tests.gsnr.problems import naive_gradients
 
 L, D = 6, 8
 
-# a class token that meets no other has the same gradient at all samples: no noise at all, which float64 is asked about
-pytestmark = pytest.mark.filterwarnings("ignore:measured again in float64")
-
 
 class ViTLike(nn.Module):
     """Class and register tokens expanded over the batch, a position table of shape (1, L + 2, D), in one of the ways in which models write it."""
