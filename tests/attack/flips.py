@@ -1,8 +1,8 @@
-"""Single bits of files of a run, a cache and an interrupted measurement fall over: is it noticed?
+"""Single bits of files of a run, a cache, tables and an interrupted measurement fall over: is it noticed?
 
-Each time one bit of one file is another one. It is noticed where what reads the file refuses (`checkpoint.load` with either weights,
---resume, `cache.open_cache` and every row of it, `ResumeCache`), or where `gsnr verify` says so. A flip got through where neither does and what is
-read is not what it was. Where both pass over it and all is as it was (a space that became a tab), nothing is wrong.
+Each time one bit of one file is another one. It is noticed where what reads the file refuses (`checkpoint.load` with either weights, --resume,
+`cache.open_cache` and every row of it, `table.read`, `ResumeCache`), or where `gsnr verify` says so. A flip got through where neither does and
+what is read is not what it was. Where both pass over it and all is as it was (a space that became a tab), nothing is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gsnr import checksums
+from gsnr import checksums, table
+from gsnr.probes.common import command as probe
 from gsnr.probes.common.resume_cache import ResumeCache
 from gsnr.train import command, optimizer, verify
 from gsnr.train.config import resolve
@@ -31,6 +32,7 @@ from gsnr.train.runs import checkpoint, logs, training_state
 from gsnr.train.runs import folder as runfolder
 
 TIMES = 500
+PROBE = ["--probe", "alignment,controls", "--bins", "2", "--n-images", "16", "--fit-samples", "128", "--fit-steps", "3", "--targets", "own"]
 WORDS = ["--preset", "smoke", "--trackers", "none", "--steps", "10", "--save-every", "5"]
 
 
@@ -97,6 +99,12 @@ def read_parts(folder: Path) -> list[Any]:
     return [json.dumps(parts.rows("rows", lambda: {"maps": []})), made["x"], made["y"]]
 
 
+def read_tables(folder: Path) -> list[Any]:
+    """All rows of tables, and what they say of themselves."""
+    paths = sorted(folder.glob("*.parquet"))
+    return [x for path in paths for x in (table.read(path).to_json(double_precision=15), json.dumps(table.provenance(path)))]
+
+
 def _same(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) if isinstance(x, np.ndarray | torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
 
@@ -114,7 +122,8 @@ def attack(n: int, seed: int, folder: Path) -> list[str]:
     rng, through, counts = random.Random(seed), [], Counter[str]()
     synthetic_cache(folder / "cache", resolve(find("smoke")), 300, "int8")
     command.main([*WORDS, "--out", str(folder / "run")])
-    readers = {folder / "run": read_run, folder / "cache": read_cache, folder / "parts": read_parts}
+    probe.main(["--ckpt", str(folder / "run"), *PROBE, "--out", str(folder / "tables")])
+    readers = {folder / "tables": read_tables, folder / "run": read_run, folder / "cache": read_cache, folder / "parts": read_parts}
     whole = {place: read(place) for place, read in readers.items()}
     files = {place: sorted(p for p in place.rglob("*") if p.is_file() and p.name != "lock") for place in readers}
     for _ in range(n):
@@ -123,7 +132,7 @@ def attack(n: int, seed: int, folder: Path) -> list[str]:
         with flipped(path, rng) as where, redirect_stdout(StringIO()), redirect_stderr(StringIO()) as said:
             found: list[Any] = []
             refused = _notices(lambda place=place, found=found: found.append(readers[place](place)))  # type: ignore[misc]
-            told = bool(said.getvalue()) or (place.name != "parts" and _notices(lambda place=place: verify.main([str(place)])))  # type: ignore[misc]
+            told = bool(said.getvalue()) or (place.name in ("run", "cache") and _notices(lambda place=place: verify.main([str(place)])))  # type: ignore[misc]
         same = not refused and _same(found[0], whole[place])
         outcome = "refused" if refused else "told" if told else "harmless" if same else "got through"
         counts[f"{place.name}: {outcome}"] += 1
