@@ -22,7 +22,7 @@ from gsnr.moments import ALL, Moments
 from gsnr.passes import COV_SAMPLES, FirstPass, Plan, Products, first_pass, second_look
 from gsnr.results import ComparisonResult, Result
 from gsnr.selection import Groups, Parameters, check_kinds, label, select
-from gsnr.surroundings import FLOAT32, PRECISIONS
+from gsnr.surroundings import FLOAT32, PRECISIONS, undisturbed
 
 
 def _plan(
@@ -83,11 +83,13 @@ def _within_memory(plan: Plan, keep: bool) -> tuple[Plan, FirstPass]:
     while True:
         try:
             return plan, first_pass(plan, keep=keep)
-        except torch.OutOfMemoryError:
-            size = (plan.chunk_rows or batch_size(next(plan.chunks()))) // plan.draws
-            if size == 1:
-                raise
+        except torch.OutOfMemoryError as error:
+            lacking = error.with_traceback(None)  # its frames hold what memory there is
         torch.cuda.empty_cache()
+        with undisturbed(plan.model, plan.device, plan.batches):
+            size = (plan.chunk_rows or batch_size(next(replace(plan, to=None).chunks()))) // plan.draws
+        if size == 1:
+            raise lacking
         plan = replace(plan, samples=size // 2)
         warnings.warn(f"{size} samples at once are too many for the memory of {plan.device}; with {size // 2} now (chunk={size // 2})", stacklevel=8)
 
@@ -199,7 +201,7 @@ def measure(
     interval    also compute r_i = g_i . S, which the jackknife interval needs, and tr(Cov^2), which the detection limit needs.
     draws       rows of a batch that belong to one sample and follow one another (draws of t and noise for one image): g_i is
                 their mean gradient, n counts samples, and the noise is split into a part between and a part within samples.
-    chunk       samples whose gradients are taken at once; default: from `memory_bytes`, whole batches for "ghost"; halved where they do not fit.
+    chunk       samples whose gradients are taken at once; default: from `memory_bytes`, or whole batches ("ghost"); halved until the first pass fits.
     memory_bytes    what per-sample gradients may take; default an eighth of a CPU's memory, a quarter of the free memory of a GPU.
     device      where batches are moved before they are used (the model stays); default: nowhere.
     distributed     where torch.distributed is initialised, every rank brings batches of its own, and all get the result of all; False: this alone.

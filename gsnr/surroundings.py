@@ -57,8 +57,9 @@ def _generators(batches: Any) -> list[torch.Generator]:
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device, batches: Any = None, precision: str = FLOAT32) -> Iterator[Buffers]:
-    """Around a pass, which computes in `precision`, one of PRECISIONS, whatever the caller allows elsewhere; buffers and random state (also that
-    of a loader's generators) are put back, so every pass begins with the same. Gives the buffers as they were, by name."""
+    """Around a pass, which computes in `precision`, one of PRECISIONS: TF32 only where it says so, whatever the caller allows elsewhere; autocast
+    where it or the caller does. Buffers and random state (also that of a loader's generators) are put back, so every pass begins with the
+    same. Gives the buffers as they were, by name."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     generators = [(generator, generator.get_state()) for generator in _generators(batches)]
     try:

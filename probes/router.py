@@ -56,10 +56,11 @@ def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | No
     """Rows of kind "metrics"; target "router" is the checkpoint, "router_log" the run's log (raw weights) up to that step."""
     empty = {"control": "none", "projector": "ckpt", "low": float("nan"), "high": float("nan")}
     shared = subject.columns("router", options) | empty
+    alignment = subject.checkpoint.alignment
     t_K = torch.linspace(0, 1, ROUTER_GRID)
-    alignment = subject.checkpoint.alignment.cpu()  # a probe before this one may have taken it to a GPU
+    device = next(alignment.parameters()).device  # a probe before this one may have taken it to a GPU
     with torch.no_grad():
-        now = {name: w.tolist() for name, w in alignment.router_weights(t_K).items()}
+        now = {name: w.tolist() for name, w in alignment.router_weights(t_K.to(device)).items()}
     names = _layer_names(subject, now)
     rows = _rows(shared | {"target": "router"}, t_K.tolist(), now, names)
     run = subject.checkpoint.run_folder

@@ -38,6 +38,11 @@ class Measurement:
         made = {"weights": self.subjects[0].checkpoint.weights, "checkpoints": [self._identity(subject) for subject in self.subjects]}
         return json.loads(json.dumps(asdict(self.options) | made | {"rule": RULE}))
 
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        """What an option that there was not yet when something was measured is taken for."""
+        return json.loads(json.dumps(asdict(type(self.options)())))
+
     def _identity(self, subject: Subject) -> dict[str, Any]:
         """What is measured: a checkpoint and its data."""
         c = subject.checkpoint
@@ -50,7 +55,7 @@ class Measurement:
         """True where the table has these settings already. Raises ValueError where it has others and may not be replaced."""
         if not self.path.exists() or overwrite:
             return False
-        was = asdict(type(self.options)()) | table.provenance(self.path)["settings"]  # an option that there was not yet had its default
+        was = self._defaults | table.provenance(self.path).get("settings", {})
         changed = [key for key, value in self.settings.items() if was.get(key) != value]
         if changed:
             raise ValueError(
@@ -64,7 +69,7 @@ class Measurement:
         kept = ResumeCache(self.out / f".{self.name}.resume")
         if overwrite and not resume:
             kept.remove()
-        kept.begin(self.settings, resume)
+        kept.begin(self.settings, resume, self._defaults)
         rows: Rows = {}
         notes = []
         try:

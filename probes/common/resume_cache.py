@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gsnr import checksums, files, table
@@ -51,11 +52,13 @@ class ResumeCache:
         """Pieces that are there."""
         return sum(path.is_file() and not path.name.startswith(".") and path.name != SETTINGS for path in self.folder.rglob("*"))
 
-    def begin(self, settings: dict[str, Any], resume: bool) -> None:
-        """Takes up what lies there, or starts anew. Raises ValueError for pieces of other settings, or of the same without `resume`."""
+    def begin(self, settings: dict[str, Any], resume: bool, defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Takes up what lies there, or starts anew. defaults: of settings that it may be too old to have.
+
+        Raises ValueError for pieces of other settings, or of the same without `resume`."""
         path = self.folder / SETTINGS
         if self.finished and path.is_file():
-            was = _unsealed(path, f"delete {self.folder}")
+            was = {**defaults, **_unsealed(path, f"delete {self.folder}")}
             changed = [key for key, value in json.loads(json.dumps(settings)).items() if was.get(key) != value]
             if changed:
                 raise ValueError(
@@ -99,6 +102,8 @@ class ResumeCache:
             return load(checksums.read_tensors(path))
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged ({error}); delete it") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it") from error
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

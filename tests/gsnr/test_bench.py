@@ -122,8 +122,8 @@ def test_json_and_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     [
         (("--subjects", "sit-384,nope"), f"--subjects 'nope' does not exist; choose from {', '.join(SUBJECTS)}"),
         (("--methods", "nope"), f"--methods 'nope' does not exist; choose from {', '.join(METHODS)}"),
-        (("--rounds", "0"), "--rounds 0: must be at least 1"),
-        (("--batches", "0"), "--batches 0: must be at least 1"),
+        (("--rounds", "0"), "--rounds 0: must be at least 1 and at most 10000"),
+        (("--batches", "0"), "--batches 0: must be at least 1 and at most 10000"),
     ],
 )
 def test_bad_input_names_the_choices(words: tuple[str, ...], message: str) -> None:

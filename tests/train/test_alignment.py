@@ -304,11 +304,11 @@ def test_bad_names_and_shapes() -> None:
         made("ahpa", beta="nope")
     with pytest.raises(ValueError, match=r"alignment.t_encoding 'nope' does not exist; choose from linear, sinusoidal, fourier"):
         made("ahpa", t_encoding="nope")
-    with pytest.raises(ValueError, match=r"alignment.router_depth 0"):
+    with pytest.raises(ValueError, match=r"alignment.router-depth 0: must be at least 1"):
         made("ahpa", router_depth=0)
     with pytest.raises(ValueError, match=r"alignment.schedule 'mlp' does not exist; choose from linear, sigmoid"):
         made("heuristic", schedule="mlp")
-    with pytest.raises(ValueError, match=r"alignment.projector_width -5: must be between 1 and"):
+    with pytest.raises(ValueError, match=r"alignment.projector-width -5: must be at least 1 and at most"):
         made("repa", projector_width=-5)
     for gamma in (float("nan"), -1.0, 1e30):
         with pytest.raises(ValueError, match=r"alignment.gamma .*: must be between 0 and 1"):

@@ -77,13 +77,20 @@ def test_peak_is_the_share_of_the_flops_that_run(monkeypatch: pytest.MonkeyPatch
     assert printed["rows"]["ahpa"]["peak"] == pytest.approx(step / product, rel=1e-2)
 
 
-def test_bad_names() -> None:
+def test_bad_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="--size 'h2' does not exist; choose from s2"):
         main(["--size", "h2"])
     with pytest.raises(ValueError, match="--rows 'nope' does not exist; choose from sit"):
         main(["--rows", "nope"])
-    with pytest.raises(ValueError, match="--batch 100000000000: too much for the memory of this machine"):
-        main(["--size", "demo", "--rows", "sit", "--rounds", "1", "--batch", "100000000000"])
+    with pytest.raises(ValueError, match="--batch 100000000000: must be at least 1 and at most 65536"):
+        main(["--batch", "100000000000"])
+
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(cost, "stepper", full)
+    with pytest.raises(ValueError, match="--batch 7: too much for the memory of this machine"):
+        main(["--size", "demo", "--rows", "sit", "--rounds", "1", "--batch", "7"])
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--precision fp16: needs a GPU; choose no or bf16"):
             main(["--precision", "fp16"])

@@ -15,6 +15,7 @@ import pytest
 import scipy.linalg
 
 from gsnr.train import command, evaluate, grid
+from gsnr.train.children import Children
 from gsnr.train.frechet import Gaussian, distance
 from tests.conftest import call
 
@@ -56,8 +57,8 @@ def test_summary_is_paired_by_seed() -> None:
 ONE_AT_A_TIME = threading.Lock()
 
 
-def here(words: list[str], threads: int) -> str:
-    """What `grid._call` does, in this process: the grid's jobs take turns."""
+def here(children: Children, words: list[str], threads: int) -> str:
+    """What `Children.call` does, in this process: the grid's jobs take turns."""
     assert words[0] == "gsnr" and threads >= 1
     main = {"train": command.main, "evaluate": evaluate.main}[words[1]]
     with ONE_AT_A_TIME, contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -67,13 +68,13 @@ def here(words: list[str], threads: int) -> str:
 
 def test_a_command_of_a_run_prints_or_fails_in_one_line() -> None:
     """In a process of its own, as the grid starts each."""
-    assert grid._call(["gsnr", "--version"], 1) == "0.1.0\n"
+    assert Children().call(["gsnr", "--version"], 1) == "0.1.0\n"
     with pytest.raises(ValueError, match=re.escape("gsnr train --out x --nope 1: error: unknown option 'nope'")):
-        grid._call(["gsnr", "train", "--out", "x", "--nope", "1"], 1)
+        Children().call(["gsnr", "train", "--out", "x", "--nope", "1"], 1)
 
 
 def test_grid_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "_call", here)
+    monkeypatch.setattr(Children, "call", here)
     words = ("--out", tmp_path / "g", "--rows", "sit,ahpa", "--seeds", "1", "--steps", "3", "--frechet", "64", "--jobs", "2", *TINY)
     assert call(grid.main, *words) == 0
     runs = pd.read_csv(tmp_path / "g" / "table.csv")

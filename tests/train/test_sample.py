@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from gsnr.train import evaluate, sample
 from tests.conftest import call
+from tests.train.run_files import hash_again
 
 QUICK = ("--sampling-steps", 1, "--per-class", 1)
 
@@ -26,7 +27,10 @@ def test_bad_input_is_refused_before_anything_is_sampled(smoke_run: Path, tmp_pa
     ):
         with pytest.raises(ValueError, match=message):
             call(sample.main, "--ckpt", smoke_run, *QUICK, *words)
-    for words in (("--cfg", "nan"), ("--seed", -1), ("--seed", 2**63), ("--classes", 0)):
+    for bounds in (("--cfg", "nan"), ("--cfg", "1e300"), ("--classes", 0)):
+        with pytest.raises(ValueError, match=f"{bounds[0]} .*: must be at least"):
+            call(sample.main, "--ckpt", smoke_run, *QUICK, *bounds)
+    for words in (("--seed", -1), ("--seed", 2**63)):
         with pytest.raises(SystemExit) as stopped:
             call(sample.main, "--ckpt", smoke_run, *QUICK, *words)
         assert stopped.value.code == 2
@@ -53,14 +57,17 @@ def test_a_full_disk_leaves_the_old_picture(smoke_run: Path, tmp_path: Path, mon
     assert [p.name for p in out.parent.iterdir()] == ["samples.png"]
 
 
-def test_weights_and_samples_that_are_not_finite(smoke_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the samples are not finite"):
-        call(sample.main, "--ckpt", smoke_run, *QUICK, "--cfg", "1e300", "--out", tmp_path / "a.png")
+def test_weights_and_samples_that_are_not_finite(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sample.heun
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="the samples are not finite"):
+        patched.setattr(sample, "heun", lambda *words: real(*words) / 0)
+        call(sample.main, "--ckpt", smoke_run, *QUICK, "--out", tmp_path / "a.png")
     shutil.copytree(smoke_run, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "0000030" / "ema" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
     state["blocks.0.mlp.fc1.bias"][0] = float("nan")
     save_file(state, path)
+    hash_again(path.parents[1])
     with pytest.raises(ValueError, match=r"tensor 'blocks.0.mlp.fc1.bias' holds values that are not finite"):
         call(evaluate.main, "--ckpt", tmp_path / "run")
     assert not (tmp_path / "a.png").exists()
@@ -70,5 +77,6 @@ def test_data_that_moved(smoke_run: Path, tmp_path: Path) -> None:
     shutil.copytree(smoke_run, tmp_path / "run")
     state = tmp_path / "run" / "checkpoints" / "0000030" / "state.json"
     state.write_text(state.read_text().replace('"path": "demo"', '"path": "/nowhere/cache"'))
+    hash_again(state.parent)
     with pytest.raises(ValueError, match="was trained on /nowhere/cache, which is not there; name the cache with --data"):
         call(evaluate.main, "--ckpt", tmp_path / "run")

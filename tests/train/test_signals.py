@@ -21,6 +21,7 @@ from gsnr.train.runs import checkpoint
 from gsnr.train.runs import progress as running
 from gsnr.train.runs.preemption import Preemption
 from tests.conftest import REPO
+from tests.train.run_files import hash_again
 
 PLAIN = ("--preset", "smoke", "--alignment", "none", "--trackers", "none", "--log-every", "1", "--steps", "100000", "--save-every", "100000")
 TINY = ("--log-every", "1", "--data.demo-train", "256", "--data.demo-heldout", "256", "--model.hidden-size", "32", "--model.num-heads", "2")
@@ -35,6 +36,7 @@ def _until(there: Path, process: subprocess.Popen) -> None:
 
 def test_every_signal_asks_and_ignored_ones_stay_ignored() -> None:
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests are run under nohup
     try:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             with Preemption() as preemption:
@@ -47,6 +49,7 @@ def test_every_signal_asks_and_ignored_ones_stay_ignored() -> None:
                 os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGHUP, hangup)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -54,7 +57,8 @@ def test_a_run_saves_when_its_terminal_goes_away(tmp_path: Path) -> None:
     """A session of its own on a pseudo-terminal, which is closed: the kernel sends SIGHUP to all of it, workers too, and writing is an error."""
     out, (ours, its) = tmp_path / "run", pty.openpty()
     words = [sys.executable, "-m", "train", *PLAIN, "--data.workers", "1", "--out", str(out)]
-    code = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    code = "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # ignored under nohup
+    code += "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=REPO, stdin=its, stdout=its, stderr=its, start_new_session=True)
     os.close(its)
     _until(out / "metrics.jsonl", process)
@@ -105,6 +109,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_missed(smoke_run: 
             (run / "checkpoints" / "0000031" / "state.json").write_text(
                 (run / "checkpoints" / "0000031" / "state.json").read_text().replace('"step": 30,', '"step": 31,')
             )
+            hash_again(run / "checkpoints" / "0000031")
             (run / "LAST").write_text("0000031\n")
         read.append(path)
         return real(path)
