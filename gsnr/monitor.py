@@ -26,6 +26,7 @@ from gsnr.identity import Index
 from gsnr.measurement import measure
 from gsnr.results import Result
 from gsnr.selection import Groups, Parameters
+from gsnr.surroundings import FLOAT32
 
 
 @contextmanager
@@ -68,6 +69,7 @@ class Monitor:
         device: str | torch.device | None = None,
         distributed: bool = True,
         index: Index | None = None,
+        precision: str = FLOAT32,
         eval_mode: bool = True,
     ) -> None:
         if every < 1:
@@ -79,6 +81,7 @@ class Monitor:
         self.eval_mode = eval_mode
         self.options: dict[str, Any] = {"engine": engine, "parameters": parameters, "groups": groups, "interval": interval, "draws": draws}
         self.options |= {"chunk": chunk, "memory_bytes": memory_bytes, "device": device, "distributed": distributed, "index": index}
+        self.options |= {"precision": precision}
         self.measurements = 0
         self.seconds = 0.0
         self._started: float | None = None
