@@ -234,7 +234,7 @@ def _rows(path: Path, header: dict[str, Any]) -> pd.DataFrame:
     columns = KINDS[header["kind"]]
     try:
         frame = pd.read_parquet(path)
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError) as error:  # pandas' own notes in the file, changed
         raise ValueError(f"{path}: damaged ({_line(error)})") from error
     if frame.empty:
         raise ValueError(f"{path}: the table has no rows")
