@@ -116,6 +116,9 @@ class Parser(argparse.ArgumentParser):
         if self.teach is not None and asks_for_help(words):
             self.epilog = "\n".join(self.teach([word for word in words if not asks_for_help([word])]))
         found, rest = super().parse_known_args(words, namespace)
+        for action in self._actions:
+            if action.nargs is None and isinstance(getattr(found, action.dest, None), list) and action.option_strings:
+                self.error(f"argument {action.option_strings[0]}: expected one argument")  # --flag=--, of which argparse drops the value
         self._check_bounds(found)
         return found, rest
 

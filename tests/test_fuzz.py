@@ -37,6 +37,7 @@ def test_what_a_fault_is(code: int | None, error: str, left: set[str], fault: st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("sample --ckpt=--", "argument --ckpt: expected one argument"),
         ("probe --ckpt run --draws 1000000000 --out new", "--draws 1000000000: must be at least 1 and at most 1024"),
         ("probe --ckpt run --fit-steps 99999999999999999999 --out new", "--fit-steps 99999999999999999999: must be at least 1 and at most 10000000"),
         ("prepare --data pictures --vae demo --out new --workers 100000", "--workers 100000: must be at least 0 and at most 256"),
