@@ -154,7 +154,7 @@ def _work(jobs: list[Job], side_by_side: int) -> list[str]:
     failed = []
     with ThreadPoolExecutor(side_by_side) as executor, children.bound():
         working = [executor.submit(job.work, children, threads) for job in jobs]
-        for future in tqdm(as_completed(working), total=len(jobs), desc="grid", unit="run", mininterval=1.0):
+        for future in tqdm(as_completed(working), total=len(jobs), desc="grid", unit="run", mininterval=1.0, leave=False):
             if (error := future.exception()) is not None:
                 if not isinstance(error, ValueError):
                     raise error
