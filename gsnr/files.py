@@ -1,8 +1,8 @@
 """Writing files so that a kill or a full disk leaves what was there before: aside, synced, renamed. Imports nothing heavy.
 
-What is being written lies beside its place in a folder of its own, `.NAME.RANDOM.aside`, until it is whole. That folder is made exclusively
-and for this user alone, so no link that somebody laid there is followed. It is locked while its maker lives: what a killed one left is removed
-when something is written there again.
+What is being written lies beside its place in a folder of its own, `.NAME.HOST.RANDOM.aside`, until it is whole. That folder is made
+exclusively and for this user alone, so no link that somebody laid there is followed. It is locked while its maker lives: what a killed one left
+is removed when something is written there again from the same host, since other hosts may not see its lock (Lustre, some NFS).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ASIDE = ".aside"
+HOST = re.sub(r"[^A-Za-z0-9-]", "-", os.uname().nodename)
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of a folder on file systems that have no such thing (CIFS, some FUSE)
 Replacing = Callable[[Path], AbstractContextManager[Path]]
 
@@ -71,8 +72,10 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Removes folders aside whose makers live no more."""
+    """Removes folders aside whose makers, on this host, live no more."""
     for left in folder.glob(f".*{ASIDE}"):
+        if left.name.split(".")[-3] != HOST:
+            continue
         with suppress(OSError):  # held by its maker, removed by another, or there are no locks here: then it is left
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -87,11 +90,14 @@ def _aside(path: Path) -> Iterator[Path]:
     """A path to write to in place of `path`; whatever is still there at the end vanishes."""
     _clear(path.parent)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent))
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.{HOST}.", suffix=ASIDE, dir=path.parent))
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # another took it for left behind, before it was opened
+            continue
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if folder.exists():  # else another took it for left behind, before it was locked
+        if folder.exists():  # else the same, before it was locked
             break
         os.close(handle)
     try:
