@@ -110,7 +110,7 @@ def _aside(path: Path) -> Iterator[Path]:
 @contextmanager
 def together() -> Iterator[Replacing]:
     """Files that are replaced all or none: gives what `replacing` is. They take their places, in the order of writing, once the block has ended
-    well and all of them are synced; a full disk or an error leaves what was there before."""
+    well and all of them are synced; a full disk or an error leaves what was there before. One whose error the block caught is left out."""
     written: dict[Path, Path] = {}
     with ExitStack() as asides:
 
@@ -118,9 +118,10 @@ def together() -> Iterator[Replacing]:
         def one(path: Path) -> Iterator[Path]:
             _check_replaceable(path)
             with naming(path):
-                written[path] = asides.enter_context(_aside(path))
-                yield written[path]
-                sync(written[path])
+                aside = asides.enter_context(_aside(path))
+                yield aside
+                sync(aside)
+            written[path] = aside
 
         yield one
         for path, aside in written.items():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def test_several_files_appear_together_or_not(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
     assert (error.value.filename, error.value.errno) == (str(two), errno.ENOSPC)
     assert (one.read_text(), two.read_text()) == ("1", "2") and len(list(tmp_path.iterdir())) == 2
+    with files.together() as replacing:
+        with suppress(ValueError), replacing(one) as aside:
+            aside.write_text("half")
+            raise ValueError("caught by whoever writes several")
+        with replacing(two) as aside:
+            aside.write_text("new")
+    assert (one.read_text(), two.read_text()) == ("1", "new") and len(list(tmp_path.iterdir())) == 2
 
 
 def test_errors_name_the_path_whoever_raises_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
