@@ -17,6 +17,7 @@ import pandas as pd
 
 Columns = dict[str, str]  # name -> dtype
 RELATIVE = 1e-6  # of columns that follow from others: they were computed from the same numbers, up to rounding
+SLACK = 1e-9  # of an interval's larger end, by which a value may lie beyond an end, and the ends be out of order: rounding
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ T, NO_T = Range(0, 1), Range(0, 1, nan=True)  # NO_T: rows that belong to no bin
 LOGSNR = dict.fromkeys(("logsnr_low", "logsnr_high"), QUOTIENT)
 RANGES: dict[str, dict[str, Range]] = {  # other columns of numbers: ANY
     "cells": LOGSNR
-    | dict.fromkeys(("step", "bin", "noise"), POSITIVE)
+    | dict.fromkeys(("step", "bin"), POSITIVE)
     | dict.fromkeys(("batch_ref", "draws"), COUNT)
     | dict.fromkeys(("t_low", "t_high"), T)
     | dict.fromkeys(("gsnr", "gsnr_plugin", "gsnr_batch", "gsnr_batch_db", "noise_scale", "gsnr_constructive"), QUOTIENT)
@@ -134,17 +135,24 @@ def _check_values(table: _Table, ranges: dict[str, Range], columns: Columns) -> 
         table.refuse(column, number > has.high, f"more than {has.high:g}")
 
 
+def _above(frame: pd.DataFrame, this: str, that: str, ends: tuple[str, str]) -> Any:
+    """Where one column is above another by more than rounding makes of these ends."""
+    sizes = frame[list(ends)].to_numpy(dtype=float)
+    slack = SLACK * np.abs(np.where(np.isfinite(sizes), sizes, 0)).max(1)
+    return frame[this].to_numpy(dtype=float) > frame[that].to_numpy(dtype=float) + slack
+
+
 def _check_intervals(table: _Table) -> None:
     """Ends in order and known together, values within their own interval."""
     frame = table.frame
     for low, high in ENDS:
         if low in frame and high in frame:
             table.refuse(low, frame[low].isna() != frame[high].isna(), f"but {high} is", frame[high])
-            table.refuse(low, frame[low] > frame[high], f"above {high} =", frame[high])
+            table.refuse(low, _above(frame, low, high, (low, high)), f"above {high} =", frame[high])
     for column, (low, high) in WITHIN.items():
         if column in frame and low in frame and high in frame:
-            table.refuse(column, frame[column] < frame[low], f"below {low} =", frame[low])
-            table.refuse(column, frame[column] > frame[high], f"above {high} =", frame[high])
+            table.refuse(column, _above(frame, low, column, (low, high)), f"below {low} =", frame[low])
+            table.refuse(column, _above(frame, column, high, (low, high)), f"above {high} =", frame[high])
 
 
 def _check_keys(table: _Table, kind: str, bins: int | None) -> None:
