@@ -1,7 +1,7 @@
 """What the rows of a table must be, as data: ranges, order, doubled rows, gaps, and columns that follow from others.
 
-A table on disk is believed where it holds to this, and refused with its first fault otherwise: one line that names file, row (counted from 0)
-and column. NaN stands only where the library itself writes it: 0/0 where gradients are exactly zero, no interval, no floor, no bin of t.
+A table is written, and believed when it is read, where it holds to this, and refused with its first fault otherwise: row (counted from 0) and
+column. NaN stands only where the library itself writes it: 0/0 where gradients are exactly zero, no interval, no floor, no bin of t.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,9 +91,13 @@ FOLLOWS: dict[str, dict[str, tuple[str, Callable[[pd.DataFrame], Any]]]] = {  # 
 }
 
 
-def check(path: Path, kind: str, frame: pd.DataFrame, columns: Columns, bins: int | None) -> None:
-    """Raises ValueError, naming file, row and column, for the first fault of a table. bins: how many its settings say; None where they do not."""
-    table = _Table(path, frame)
+class Fault(ValueError):
+    """Of a table: row, column, value, and what is wrong with it. Whoever has it checked names the file."""
+
+
+def check(kind: str, frame: pd.DataFrame, columns: Columns, bins: int | None) -> None:
+    """Raises Fault for the first fault of a table. bins: how many its settings say; None where they do not."""
+    table = _Table(frame)
     _check_values(table, RANGES[kind], columns)
     _check_intervals(table)
     for column, (words, formula) in FOLLOWS.get(kind, {}).items():
@@ -106,18 +109,17 @@ def check(path: Path, kind: str, frame: pd.DataFrame, columns: Columns, bins: in
 
 @dataclass(frozen=True)
 class _Table:
-    path: Path
     frame: pd.DataFrame
 
     def refuse(self, column: str, bad: Any, why: str, other: Any = None) -> None:
-        """Raises ValueError for the first row that is bad. other: a column of numbers, of which the message ends with that row's."""
+        """Raises Fault for the first row that is bad. other: a column of numbers, of which the message ends with that row's."""
         bad = np.asarray(bad, dtype=bool)
         if bad.any():
             row = int(bad.argmax())
             value = self.frame[column].iloc[row]
             said = f"{value:.6g}" if isinstance(value, Real) else str(value)
             ending = "" if other is None else f" {float(np.asarray(other)[row]):.6g}"
-            raise ValueError(f"{self.path}: damaged (row {row}, column {column!r}: {said}, {why}{ending}); measure again (--overwrite)")
+            raise Fault(f"row {row}, column {column!r}: {said}, {why}{ending}")
 
 
 def _check_values(table: _Table, ranges: dict[str, Range], columns: Columns) -> None:

@@ -152,7 +152,8 @@ def check_rows(kind: str, rows: list[dict[str, Any]], where: str) -> None:
 
 
 def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[str, Any]) -> None:
-    """Writes rows as one parquet file, aside and renamed. Raises ValueError for a row whose columns are not the kind's, OSError naming the path."""
+    """Writes rows as one parquet file, aside and renamed. Raises OSError naming the path, and ValueError for no rows, a row whose columns are not
+    the kind's, and what `read` would refuse by `gsnr.schema`: then what was there before is left."""
     with writing() as write_one:
         write_one(path, kind, rows, provenance)
 
@@ -169,6 +170,12 @@ def writing() -> Iterator[Any]:
             columns = KINDS[kind]
             check_rows(kind, rows, path.name)
             frame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+            if frame.empty:
+                raise ValueError(f"{path}: not written: no rows")
+            try:
+                schema.check(kind, frame, columns, _bins(provenance))
+            except schema.Fault as fault:
+                raise ValueError(f"{path}: not written: {fault}") from fault
             header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance, "rows_sha256": _sha_of_rows(frame)}
             text = json.dumps(header).encode()
             table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -179,6 +186,13 @@ def writing() -> Iterator[Any]:
                 pq.write_table(table, aside, compression="zstd")
 
         yield write_one
+
+
+def _bins(provenance: Mapping[str, Any]) -> int | None:
+    """How many bins of t its settings say; None where they do not."""
+    settings = provenance.get("settings")
+    bins = settings.get("bins") if isinstance(settings, dict) else None
+    return bins if isinstance(bins, int) else None
 
 
 def _sha_of_rows(frame: pd.DataFrame) -> str:
@@ -244,9 +258,10 @@ def _rows(path: Path, header: dict[str, Any]) -> pd.DataFrame:
     for column, dtype in columns.items():
         if dtype != "string" and not pd.api.types.is_numeric_dtype(frame[column]):
             raise ValueError(f"{path}: damaged (column {column!r} holds {frame[column].dtype}, not {dtype})")
-    settings = header["provenance"].get("settings")
-    bins = settings.get("bins") if isinstance(settings, dict) else None
-    schema.check(path, header["kind"], frame, columns, bins if isinstance(bins, int) else None)
+    try:
+        schema.check(header["kind"], frame, columns, _bins(header["provenance"]))
+    except schema.Fault as fault:
+        raise ValueError(f"{path}: damaged ({fault}); measure again (--overwrite)") from fault
     if "rows_sha256" in header and header["rows_sha256"] != _sha_of_rows(frame):
         raise ValueError(f"{path}: damaged (its rows are not those that were written, by their SHA-256); measure again (--overwrite)")
     return frame

@@ -108,6 +108,18 @@ def test_rounding_is_no_damage(tmp_path: Path) -> None:
     assert (table.read(path)["noise"] == alike.noise).all()
 
 
+def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+    """Nor are the tables that were to appear with it; those of before stay."""
+    path = _written(tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    samples, cells = EXAMPLES["alignment.samples"]("run", "alignment"), EXAMPLES["alignment"]("run", "alignment")
+    cells[7]["gsnr_high"] = float("inf")
+    with pytest.raises(ValueError, match=r"alignment.parquet: not written: row 7, column 'gsnr_high': inf, not finite$"), table.writing() as write:
+        write(path.with_suffix(".samples.parquet"), "samples", samples[:-1], PROVENANCE)
+        write(path, "cells", cells, PROVENANCE)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_cells_are_held_against_their_samples(tmp_path: Path) -> None:
     """A row that is right in itself, made up throughout: only its samples tell."""
 
