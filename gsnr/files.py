@@ -154,13 +154,18 @@ def require_regular(path: Path) -> None:
         raise ValueError(f"{path.name}: is no regular file")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON from a disk says. Raises ValueError for what is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its lists and objects are nested too deeply") from error
+
+
 def read_json(path: Path) -> Any:
     """A JSON file's contents. Raises ValueError for what is no regular file, no JSON, or nested too deeply, OSError where it cannot be read."""
     require_regular(path)
-    try:
-        return json.loads(path.read_text())
-    except RecursionError as error:
-        raise ValueError("its lists and objects are nested too deeply") from error
+    return parse_json(path.read_text())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -224,7 +224,7 @@ def _header(path: Path) -> dict[str, Any]:
     if metadata.get(b"gsnr_sha256", sha := hashlib.sha256(metadata[b"gsnr"]).hexdigest().encode()) != sha:
         raise ValueError(f"{path}: damaged (its metadata are not those that were written); measure again (--overwrite)")
     try:
-        header = json.loads(metadata[b"gsnr"])
+        header = files.parse_json(metadata[b"gsnr"])
         version = header["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged (the 'gsnr' entry of its metadata: {error})") from error

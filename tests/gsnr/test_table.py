@@ -110,7 +110,7 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
     assert len(table.read(path, "router")) == 1
     with pytest.raises(ValueError, match=r"t.parquet: a table of probe 'router', not 'alignment'"):
         table.read(path, "alignment")
-    for content in (b"[]", b"{", b"{}"):
+    for content in (b"[]", b"{", b"{}", b"[" * 10**5):
         _with_header(path, content)
         with pytest.raises(ValueError, match=r"t.parquet: damaged .the 'gsnr' entry"):
             table.read(path)
