@@ -61,8 +61,8 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def _check_replaceable(path: Path) -> None:
-    """Raises ValueError for what is there and is no regular file: a folder, a device, a pipe, a link."""
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError for what is there and is no regular file: a folder, a device, a pipe, a link. Asked again when it is replaced."""
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode):
@@ -116,7 +116,7 @@ def together() -> Iterator[Replacing]:
 
         @contextmanager
         def one(path: Path) -> Iterator[Path]:
-            _check_replaceable(path)
+            check_replaceable(path)
             with naming(path):
                 aside = asides.enter_context(_aside(path))
                 yield aside
@@ -196,7 +196,7 @@ def check_output(path: Path, flag: str, suffix: str) -> None:
     """Raises ValueError, naming the flag, where a command must not write its file: another kind of file is never replaced, by its ending."""
     if path.is_dir() or path.suffix.lower() != suffix:
         raise ValueError(f"{flag} {path}: name a file that ends in {suffix}")
-    _check_replaceable(path)
+    check_replaceable(path)
     check_writable(path.parent, flag)
 
 

@@ -97,6 +97,7 @@ KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COL
 HOLDS: dict[str, type | tuple[type, ...]] = {"string": str, "int64": Integral, "float64": Real, "bool": (bool, np.bool_)}
 NAN = float("nan")
 TOLERANCE = 1e-4  # of a sample's squared gradient, by which a cell and its samples may differ: float32 sums in another order
+COMPARED = ["group", "n", "loss", "signal", "noise", "gsnr_low", "gsnr_high", "detection_limit"]
 EASY = 0.9  # share of the cosine to a target that is reached by a constant vector, above which the target is flagged as easy
 
 
@@ -271,7 +272,7 @@ def read(path: Path, probe: str | None = None) -> pd.DataFrame:
     """The rows of a table; attrs["labels"]: target -> name for people, where the table brings one.
 
     Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, one that another probe than
-    `probe` wrote, and cells that are not what their samples (in the file beside) say."""
+    `probe` wrote, and cells that are not what their samples (in the file beside, where there is one) say, or have none there."""
     header = _header(path)
     frame = _rows(path, header)
     if probe is not None and "probe" in frame and set(frame["probe"]) != {probe}:
@@ -290,36 +291,38 @@ def _check_samples(path: Path, cells: pd.DataFrame, header: dict[str, Any], besi
         raise ValueError(f"{beside}: of another measurement than {path.name} beside it; measure again (--overwrite)")
     keys = [*schema.WHICH, "bin"]
     samples = cells[keys].assign(row=np.arange(len(cells))).merge(_rows(beside, of_samples), on=keys).sort_values("row", kind="stable")
-    rows, starts = np.unique(samples["row"], return_index=True)
-    parts = (np.split(samples[column].to_numpy(np.float64), starts[1:]) for column in ("q", "r", "loss"))
-    records = cells.to_dict("records")
-    for row, q_n, r_n, loss_n in zip(rows, *parts, strict=True):
-        cell = records[row]
+    starts = np.searchsorted(samples["row"], np.arange(1, len(cells)))
+    parts = (np.split(samples[column].to_numpy(np.float64), starts) for column in ("q", "r", "loss"))
+    records = cells[COMPARED].to_dict("records")
+    for row, (cell, q_n, r_n, loss_n) in enumerate(zip(records, *parts, strict=True)):
         try:
             again = _estimate(cell, q_n, r_n)
         except ValueError as error:
             raise ValueError(f"{path}: damaged (row {row}, column 'n': {error}, in {beside.name}); measure again (--overwrite)") from error
         loss = (cell["loss"], loss_n.mean(), TOLERANCE * np.abs(loss_n).max())
         for column, (value, made, slack) in (_differences(cell, again) | {"loss": loss}).items():
-            if abs(value - made) > slack:
+            if abs(value - made) > slack or np.isnan(value) != np.isnan(made):
                 text = f"row {row}, column {column!r}: {value:.6g}, but {made:.6g} from {beside.name}"
                 raise ValueError(f"{path}: damaged ({text}); measure again (--overwrite)")
 
 
 def _differences(cell: Mapping[Any, Any], again: Estimate) -> dict[str, tuple[float, float, float]]:
     """column -> (what the cell says, what its samples make, by how much these may differ)."""
-    (low, high), size, square = again.ci(), abs(again.gsnr), float(again.q_n.mean())
-    slack = 10 * TOLERANCE * (1 / again.n + size * (1 + size) + (high - low))  # the noise is what is left over where gsnr is large
-    return {
+    size, square = abs(again.gsnr), float(again.q_n.mean())
+    of_both = {
         "signal": (cell["signal"], again.signal, TOLERANCE * square),
         "noise": (cell["noise"], again.noise, TOLERANCE * square),
-        "gsnr_low": (cell["gsnr_low"], low, slack),
-        "gsnr_high": (cell["gsnr_high"], high, slack),
     }
+    if square > 0 and abs(again.noise) <= TOLERANCE * square:  # a ratio to what may be rounding says nothing
+        return of_both
+    low, high = again.ci()
+    slack = 10 * TOLERANCE * (1 / again.n + size * (1 + size) + (high - low))  # the noise is what is left over where gsnr is large
+    return of_both | {"gsnr_low": (cell["gsnr_low"], low, slack), "gsnr_high": (cell["gsnr_high"], high, slack)}
 
 
 def provenance(path: Path) -> dict[str, Any]:
-    """What was measured, with which settings: the `provenance` the table was written with. Raises as `read` does."""
+    """What was measured, with which settings: the `provenance` the table was written with. Raises ValueError, naming the file, for a missing,
+    foreign or other-version one and damaged metadata; the rows are not looked at."""
     return _header(path)["provenance"]
 
 

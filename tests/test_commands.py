@@ -170,6 +170,19 @@ def test_figures_that_a_table_cannot_give_are_left_out(probed_run: Path, tmp_pat
         fig2_gsnr.draw(cells[cells["group"] == "label"])
 
 
+def test_a_damaged_table_is_an_error_whatever_else_can_be_drawn(probed_run: Path, tmp_path: Path) -> None:
+    from gsnr.figures.command import main
+
+    shutil.copytree(probed_run / "probes", tmp_path / "probes")
+    path = tmp_path / "probes" / "router.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"router.parquet: "):
+        call(main, "--run", tmp_path)
+    assert not any((tmp_path / "figures").glob("*"))
+
+
 def test_a_figure_whose_table_is_missing_names_the_command(smoke_run: Path, plain_run: Path) -> None:
     from gsnr.figures.command import main
 

@@ -139,6 +139,20 @@ def test_cells_are_held_against_their_samples(tmp_path: Path) -> None:
     _changed(beside, lambda frame: frame.drop(index=3))
     with pytest.raises(ValueError, match=r"alignment.parquet: damaged .row 0, column 'n': 5 samples for a cell of n = 6, in alignment.samples"):
         table.read(path)
+    _written(tmp_path)
+    _changed(beside, lambda frame: frame.drop(index=range(6)))
+    with pytest.raises(ValueError, match=r"alignment.parquet: damaged .row 0, column 'n': 0 samples for a cell of n = 6, in alignment.samples"):
+        table.read(path)
+    _written(tmp_path)
+
+    def forgotten(frame: pd.DataFrame) -> None:
+        frame.loc[0, ["gsnr_low", "gsnr_high", "noise_scale"]] = np.nan
+        frame.loc[0, "below_detection"] = True
+
+    _changed(path, forgotten)
+    with pytest.raises(ValueError, match=r"alignment.parquet: damaged .row 0, column 'gsnr_low': nan, but .* from alignment.samples.parquet"):
+        table.read(path)
+    _written(tmp_path)
     table.write(beside, "samples", EXAMPLES["alignment.samples"]("run", "alignment"), PROVENANCE | {"created": "another day"})
     with pytest.raises(ValueError, match=r"alignment.samples.parquet: of another measurement than alignment.parquet beside it"):
         table.read(path)
