@@ -107,8 +107,9 @@ def main(argv: list[str]) -> int:
         for name, figure in tqdm(modules.items(), desc="drawing", unit="figure", leave=False, delay=2):
             if len(runs) > 1 and not _several(figure):
                 raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
+            rows = table_of(runs if args.figure else having(runs, figure), figure)  # a damaged one is an error, whatever else can be drawn
             try:
-                drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
+                drawn = figure.draw(rows)
             except ValueError as error:
                 if args.figure:
                     raise

@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gsnr import files
+
 MANIFEST = "manifest.json"
 SEAL = "sha256"
 TENSORS = ".safetensors"
@@ -61,10 +63,13 @@ def unseal(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What a sealed JSON file holds. Raises ValueError, naming it, where it is no JSON mapping or was changed since it was written."""
+    """What a sealed JSON file holds. Raises ValueError, naming it, where it is missing, no JSON mapping or was changed since it was written, and
+    OSError where the disk does not let it be read, which says nothing against the file."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = files.read_json(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: missing") from error
+    except ValueError as error:
         raise ValueError(f"{path}: damaged ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: damaged (not a mapping)")
@@ -74,7 +79,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def _parts(data: bytes) -> tuple[dict[str, str], dict[str, Any], memoryview]:
     """(metadata, header, values) of a safetensors file. Raises ValueError where it is none."""
     size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
+    header = files.parse_json(data[8 : 8 + size])
     if not isinstance(header, dict):
         raise ValueError("its header is not a mapping")
     return header.pop("__metadata__", None) or {}, header, memoryview(data)[8 + size :]
@@ -149,7 +154,7 @@ class Manifest:
             say_unchecked(folder)
             return Manifest(folder, known=False)
         try:
-            values = json.loads(path.read_text())
+            values = files.read_json(path)
             if SEAL not in values or not isinstance(values["files"], dict):
                 raise TypeError("no checksum of its own, or no files")
         except (ValueError, KeyError, TypeError) as error:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import sys
@@ -145,9 +146,10 @@ def a_path(text: str) -> Path:
     if wrong is not None:
         raise argparse.ArgumentTypeError(wrong)
     try:
-        Path(text).resolve()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is a link that leads to itself") from error
+        os.stat(text)
+    except OSError as error:  # others are said where the path is used
+        if error.errno == errno.ELOOP:
+            raise argparse.ArgumentTypeError(f"{text!r} is a link that leads to itself") from error
     return Path(text)
 
 
@@ -166,7 +168,7 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
         code = _code(command)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _say("interrupted")
+        _say("\ninterrupted")  # the terminal shows ^C where the cursor is
         code = 130
     except BrokenPipeError:  # whoever read the output has seen enough (`gsnr ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -176,7 +178,7 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
             raise
         _say(f"error: {missing(error.name.split('.')[0], name, extra)}")
         code = 2
-    except (ValueError, OSError, MemoryError, RecursionError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("GSNR_TRACEBACK"):
             raise
         _say(f"error: {_text(error)}")

@@ -1,8 +1,8 @@
 """Writing files so that a kill or a full disk leaves what was there before: aside, synced, renamed. Imports nothing heavy.
 
-What is being written lies beside its place in a folder of its own, `.NAME.RANDOM.aside`, until it is whole. That folder is made exclusively
-and for this user alone, so no link that somebody laid there is followed. It is locked while its maker lives: what a killed one left is removed
-when something is written there again.
+What is being written lies beside its place in a folder of its own, `.NAME.HOST.RANDOM.aside`, until it is whole. That folder is made
+exclusively and for this user alone, so no link that somebody laid there is followed. It is locked while its maker lives: what a killed one left
+is removed when something is written there again from the same host, since other hosts may not see its lock (Lustre, some NFS).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ASIDE = ".aside"
+HOST = re.sub(r"[^A-Za-z0-9-]", "-", os.uname().nodename)
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of a folder on file systems that have no such thing (CIFS, some FUSE)
 Replacing = Callable[[Path], AbstractContextManager[Path]]
 
@@ -60,8 +61,8 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def _check_replaceable(path: Path) -> None:
-    """Raises ValueError for what is there and is no regular file: a folder, a device, a pipe, a link."""
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError for what is there and is no regular file: a folder, a device, a pipe, a link. Asked again when it is replaced."""
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode):
@@ -71,8 +72,10 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Removes folders aside whose makers live no more."""
+    """Removes folders aside whose makers, on this host, live no more."""
     for left in folder.glob(f".*{ASIDE}"):
+        if left.name.split(".")[-3] != HOST:
+            continue
         with suppress(OSError):  # held by its maker, removed by another, or there are no locks here: then it is left
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -87,11 +90,14 @@ def _aside(path: Path) -> Iterator[Path]:
     """A path to write to in place of `path`; whatever is still there at the end vanishes."""
     _clear(path.parent)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent))
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.{HOST}.", suffix=ASIDE, dir=path.parent))
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # another took it for left behind, before it was opened
+            continue
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if folder.exists():  # else another took it for left behind, before it was locked
+        if folder.exists():  # else the same, before it was locked
             break
         os.close(handle)
     try:
@@ -104,17 +110,18 @@ def _aside(path: Path) -> Iterator[Path]:
 @contextmanager
 def together() -> Iterator[Replacing]:
     """Files that are replaced all or none: gives what `replacing` is. They take their places, in the order of writing, once the block has ended
-    well and all of them are synced; a full disk or an error leaves what was there before."""
+    well and all of them are synced; a full disk or an error leaves what was there before. One whose error the block caught is left out."""
     written: dict[Path, Path] = {}
     with ExitStack() as asides:
 
         @contextmanager
         def one(path: Path) -> Iterator[Path]:
-            _check_replaceable(path)
+            check_replaceable(path)
             with naming(path):
-                written[path] = asides.enter_context(_aside(path))
-                yield written[path]
-                sync(written[path])
+                aside = asides.enter_context(_aside(path))
+                yield aside
+                sync(aside)
+            written[path] = aside
 
         yield one
         for path, aside in written.items():
@@ -147,13 +154,18 @@ def require_regular(path: Path) -> None:
         raise ValueError(f"{path.name}: is no regular file")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON from a disk says. Raises ValueError for what is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its lists and objects are nested too deeply") from error
+
+
 def read_json(path: Path) -> Any:
     """A JSON file's contents. Raises ValueError for what is no regular file, no JSON, or nested too deeply, OSError where it cannot be read."""
     require_regular(path)
-    try:
-        return json.loads(path.read_text())
-    except RecursionError as error:
-        raise ValueError("its lists and objects are nested too deeply") from error
+    return parse_json(path.read_text())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,7 +196,7 @@ def check_output(path: Path, flag: str, suffix: str) -> None:
     """Raises ValueError, naming the flag, where a command must not write its file: another kind of file is never replaced, by its ending."""
     if path.is_dir() or path.suffix.lower() != suffix:
         raise ValueError(f"{flag} {path}: name a file that ends in {suffix}")
-    _check_replaceable(path)
+    check_replaceable(path)
     check_writable(path.parent, flag)
 
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 # Of a normal law, two-sided at 95 %, rounded as it is quoted (1.959964 is closer). It must stay: tr(Cov^2) is read off again from
 # detection limits in tables on disk (`gsnr.table.estimate_again`), and printed intervals were made with it.
@@ -18,7 +18,7 @@ def student(n: int, level: float) -> float:
     """Student's t, two-sided at `level`, with n - 1 degrees of freedom. Raises ValueError for a level outside (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"level {level}: must lie between 0 and 1, as 0.95 does")
-    return float(stats.t.ppf(0.5 + level / 2, n - 1))
+    return float(stdtrit(n - 1, 0.5 + level / 2))
 
 
 def student_interval(value: float, se: float, n: int, level: float) -> tuple[float, float]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from gsnr import files
+
 
 def _same(path: Path, handle: TextIO) -> bool:
     """Whether the path is still the file that was opened."""
@@ -26,7 +28,7 @@ def _holder(handle: TextIO) -> str:
     """Whoever wrote into a lock file, for a person; "" where it does not say."""
     handle.seek(0)
     try:
-        who = json.loads(handle.read(1000))
+        who = files.parse_json(handle.read(1000))
         return f" (process {who['pid']} on {who['host']}, since {who['since']})"
     except (ValueError, KeyError, TypeError):
         return ""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gsnr.estimates import Array, Estimate, noise, trace_cov_sq
-from gsnr.files import replacing
+from gsnr.files import parse_json, replacing
 from gsnr.gradients import wide
 
 Labels = dict[str, tuple[str, ...]]  # parameter name -> the groups it counts towards
@@ -192,7 +192,7 @@ class Moments:
         def part(kind: str) -> dict[str, Tensor]:
             return {key.removeprefix(kind + "/"): value for key, value in tensors.items() if key.startswith(kind + "/")}
 
-        labels = {name: tuple(own) for name, own in json.loads(metadata["labels"]).items()}
+        labels = {name: tuple(own) for name, own in parse_json(metadata["labels"]).items()}
         order = dict.fromkeys(group for own in labels.values() for group in own)
         q, draw_q = ({group: part(kind)[group].numpy() for group in order} for kind in ("q", "draw_q"))
         plus, minus = ({name: part(half)[name] for name in labels} for half in ("plus", "minus"))

@@ -1,7 +1,7 @@
 """What the rows of a table must be, as data: ranges, order, doubled rows, gaps, and columns that follow from others.
 
-A table on disk is believed where it holds to this, and refused with its first fault otherwise: one line that names file, row (counted from 0)
-and column. NaN stands only where the library itself writes it: 0/0 where gradients are exactly zero, no interval, no floor, no bin of t.
+A table is written, and believed when it is read, where it holds to this, and refused with its first fault otherwise: row (counted from 0) and
+column. NaN stands only where the library itself writes it: 0/0 where gradients are exactly zero, no interval, no floor, no bin of t.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import pandas as pd
 
 Columns = dict[str, str]  # name -> dtype
 RELATIVE = 1e-6  # of columns that follow from others: they were computed from the same numbers, up to rounding
+SLACK = 1e-9  # of an interval's larger end, by which a value may lie beyond an end, and the ends be out of order: rounding
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ T, NO_T = Range(0, 1), Range(0, 1, nan=True)  # NO_T: rows that belong to no bin
 LOGSNR = dict.fromkeys(("logsnr_low", "logsnr_high"), QUOTIENT)
 RANGES: dict[str, dict[str, Range]] = {  # other columns of numbers: ANY
     "cells": LOGSNR
-    | dict.fromkeys(("step", "bin", "noise"), POSITIVE)
+    | dict.fromkeys(("step", "bin"), POSITIVE)
     | dict.fromkeys(("batch_ref", "draws"), COUNT)
     | dict.fromkeys(("t_low", "t_high"), T)
     | dict.fromkeys(("gsnr", "gsnr_plugin", "gsnr_batch", "gsnr_batch_db", "noise_scale", "gsnr_constructive"), QUOTIENT)
@@ -91,9 +91,13 @@ FOLLOWS: dict[str, dict[str, tuple[str, Callable[[pd.DataFrame], Any]]]] = {  # 
 }
 
 
-def check(path: Path, kind: str, frame: pd.DataFrame, columns: Columns, bins: int | None) -> None:
-    """Raises ValueError, naming file, row and column, for the first fault of a table. bins: how many its settings say; None where they do not."""
-    table = _Table(path, frame)
+class Fault(ValueError):
+    """Of a table: row, column, value, and what is wrong with it. Whoever has it checked names the file."""
+
+
+def check(kind: str, frame: pd.DataFrame, columns: Columns, bins: int | None) -> None:
+    """Raises Fault for the first fault of a table. bins: how many its settings say; None where they do not."""
+    table = _Table(frame)
     _check_values(table, RANGES[kind], columns)
     _check_intervals(table)
     for column, (words, formula) in FOLLOWS.get(kind, {}).items():
@@ -105,18 +109,17 @@ def check(path: Path, kind: str, frame: pd.DataFrame, columns: Columns, bins: in
 
 @dataclass(frozen=True)
 class _Table:
-    path: Path
     frame: pd.DataFrame
 
     def refuse(self, column: str, bad: Any, why: str, other: Any = None) -> None:
-        """Raises ValueError for the first row that is bad. other: a column of numbers, of which the message ends with that row's."""
+        """Raises Fault for the first row that is bad. other: a column of numbers, of which the message ends with that row's."""
         bad = np.asarray(bad, dtype=bool)
         if bad.any():
             row = int(bad.argmax())
             value = self.frame[column].iloc[row]
             said = f"{value:.6g}" if isinstance(value, Real) else str(value)
             ending = "" if other is None else f" {float(np.asarray(other)[row]):.6g}"
-            raise ValueError(f"{self.path}: damaged (row {row}, column {column!r}: {said}, {why}{ending}); measure again (--overwrite)")
+            raise Fault(f"row {row}, column {column!r}: {said}, {why}{ending}")
 
 
 def _check_values(table: _Table, ranges: dict[str, Range], columns: Columns) -> None:
@@ -134,17 +137,24 @@ def _check_values(table: _Table, ranges: dict[str, Range], columns: Columns) -> 
         table.refuse(column, number > has.high, f"more than {has.high:g}")
 
 
+def _above(frame: pd.DataFrame, this: str, that: str, ends: tuple[str, str]) -> Any:
+    """Where one column is above another by more than rounding makes of these ends."""
+    sizes = frame[list(ends)].to_numpy(dtype=float)
+    slack = SLACK * np.abs(np.where(np.isfinite(sizes), sizes, 0)).max(1)
+    return frame[this].to_numpy(dtype=float) > frame[that].to_numpy(dtype=float) + slack
+
+
 def _check_intervals(table: _Table) -> None:
     """Ends in order and known together, values within their own interval."""
     frame = table.frame
     for low, high in ENDS:
         if low in frame and high in frame:
             table.refuse(low, frame[low].isna() != frame[high].isna(), f"but {high} is", frame[high])
-            table.refuse(low, frame[low] > frame[high], f"above {high} =", frame[high])
+            table.refuse(low, _above(frame, low, high, (low, high)), f"above {high} =", frame[high])
     for column, (low, high) in WITHIN.items():
         if column in frame and low in frame and high in frame:
-            table.refuse(column, frame[column] < frame[low], f"below {low} =", frame[low])
-            table.refuse(column, frame[column] > frame[high], f"above {high} =", frame[high])
+            table.refuse(column, _above(frame, low, column, (low, high)), f"below {low} =", frame[low])
+            table.refuse(column, _above(frame, column, high, (low, high)), f"above {high} =", frame[high])
 
 
 def _check_keys(table: _Table, kind: str, bins: int | None) -> None:

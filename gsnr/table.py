@@ -97,6 +97,7 @@ KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COL
 HOLDS: dict[str, type | tuple[type, ...]] = {"string": str, "int64": Integral, "float64": Real, "bool": (bool, np.bool_)}
 NAN = float("nan")
 TOLERANCE = 1e-4  # of a sample's squared gradient, by which a cell and its samples may differ: float32 sums in another order
+COMPARED = ["group", "n", "loss", "signal", "noise", "gsnr_low", "gsnr_high", "detection_limit"]
 EASY = 0.9  # share of the cosine to a target that is reached by a constant vector, above which the target is flagged as easy
 
 
@@ -152,7 +153,8 @@ def check_rows(kind: str, rows: list[dict[str, Any]], where: str) -> None:
 
 
 def write(path: Path, kind: str, rows: list[dict[str, Any]], provenance: dict[str, Any]) -> None:
-    """Writes rows as one parquet file, aside and renamed. Raises ValueError for a row whose columns are not the kind's, OSError naming the path."""
+    """Writes rows as one parquet file, aside and renamed. Raises OSError naming the path, and ValueError for no rows, a row whose columns are not
+    the kind's, and what `read` would refuse by `gsnr.schema`: then what was there before is left."""
     with writing() as write_one:
         write_one(path, kind, rows, provenance)
 
@@ -169,6 +171,12 @@ def writing() -> Iterator[Any]:
             columns = KINDS[kind]
             check_rows(kind, rows, path.name)
             frame = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+            if frame.empty:
+                raise ValueError(f"{path}: not written: no rows")
+            try:
+                schema.check(kind, frame, columns, _bins(provenance))
+            except schema.Fault as fault:
+                raise ValueError(f"{path}: not written: {fault}") from fault
             header = {"schema_version": SCHEMA_VERSION, "kind": kind, "provenance": provenance, "rows_sha256": _sha_of_rows(frame)}
             text = json.dumps(header).encode()
             table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -179,6 +187,13 @@ def writing() -> Iterator[Any]:
                 pq.write_table(table, aside, compression="zstd")
 
         yield write_one
+
+
+def _bins(provenance: Mapping[str, Any]) -> int | None:
+    """How many bins of t its settings say; None where they do not."""
+    settings = provenance.get("settings")
+    bins = settings.get("bins") if isinstance(settings, dict) else None
+    return bins if isinstance(bins, int) else None
 
 
 def _sha_of_rows(frame: pd.DataFrame) -> str:
@@ -210,7 +225,7 @@ def _header(path: Path) -> dict[str, Any]:
     if metadata.get(b"gsnr_sha256", sha := hashlib.sha256(metadata[b"gsnr"]).hexdigest().encode()) != sha:
         raise ValueError(f"{path}: damaged (its metadata are not those that were written); measure again (--overwrite)")
     try:
-        header = json.loads(metadata[b"gsnr"])
+        header = files.parse_json(metadata[b"gsnr"])
         version = header["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged (the 'gsnr' entry of its metadata: {error})") from error
@@ -244,9 +259,10 @@ def _rows(path: Path, header: dict[str, Any]) -> pd.DataFrame:
     for column, dtype in columns.items():
         if dtype != "string" and not pd.api.types.is_numeric_dtype(frame[column]):
             raise ValueError(f"{path}: damaged (column {column!r} holds {frame[column].dtype}, not {dtype})")
-    settings = header["provenance"].get("settings")
-    bins = settings.get("bins") if isinstance(settings, dict) else None
-    schema.check(path, header["kind"], frame, columns, bins if isinstance(bins, int) else None)
+    try:
+        schema.check(header["kind"], frame, columns, _bins(header["provenance"]))
+    except schema.Fault as fault:
+        raise ValueError(f"{path}: damaged ({fault}); measure again (--overwrite)") from fault
     if "rows_sha256" in header and header["rows_sha256"] != _sha_of_rows(frame):
         raise ValueError(f"{path}: damaged (its rows are not those that were written, by their SHA-256); measure again (--overwrite)")
     return frame
@@ -256,7 +272,7 @@ def read(path: Path, probe: str | None = None) -> pd.DataFrame:
     """The rows of a table; attrs["labels"]: target -> name for people, where the table brings one.
 
     Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, one that another probe than
-    `probe` wrote, and cells that are not what their samples (in the file beside) say."""
+    `probe` wrote, and cells that are not what their samples (in the file beside, where there is one) say, or have none there."""
     header = _header(path)
     frame = _rows(path, header)
     if probe is not None and "probe" in frame and set(frame["probe"]) != {probe}:
@@ -275,36 +291,38 @@ def _check_samples(path: Path, cells: pd.DataFrame, header: dict[str, Any], besi
         raise ValueError(f"{beside}: of another measurement than {path.name} beside it; measure again (--overwrite)")
     keys = [*schema.WHICH, "bin"]
     samples = cells[keys].assign(row=np.arange(len(cells))).merge(_rows(beside, of_samples), on=keys).sort_values("row", kind="stable")
-    rows, starts = np.unique(samples["row"], return_index=True)
-    parts = (np.split(samples[column].to_numpy(np.float64), starts[1:]) for column in ("q", "r", "loss"))
-    records = cells.to_dict("records")
-    for row, q_n, r_n, loss_n in zip(rows, *parts, strict=True):
-        cell = records[row]
+    starts = np.searchsorted(samples["row"], np.arange(1, len(cells)))
+    parts = (np.split(samples[column].to_numpy(np.float64), starts) for column in ("q", "r", "loss"))
+    records = cells[COMPARED].to_dict("records")
+    for row, (cell, q_n, r_n, loss_n) in enumerate(zip(records, *parts, strict=True)):
         try:
             again = _estimate(cell, q_n, r_n)
         except ValueError as error:
             raise ValueError(f"{path}: damaged (row {row}, column 'n': {error}, in {beside.name}); measure again (--overwrite)") from error
         loss = (cell["loss"], loss_n.mean(), TOLERANCE * np.abs(loss_n).max())
         for column, (value, made, slack) in (_differences(cell, again) | {"loss": loss}).items():
-            if abs(value - made) > slack:
+            if abs(value - made) > slack or np.isnan(value) != np.isnan(made):
                 text = f"row {row}, column {column!r}: {value:.6g}, but {made:.6g} from {beside.name}"
                 raise ValueError(f"{path}: damaged ({text}); measure again (--overwrite)")
 
 
 def _differences(cell: Mapping[Any, Any], again: Estimate) -> dict[str, tuple[float, float, float]]:
     """column -> (what the cell says, what its samples make, by how much these may differ)."""
-    (low, high), size, square = again.ci(), abs(again.gsnr), float(again.q_n.mean())
-    slack = 10 * TOLERANCE * (1 / again.n + size * (1 + size) + (high - low))  # the noise is what is left over where gsnr is large
-    return {
+    size, square = abs(again.gsnr), float(again.q_n.mean())
+    of_both = {
         "signal": (cell["signal"], again.signal, TOLERANCE * square),
         "noise": (cell["noise"], again.noise, TOLERANCE * square),
-        "gsnr_low": (cell["gsnr_low"], low, slack),
-        "gsnr_high": (cell["gsnr_high"], high, slack),
     }
+    if square > 0 and abs(again.noise) <= TOLERANCE * square:  # a ratio to what may be rounding says nothing
+        return of_both
+    low, high = again.ci()
+    slack = 10 * TOLERANCE * (1 / again.n + size * (1 + size) + (high - low))  # the noise is what is left over where gsnr is large
+    return of_both | {"gsnr_low": (cell["gsnr_low"], low, slack), "gsnr_high": (cell["gsnr_high"], high, slack)}
 
 
 def provenance(path: Path) -> dict[str, Any]:
-    """What was measured, with which settings: the `provenance` the table was written with. Raises as `read` does."""
+    """What was measured, with which settings: the `provenance` the table was written with. Raises ValueError, naming the file, for a missing,
+    foreign or other-version one and damaged metadata; the rows are not looked at."""
     return _header(path)["provenance"]
 
 

@@ -115,10 +115,10 @@ def _accuracy(train_ND: Array, train_N: NDArray, held_ND: Array, held_N: NDArray
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
+    """95 % interval of a proportion (Wilson 1927). It holds the proportion, whose rounding at 0 and 1 may be another."""
     z = NORMAL_95
     middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return min(share, (middle - half) / (1 + z * z / n)), max(share, (middle + half) / (1 + z * z / n))
 
 
 def _jackknife(a_ND: Array, b_NE: Array, value: float) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -14,8 +15,31 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from gsnr import commands
+from gsnr import commandline, commands
 from tests.conftest import REPO, call, run_module
+
+
+def test_how_a_command_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C is said below the ^C of the terminal, and a recursion of our own is no bad input."""
+
+    def raises(error: BaseException) -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        commandline.run(lambda: raises(KeyboardInterrupt()), "gsnr x", "")
+    assert end.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"
+    with pytest.raises(RecursionError):
+        commandline.run(lambda: raises(RecursionError()), "gsnr x", "")
+
+
+def test_a_link_that_leads_to_itself_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(Path, "resolve", lambda self: self)  # from Python 3.13 on it raises nothing
+    for word in ("loop", "loop/x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is a link that leads to itself"):
+            commandline.a_path(str(tmp_path / word))
+    for word in ("nowhere", "x" * 300, "/dev/null/x"):
+        assert commandline.a_path(word) == Path(word)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +168,19 @@ def test_figures_that_a_table_cannot_give_are_left_out(probed_run: Path, tmp_pat
         from gsnr.figures import fig2_gsnr
 
         fig2_gsnr.draw(cells[cells["group"] == "label"])
+
+
+def test_a_damaged_table_is_an_error_whatever_else_can_be_drawn(probed_run: Path, tmp_path: Path) -> None:
+    from gsnr.figures.command import main
+
+    shutil.copytree(probed_run / "probes", tmp_path / "probes")
+    path = tmp_path / "probes" / "router.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"router.parquet: "):
+        call(main, "--run", tmp_path)
+    assert not any((tmp_path / "figures").glob("*"))
 
 
 def test_a_figure_whose_table_is_missing_names_the_command(smoke_run: Path, plain_run: Path) -> None:

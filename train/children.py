@@ -50,7 +50,8 @@ class Children:
         try:
             printed, errors = child.communicate()
         finally:
-            self.running.discard(child)
+            with self.lock:
+                self.running.discard(child)
         if child.returncode:
             lines = errors.strip().splitlines() or [f"exit code {child.returncode}"]
             raise ValueError(f"{' '.join(command)}: {lines[-1]}")

@@ -55,7 +55,7 @@ class Job:
         """The evaluation, where there is one of this length."""
         path = self.folder / RESULT
         try:
-            found: Any = json.loads(path.read_text()) if path.is_file() else {"identity": None}
+            found: Any = files.read_json(path) if path.is_file() else {"identity": None}
             return dict(found["result"]) if found["identity"] == self.settings else None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it") from error

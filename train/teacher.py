@@ -7,7 +7,6 @@ Shapes: B batch, H = W = R image side in pixels, C teacher channels, g tokens a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from gsnr import files
 from gsnr.train.models.convnet import ConvNet
 from gsnr.train.weights_hash import weights_hash
 
@@ -113,7 +113,7 @@ def _quiet() -> Iterator[None]:
 def _read_json(source: str, file: str, **options: bool) -> dict[str, Any]:
     """A JSON file of a folder or hub id."""
     found = cached_file(source, file, **options)
-    return json.loads(Path(found).read_text()) if found else {}
+    return files.read_json(Path(found)) if found else {}
 
 
 def _stored(source: str) -> tuple[nn.Module, int, int]:

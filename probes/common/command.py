@@ -159,6 +159,15 @@ def _say(chosen: list[Measurement], todo: list[Measurement]) -> None:
     print(f"in all {total} (from running a small piece of each on this machine)")
 
 
+def _check_outputs(todo: list[Measurement]) -> None:
+    """Raises ValueError for a table that could not take its place, before hours go into it."""
+    from gsnr.table import KINDS
+
+    for one in todo:
+        for kind in ("", *(f".{kind}" for kind in KINDS if kind != one.probe.KIND)):
+            files.check_replaceable(one.out / f"{one.name}{kind}.parquet")
+
+
 def _measure(chosen: list[Measurement], args: Namespace) -> None:
     """Writes the tables that are not there yet."""
     for one in chosen:
@@ -234,6 +243,7 @@ def main(argv: list[str]) -> int:
         _say(everything, todo)
         return 0
     files.check_writable(out, "--out")
+    _check_outputs(todo)
     _measure(chosen, args)
     _summarise(chosen, out)
     _check(chosen, repeated, args)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import gsnr
+from gsnr import intervals
 from gsnr.estimates import Estimate, delete_one, trace_cov_sq
 from tests.gsnr.problems import LinearRegression
 
@@ -101,3 +103,9 @@ def test_zero_gradients_are_undefined_not_zero() -> None:
     assert np.isnan(e.gsnr)
     assert e.n_zero == 5
     assert e.below_detection
+
+
+def test_students_t_is_that_of_scipy_stats() -> None:
+    for level in (0.5, 0.9, 0.95, 0.99, 0.999):
+        for n in (3, 4, 10, 100, 1000, 100_000):
+            assert intervals.student(n, level) == pytest.approx(scipy.stats.t.ppf(0.5 + level / 2, n - 1), rel=1e-12)

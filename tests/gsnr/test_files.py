@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +56,28 @@ def test_what_a_kill_left_is_removed_and_what_is_being_written_is_not(tmp_path: 
     writers[1].communicate()
 
 
+def test_a_folder_aside_that_another_writer_takes_for_left_behind_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def taken(**places: Any) -> str:
+        made.append(make(**places))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", taken)
+    files.write_text(tmp_path / "a", "whole")
+    assert len(made) == 2 and (tmp_path / "a").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_folders_aside_of_other_hosts_are_left(tmp_path: Path) -> None:
+    """Their locks may be seen by their own host alone."""
+    for name in (".a.another.12345678.aside", f".{files.HOST}.another.12345678.aside", f".a.{files.HOST}.12345678.aside"):
+        (tmp_path / name).mkdir()
+    files.write_text(tmp_path / "a", "whole")
+    assert all(".another." in path.name for path in tmp_path.glob(".*")) and len(list(tmp_path.iterdir())) == 3
+
+
 def test_several_files_appear_together_or_not(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     files.write_texts({one: "1", two: "2"})
@@ -63,6 +88,13 @@ def test_several_files_appear_together_or_not(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
     assert (error.value.filename, error.value.errno) == (str(two), errno.ENOSPC)
     assert (one.read_text(), two.read_text()) == ("1", "2") and len(list(tmp_path.iterdir())) == 2
+    with files.together() as replacing:
+        with suppress(ValueError), replacing(one) as aside:
+            aside.write_text("half")
+            raise ValueError("caught by whoever writes several")
+        with replacing(two) as aside:
+            aside.write_text("new")
+    assert (one.read_text(), two.read_text()) == ("1", "new") and len(list(tmp_path.iterdir())) == 2
 
 
 def test_errors_name_the_path_whoever_raises_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gsnr import table
+from gsnr.estimates import Estimate
 from gsnr.figures._examples import EXAMPLES
 
 PROVENANCE = {"settings": {"bins": 4}, "labels": {}}
@@ -66,7 +67,7 @@ def test_honest_tables_are_read(tmp_path: Path) -> None:
         (_set("gsnr_low", np.nan), r"row 7, column 'gsnr_low': .*, but gsnr_high is"),
         (_set("gsnr_high", np.inf), r"row 7, column 'gsnr_high': inf, not finite"),
         (_set("signal", np.nan), r"row 7, column 'signal': .*, where a number is needed"),
-        (_set("noise", -1.0), r"row 7, column 'noise': -1, less than 0"),
+        (_set("noise", -1.0), r"row 7, column 'gsnr': .*, but signal / noise is"),
         (_set("gsnr_plugin", 0.5), r"row 7, column 'gsnr_plugin': 0.5, but gsnr \+ 1 / n is"),
         (_set("gsnr_batch", 0.5), r"row 7, column 'gsnr_batch': 0.5, but batch_ref x gsnr is"),
         (_set("below_detection", True, 0), r"row 0, column 'below_detection': .*, but not gsnr_low > 0 is 0"),
@@ -91,6 +92,34 @@ def test_damaged_cells_are_named(cells: bytes, tmp_path: Path, change: Callable[
     assert "\n" not in str(error.value)
 
 
+def test_rounding_is_no_damage(tmp_path: Path) -> None:
+    """Ends that were rounded otherwise than the value, and the noise of samples that are all alike."""
+    end = np.nextafter(1, 0)
+    path = tmp_path / "controls.parquet"
+    rows = EXAMPLES["controls"]("run", "controls")
+    for value, low, high in ((1.0, 0.9, end), (end, 1.0, 1.0), (0.0, 1e-17, 0.1), (1.0, 1.0, end)):
+        table.write(path, "metrics", [rows[0] | {"value": value, "low": low, "high": high}, *rows[1:]], {})
+        assert table.read(path)["value"][0] == value
+    r_n = 18 * (1 + 1e-12 * np.arange(6))
+    alike = Estimate(group="all", q_n=np.full(6, 3.0), r_n=r_n, sum_sq=r_n.sum(), cov_sq=1e-30)
+    assert -1e-11 < alike.noise < 0
+    rows = [row | table.estimate_columns(alike, 256) for row in EXAMPLES["alignment"]("run", "alignment")]
+    table.write(path, "cells", rows, {})
+    assert (table.read(path)["noise"] == alike.noise).all()
+
+
+def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+    """Nor are the tables that were to appear with it; those of before stay."""
+    path = _written(tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    samples, cells = EXAMPLES["alignment.samples"]("run", "alignment"), EXAMPLES["alignment"]("run", "alignment")
+    cells[7]["gsnr_high"] = float("inf")
+    with pytest.raises(ValueError, match=r"alignment.parquet: not written: row 7, column 'gsnr_high': inf, not finite$"), table.writing() as write:
+        write(path.with_suffix(".samples.parquet"), "samples", samples[:-1], PROVENANCE)
+        write(path, "cells", cells, PROVENANCE)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_cells_are_held_against_their_samples(tmp_path: Path) -> None:
     """A row that is right in itself, made up throughout: only its samples tell."""
 
@@ -110,6 +139,20 @@ def test_cells_are_held_against_their_samples(tmp_path: Path) -> None:
     _changed(beside, lambda frame: frame.drop(index=3))
     with pytest.raises(ValueError, match=r"alignment.parquet: damaged .row 0, column 'n': 5 samples for a cell of n = 6, in alignment.samples"):
         table.read(path)
+    _written(tmp_path)
+    _changed(beside, lambda frame: frame.drop(index=range(6)))
+    with pytest.raises(ValueError, match=r"alignment.parquet: damaged .row 0, column 'n': 0 samples for a cell of n = 6, in alignment.samples"):
+        table.read(path)
+    _written(tmp_path)
+
+    def forgotten(frame: pd.DataFrame) -> None:
+        frame.loc[0, ["gsnr_low", "gsnr_high", "noise_scale"]] = np.nan
+        frame.loc[0, "below_detection"] = True
+
+    _changed(path, forgotten)
+    with pytest.raises(ValueError, match=r"alignment.parquet: damaged .row 0, column 'gsnr_low': nan, but .* from alignment.samples.parquet"):
+        table.read(path)
+    _written(tmp_path)
     table.write(beside, "samples", EXAMPLES["alignment.samples"]("run", "alignment"), PROVENANCE | {"created": "another day"})
     with pytest.raises(ValueError, match=r"alignment.samples.parquet: of another measurement than alignment.parquet beside it"):
         table.read(path)

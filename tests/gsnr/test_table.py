@@ -110,7 +110,7 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
     assert len(table.read(path, "router")) == 1
     with pytest.raises(ValueError, match=r"t.parquet: a table of probe 'router', not 'alignment'"):
         table.read(path, "alignment")
-    for content in (b"[]", b"{", b"{}"):
+    for content in (b"[]", b"{", b"{}", b"[" * 10**5):
         _with_header(path, content)
         with pytest.raises(ValueError, match=r"t.parquet: damaged .the 'gsnr' entry"):
             table.read(path)
@@ -120,11 +120,15 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
     pq.write_table(frame.set_column(column, "value", pa.array(["x"])), path)
     with pytest.raises(ValueError, match=r"t.parquet: damaged .column 'value' holds"):
         table.read(path)
-    table.write(path, "metrics", [row] * 2000, {})
+    table.write(path, "metrics", [row | {"bin": bin_} for bin_ in range(2000)], {})
     content = path.read_bytes()
     path.write_bytes(content[:4] + bytes(60) + content[64:])
     with pytest.raises(ValueError, match=r"t.parquet: damaged"):
         table.read(path)
+
+
+def _header(kind: str) -> dict[bytes, bytes]:
+    return {b"gsnr": json.dumps({"schema_version": 1, "kind": kind, "provenance": {}}).encode()}
 
 
 def test_bad_tables_are_named(tmp_path: Path) -> None:
@@ -144,7 +148,9 @@ def test_bad_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="schema version 99, this gsnr reads 1"):
         table.read(other)
     empty = tmp_path / "empty.parquet"
-    table.write(empty, "cells", [], {})
+    with pytest.raises(ValueError, match=r"empty\.parquet: not written: no rows"):
+        table.write(empty, "cells", [], {})
+    pq.write_table(pa.table({"a": pa.array([], pa.int64())}).replace_schema_metadata(_header("cells")), empty)
     with pytest.raises(ValueError, match="no rows"):
         table.read(empty)
     with pytest.raises(ValueError, match=r"lacks \['gsnr'\]"):

@@ -18,6 +18,7 @@ from gsnr import table
 from gsnr.probes.common import aligned, bins, fit
 from gsnr.probes.common.candidates import candidates, with_constants
 from gsnr.probes.common.command import main
+from gsnr.probes.common.measuring import Measurement
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache
 from gsnr.train.data import permutation
@@ -100,6 +101,13 @@ def test_a_damaged_piece_is_named_and_nothing_is_left_of_a_measurement_that_did_
         with pytest.raises(ValueError, match=message):
             call(main, "--ckpt", smoke_run, *WORDS, *words, "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_tables_that_are_links_are_refused_before_anything_is_measured(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Measurement, "run", lambda *words, **options: pytest.fail("it was measured"))
+    (tmp_path / "alignment.samples.parquet").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"alignment.samples.parquet: a link, not a file; it is left as it is"):
+        call(main, "--ckpt", smoke_run, *WORDS, "--out", tmp_path)
 
 
 def test_every_target_of_the_demo_s_data(smoke_run: Path, tmp_path: Path) -> None:

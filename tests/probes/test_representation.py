@@ -47,6 +47,14 @@ def test_cknna() -> None:
     assert 0.03 < np.mean(independent) < 0.07, "of features that know nothing of one another it is about k / n: the shuffled control shows it"
 
 
+def test_the_interval_of_a_proportion_holds_it() -> None:
+    """At 0 and 1 Wilson's formula ends there up to rounding: not always on the right side."""
+    for n in range(1, 2000):
+        for share in (0.0, 0.5, 1.0):
+            low, high = representation._wilson(share, n)
+            assert low <= share <= high
+
+
 def test_the_linear_probe() -> None:
     """Three noisy classes: the same predictions as a logistic regression fitted by gradient descent in torch, with the same penalty."""
     rng = np.random.default_rng(0)

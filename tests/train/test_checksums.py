@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -46,6 +48,38 @@ def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def last(run: Path) -> Path:
     return run / "checkpoints" / "0000030"
+
+
+def test_a_disk_that_does_not_read_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is told of damage deletes good work."""
+    path = tmp_path / "config.json"
+    with pytest.raises(ValueError, match=r"config.json: missing$"):
+        checksums.read_sealed(path)
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"config.json: damaged \(config.json: is no regular file\)"):
+        checksums.read_sealed(path)
+    path.unlink()
+    path.write_text("{}")
+
+    def fails(*words: object, **more: object) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    with pytest.raises(OSError, match="Input/output") as error:
+        checksums.read_sealed(path)
+    assert error.value.filename == str(path)
+
+
+def test_json_without_end_is_damage(tmp_path: Path) -> None:
+    deep = "[" * 10**5
+    for name in ("config.json", checksums.MANIFEST, "piece.safetensors"):
+        (tmp_path / name).write_bytes((len(deep).to_bytes(8, "little") if "piece" in name else b"") + deep.encode())
+    read: Callable[[Path], object]
+    for read, name in ((checksums.read_sealed, "config.json"), (checksums.read_tensors, "piece.safetensors")):
+        with pytest.raises(ValueError, match=rf"{name}: damaged \(its lists and objects are nested too deeply"):
+            read(tmp_path / name)
+    with pytest.raises(ValueError, match=r"manifest.json: damaged \(its lists and objects are nested too deeply"):
+        checksums.Manifest.read(tmp_path)
 
 
 @pytest.mark.parametrize("slot", ["exp_avg", "exp_avg_sq"])

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,30 @@ def test_a_command_of_a_run_prints_or_fails_in_one_line() -> None:
     assert Children().call(["gsnr", "--version"], 1) == "0.1.0\n"
     with pytest.raises(ValueError, match=re.escape("gsnr train --out x --nope 1: error: unknown option 'nope'")):
         Children().call(["gsnr", "train", "--out", "x", "--nope", "1"], 1)
+
+
+def test_a_command_that_ends_while_all_are_stopped() -> None:
+    children = Children()
+
+    def call() -> None:
+        with contextlib.suppress(ValueError):
+            children.call(["timeit", "-n", "1", "import time; time.sleep(60)"], 1)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    while not children.running:
+        time.sleep(0.01)
+    (child,) = children.running
+
+    class Slow:
+        def terminate(self) -> None:
+            child.terminate()
+            thread.join(0.3)
+
+    children.running.add(Slow())  # type: ignore[arg-type]
+    children.stop()
+    thread.join(10)
+    assert child not in children.running and child.returncode
 
 
 def test_grid_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

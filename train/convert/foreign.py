@@ -7,7 +7,6 @@ tensors' names; depth, width, patch and classes from their shapes. C: latent cha
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import warnings
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsnr import checksums
 from gsnr.train.config import ModelConfig
 from gsnr.train.presets import PUBLISHED, is_model_name, named_model
 from gsnr.train.runs.checkpoint import Weights, check_weights
@@ -69,8 +69,7 @@ class Foreign:
     @cached_property
     def sha(self) -> str:
         """SHA-256 of the file, as `sha256sum` prints it."""
-        with self.path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return checksums.sha256(self.path)
 
     def state(self, weights: Weights) -> State:
         """Raises ValueError for weights that the file does not hold."""
