@@ -184,7 +184,7 @@ def writing() -> Iterator[Any]:
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as aside:
-                pq.write_table(table, aside, compression="zstd")
+                pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
 
         yield write_one
 
@@ -248,7 +248,7 @@ def _rows(path: Path, header: dict[str, Any]) -> pd.DataFrame:
 
     columns = KINDS[header["kind"]]
     try:
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path, page_checksum_verification=True)  # before a damaged page is decoded, which can crash
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError) as error:  # pandas' own notes in the file, changed
         raise ValueError(f"{path}: damaged ({_line(error)})") from error
     if frame.empty:
