@@ -1,6 +1,6 @@
 # Every target does its own set-up: a virtual environment in .venv with the versions of constraints.txt.
 # PYTHON picks the interpreter (3.11 or newer); RUN is the run folder of the demo and of the notebooks. HASHES names a file of hashes, as CI does:
-# then nothing is installed that is not in it, torch apart (which of its wheels, depends on the machine).
+# then nothing is installed that is not in it, torch and what only its wheel needs apart (which wheel depends on the machine).
 PYTHON ?= python3
 HASHES ?=
 RUN ?= runs/demo

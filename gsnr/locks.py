@@ -8,11 +8,14 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
 from gsnr import files
+
+PATIENCE_SEC = 1.0  # another process may have a lock file that was deleted for as long as it takes to be refused elsewhere
 
 
 def _same(path: Path, handle: TextIO) -> bool:
@@ -74,7 +77,14 @@ class Lock:
         """Puts the file back where it was deleted or replaced. Raises ValueError where another process holds the one that is there now."""
         if _same(self.path, self.handle):
             return
-        before, self.handle = self.handle, self._taken()
+        before, deadline = self.handle, time.monotonic() + PATIENCE_SEC
+        while self.handle is before:
+            try:
+                self.handle = self._taken()
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(PATIENCE_SEC / 20)
         before.close()
         print(f"note: {self.path}: was deleted or replaced while it was held; put back", file=sys.stderr)
 

@@ -156,7 +156,6 @@ def check_size(model: ModelConfig) -> None:
 def check(config: TrainConfig) -> None:
     """Raises ValueError for an option out of its range, and for options that do not go together."""
     check_ranges(config)
-    check_size(config.model)
     if config.data.path and (wrong := no_path(config.data.path)) is not None:
         raise ValueError(f"--data.path {wrong}")
     for tracker in config.trackers.split(","):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsnr.train import opening, optimizer, sample, vae
 from gsnr.train.callback import GsnrCallback, check_images
-from gsnr.train.config import TrainConfig
+from gsnr.train.config import TrainConfig, check_size
 from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.models.sit import SiT
@@ -83,6 +84,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 def train(config: TrainConfig, out: Path, resume: bool = False) -> None:
     """Trains, or continues, one run; on a signal to end it saves and returns (see `gsnr.train.runs.preemption`), or raises KeyboardInterrupt if that
     was Ctrl-C. Raises ValueError for bad input before anything is written or overwritten."""
+    check_size(config.model)
     accelerator = make_accelerator(config, out)
     held: list[runfolder.Hold] = []
     interrupted = False
@@ -120,13 +122,15 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
     adamw = optimizer.make(raw, config.optim)
     batches = _batches(accelerator, config, splits["train"], raw.alignment.needs)
+    if main:
+        held.append(runfolder.hold(out))
     state = runfolder.restore(out, config, header, raw, ema, adamw)
     first = state.get("step", 0)
     if first >= config.steps:
         accelerator.print(f"{out}: already trained for {first} steps; nothing to do")
         return None
-    if main:
-        held.append(runfolder.start(out, config, state, raw))
+    if held:
+        runfolder.start(held[0], out, config, state, raw)
     ema.to(accelerator.device)
     if config.compile:
         for block in raw.model.blocks:
@@ -171,12 +175,12 @@ def _loop(run: Run) -> str:
     accelerator, config, window = run.accelerator, run.config, run.window
     average = get_ema_multi_avg_fn(config.optim.ema)
     step, totals = run.first, {key: 0.0 for key in Window.STREAKS}
-    with Preemption() as preemption:
+    reading = loader(run.batches, run.first, config.steps, config.data.workers, left_to_the_trainer)
+    with Preemption() as preemption, closing(reading):
         if not run.first:
             run.callback(0)
         progress = Progress(accelerator, config, run.out, run.first)
-        batches = progress.waiting(loader(run.batches, run.first, config.steps, config.data.workers, left_to_the_trainer))
-        for step, batch in enumerate(batches, start=run.first + 1):
+        for step, batch in enumerate(progress.waiting(reading), start=run.first + 1):
             lr, held = optimizer.set_rate(run.optimizer, config.optim, step), run.raw.alignment.held(step)
             parts = (accelerator, run.objective, run.raw, run.ema, run.optimizer)
             window.add(optimisation_step(*parts, batch, config.optim.clip, config.accumulate, held))

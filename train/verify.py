@@ -9,6 +9,7 @@ and names each file that is missing or not as it was written. Exit code 2 if the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,15 +34,25 @@ def _said(check: Callable[..., object], *words: object) -> str | None:
     return None
 
 
-def folder_faults(folder: Path) -> Iterator[str | None]:
-    """One entry for each file of a folder with a manifest: None, or what is wrong with it."""
+def folder_faults(folder: Path) -> list[str | None]:
+    """One entry for each file of a folder with a manifest: None, or what is wrong with it. Of a folder that is gone, none."""
     try:
         listed = checksums.Manifest.read(folder)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda name: _said(listed.check, name), listed.files))
     except ValueError as error:
-        yield str(error)
-        return
-    with ThreadPoolExecutor(8) as pool:
-        yield from pool.map(lambda name: _said(listed.check, name), listed.files)
+        found = [str(error)]
+    return found if folder.is_dir() else []
+
+
+def _below(top: Path) -> tuple[list[Path], list[Path]]:
+    """Folders with a manifest and runs, `top` included. Hidden ones are being written or deleted."""
+    folders, runs = [], []
+    for place, inner, names in os.walk(top):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        folders += [Path(place)] * (checksums.MANIFEST in names)
+        runs += [Path(place)] * ("checkpoints" in inner and "config.json" in names)
+    return sorted(folders), sorted(runs)
 
 
 def run_faults(run: Path) -> Iterator[str | None]:
@@ -52,8 +63,11 @@ def run_faults(run: Path) -> Iterator[str | None]:
     stored = run / "config.json"
     yield _said(checksums.read_sealed, stored)
     logged: dict[str, int] = {}
-    for kept in sorted(p for p in (run / "checkpoints").iterdir() if p.name.isdigit()):
-        yield _said(lambda kept=kept: logged.update(states.read(kept).get("logs", {})))  # the newest comes last
+    for kept in checkpoint.kept(run):
+        said = _said(lambda kept=kept: logged.update(states.read(kept).get("logs", {})))  # the newest comes last
+        if not kept.is_dir():  # deleted by a training
+            continue
+        yield said
         if not (kept / checksums.MANIFEST).is_file():
             checksums.say_unchecked(kept)
     yield _said(checkpoint.locate, run)
@@ -68,8 +82,7 @@ def main(argv: list[str]) -> int:
     for path in args.path:
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder")
-        folders = sorted(p.parent for p in path.rglob(checksums.MANIFEST))
-        runs = sorted(p.parent for p in path.rglob("checkpoints") if (p.parent / "config.json").is_file())
+        folders, runs = _below(path)
         if not folders and not runs:
             raise ValueError(f"{path}: holds no run, checkpoint or cache with checksums (a {checksums.MANIFEST})")
         found = [said for folder in folders for said in folder_faults(folder)] + [said for run in runs for said in run_faults(run)]

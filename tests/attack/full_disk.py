@@ -7,7 +7,9 @@ than a message is raised, the message is several lines or names no path, a file 
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,6 +34,8 @@ TIMES = 50  # of each command
 RUN = ("--preset", "smoke", "--trackers", "none", "--save-every", "2", "--log-every", "1")
 PROBE = ("--probe", "alignment", "--bins", "2", "--n-images", "8", "--fit-samples", "128", "--fit-steps", "3", "--controls", "none")
 PICTURES = ("--vae", "demo", "--resolution", "64", "--patch", "1", "--heldout", "8", "--shard", "8", "--workers", "0")
+
+LEFT = re.compile(r"(^|/)\.[^/]+\.(\d+|gone)/")  # a checkpoint or cache that was being written, by process, or deleted
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,16 @@ def _words(words: tuple[str, ...], work: Path) -> list[str]:
     return [word.replace("WORK", str(work)) for word in words]
 
 
+def _grown(name: str, content: bytes, after: dict[str, bytes]) -> bool:
+    """Whether a file of a run was changed as going on changes it: logs by more lines, LAST to a checkpoint that is there, other options."""
+    if name.endswith(".jsonl"):
+        return after.get(name, b"").startswith(content)
+    if name.endswith("/LAST"):
+        now = after.get(name, b"").decode().strip()
+        return now > content.decode().strip() and f"{Path(name).parent}/checkpoints/{now}/state.json" in after
+    return name.endswith("/config.json") and "/checkpoints/" not in name and bool(json.loads(after.get(name, b"{}")))
+
+
 def _wrong(attacked: Attacked, work: Path, before: dict[str, bytes], error: Exception | None) -> str | None:
     """What got through; None for nothing."""
     if error is not None and not isinstance(error, ValueError | OSError):
@@ -108,13 +122,13 @@ def _wrong(attacked: Attacked, work: Path, before: dict[str, bytes], error: Exce
     if error is not None and len(str(error).splitlines()) > 1:
         return f"several lines: {error}"
     after = _contents(work)
-    if left := [name for name in after if files.ASIDE in name]:
+    if left := [name for name in after if files.ASIDE in name or LEFT.search(name)]:
         return f"left {left[0]}"
     changed = [name for name, content in before.items() if after.get(name) != content]
     if error is None or not changed:
         return None
     if attacked.grows and all(name.startswith(attacked.grows) for name in changed):
-        changed = [name for name in changed if "/checkpoints/" in name]
+        changed = [name for name in changed if not _grown(name, before[name], after)]
         checkpoint.load(work / "run")
     return f"changed {changed[0]}" if changed else None
 

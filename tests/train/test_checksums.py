@@ -23,7 +23,6 @@ from gsnr.train.data import arrow, cache
 from gsnr.train.loader_benchmark import synthetic_cache
 from gsnr.train.presets import find
 from gsnr.train.runs import checkpoint, training_state
-from gsnr.train.runs import folder as runfolder
 from tests.attack import flips
 from tests.attack.flips import flipped, without_checksums
 from tests.conftest import call
@@ -129,13 +128,6 @@ def test_nothing_is_deleted_while_steps_are_skipped(tmp_path: Path, monkeypatch:
     words = ("--preset", "smoke", "--alignment", "none", "--trackers", "none", "--steps", 4, "--save-every", 1, "--keep-last", 1)
     assert call(main, *words, "--out", tmp_path / "run") == 0
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["0000002", "0000003", "0000004"]
-
-
-def test_the_newest_checkpoint_that_is_whole_is_never_deleted(run: Path) -> None:
-    weights = last(run) / "ema" / checkpoint.WEIGHTS_FILE
-    weights.write_bytes(weights.read_bytes()[:-1])
-    runfolder.prune(run, 1, 0)
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["0000020", "0000030"]
 
 
 def test_single_bits_of_a_run(run: Path) -> None:
@@ -322,7 +314,7 @@ def test_other_rows_under_the_same_name(run: Path, capsys: pytest.CaptureFixture
     state["cache"]["rows_sha"]["train"] = "0" * 64
     path.write_text(json.dumps(state))
     hash_again(last(run))
-    with pytest.raises(ValueError, match=r"trained on data whose rows_sha was \{'train': '0000"):
+    with pytest.raises(ValueError, match=r"trained on data whose rows_sha was \{'train': '0000.*; they were encoded elsewhere, or of other"):
         call(main, *RESUME, "--out", run)
     loaded = checkpoint.load(run)
     with pytest.raises(ValueError, match=r"holds other rows than when it was trained on them .* name it with --data"):

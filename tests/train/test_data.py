@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from gsnr.train.demo import images as demo
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.prepare import encode
 from gsnr.train.priors import normalise
+from gsnr.train.runs.preemption import left_to_the_trainer
 from tests.train.run_files import hash_again
 
 
@@ -173,7 +176,42 @@ def test_a_split_is_pickled_by_its_place(opened) -> None:
 
 
 def step_batches(splits, **changes) -> StepBatches:
-    return StepBatches(**({"split": splits["train"], "groups": ("G3",), "batch": 8, "seed": 1, "label_dropout": 0.5} | changes))
+    return changes.pop("made", StepBatches)(**({"split": splits["train"], "groups": ("G3",), "batch": 8, "seed": 1, "label_dropout": 0.5} | changes))
+
+
+class Stuck(StepBatches):
+    """Its first batch is there, the others never come."""
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        if step:
+            time.sleep(10_000)
+        return super().__getitem__(step)
+
+
+class Damaged(StepBatches):
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        raise ValueError("shard: damaged\nin its second row")
+
+
+def test_a_worker_that_is_stuck_holds_nobody(opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ignore the SIGTERM that torch sends them."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    _, _, splits = opened
+    before = set(multiprocessing.active_children())
+    reading = loader(step_batches(splits, made=Stuck), 0, 9, 2, left_to_the_trainer)
+    assert len(next(reading)["label"]) == 8
+    (one, two) = set(multiprocessing.active_children()) - before
+    reading.close()
+    for process in (one, two):
+        process.join(10)
+    assert not one.is_alive() and not two.is_alive()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_keeps_its_lines(opened, workers: int) -> None:
+    _, _, splits = opened
+    with pytest.raises(ValueError, match=r"^shard: damaged\nin its second row$"):
+        next(loader(step_batches(splits, made=Damaged), 0, 1, workers))
 
 
 def test_step_does_not_depend_on_world_size_or_workers(opened) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +26,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from gsnr import commandline
+from gsnr import checksums, commandline
 from gsnr.train.data import arrow, cache
 from gsnr.train.prepare import shards
 from gsnr.train.prepare.command import main
@@ -251,6 +253,24 @@ def test_a_finished_cache_is_left_as_it_is(words: tuple[object, ...], whole: Pat
     assert call(main, *words, "--out", whole) == 0
     assert "already prepared with these options; nothing to do" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")} and not leftover.exists()
+
+
+def test_caches_from_before_checksums(words: tuple[object, ...], whole: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A finished one is left as it is, with a note; one that was begun would have them for some rows."""
+    old, aside = tmp_path / "old", begun.with_name(".cache.preparing")
+    shutil.copytree(whole, old)
+    (old / checksums.MANIFEST).unlink()
+    header = json.loads((old / cache.HEADER).read_text())
+    del header["rows_sha"]
+    (old / cache.HEADER).write_text(json.dumps(header))
+    for record in (old / shards.RECORD, aside / "options.json"):
+        values = json.loads(record.read_text())
+        del values["options"]["checksums of rows"]
+        record.write_text(json.dumps(values))
+    assert call(main, *words, "--out", old) == 0
+    assert f"note: {old}: from before checksums were kept" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=rf"was begun, in {aside}, by an older version; delete {aside} and run"):
+        call(main, *words, "--out", begun)
 
 
 def test_a_shard_that_was_damaged_meanwhile_is_named_and_made_again(words: tuple[object, ...], whole: Path, begun: Path) -> None:

@@ -53,6 +53,15 @@ def test_every_signal_asks_and_ignored_ones_stay_ignored() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_streams_that_are_closed_are_no_error() -> None:
+    code = (
+        "import os, signal; from gsnr.train.runs.preemption import Preemption; os.close(1); preemption = Preemption(); preemption.__enter__(); "
+        "os.kill(os.getpid(), signal.SIGHUP); os._exit(0 if preemption.asked else 3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_saves_when_its_terminal_goes_away(tmp_path: Path) -> None:
     """A session of its own on a pseudo-terminal, which is closed: the kernel sends SIGHUP to all of it, workers too, and writing is an error."""
     out, (ours, its) = tmp_path / "run", pty.openpty()

@@ -48,10 +48,41 @@ def test_a_lock_names_its_holder_and_is_put_back(tmp_path: Path, capsys: pytest.
             held.watch()
 
 
+def test_a_lock_that_is_away_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """As a second trainer has it, before it is refused for config.json."""
+    path = tmp_path / "lock"
+    with Lock(path) as held:
+        path.unlink()
+        holds = f"from gsnr.locks import Lock; from pathlib import Path; held = Lock(Path({str(path)!r}))"
+        code = f"import time; {holds}; print(flush=True); time.sleep(0.3)"
+        with subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline()
+            held.watch()
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_run_is_held_before_it_is_read(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, real, holds = tmp_path / "run", runfolder.restore, []
+    shutil.copytree(smoke_run, out)
+
+    def restored(*words: object) -> object:
+        done = subprocess.run(
+            [sys.executable, "-c", f"from gsnr import locks; from pathlib import Path; locks.take(Path({str(out)!r}) / 'lock')"], cwd=REPO
+        )
+        holds.append(done.returncode)
+        return real(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runfolder, "restore", restored)
+    assert call(main, "--preset", "smoke", "--trackers", "none", "--resume", "--out", out) == 0
+    assert holds == [1]
+    with another(f"from gsnr.train.runs.folder import Hold; from pathlib import Path; held = Hold(Path({str(out)!r}))"):
+        pass  # no step was left, and it is free again
+
+
 def test_deleting_the_lock_admits_no_second_trainer(smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
-    holds = f"from gsnr.train.runs.folder import Hold; from pathlib import Path; held = Hold(Path({str(out)!r}), {{}})"
+    holds = f"from gsnr.train.runs.folder import Hold; from pathlib import Path; held = Hold(Path({str(out)!r})); held.record({{}})"
     config = (out / "config.json").read_bytes()
     with another(holds):
         (out / "lock").unlink()

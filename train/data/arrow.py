@@ -5,12 +5,13 @@ A folder holds `state.json`, which lists its shards, and the shards, Arrow strea
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from gsnr import files
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # without it a file that was cut between two batches would pass for a shorter one
 STATE = "state.json"
@@ -36,7 +37,7 @@ def shards(folder: Path) -> list[Path]:
     """The shards of a folder in order. Raises ValueError naming a folder that is none."""
     path = folder / STATE
     try:
-        state = json.loads(path.read_text())
+        state = files.read_json(path)
         names = [entry["filename"] for entry in state["_data_files"]]
     except FileNotFoundError as error:
         raise ValueError(f"{path}: missing") from error

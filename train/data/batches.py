@@ -7,8 +7,10 @@ label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,12 +64,28 @@ class StepBatches(Dataset):
         return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
 
 
-def loader(batches: StepBatches, first: int, last: int, workers: int, begin: Callable[[int], None] | None = None) -> Iterator[Batch]:
+def loader(batches: StepBatches, first: int, last: int, workers: int, begin: Callable[[int], None] | None = None) -> Generator[Batch, None, None]:
     """Batches of steps first .. last-1 in order, prefetched by `workers` processes (0: made in place). begin: what each of them does first.
 
-    Raises ValueError naming damaged data."""
+    At the end, or when it is closed, the processes end; one that is stuck is killed. Raises ValueError naming damaged data."""
     steps, pinned = range(first, last), torch.cuda.is_available()
+    reading = iter(DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pinned, worker_init_fn=begin))
     try:
-        yield from DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pinned, worker_init_fn=begin)
-    except ValueError as error:  # a worker's comes with its traceback
-        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+        yield from reading
+    except ValueError as error:
+        caught = re.match(r"Caught (\w+) in DataLoader", str(error))
+        if caught is None:
+            raise
+        raise ValueError(re.split(rf"^[\w.]*{caught[1]}: ", str(error), flags=re.MULTILINE)[-1].strip()) from error
+    finally:
+        if workers:
+            _end(reading)
+
+
+def _end(reading: Any) -> None:
+    """Torch asks its processes to end, waits five seconds for each and sends SIGTERM, which those of a training ignore: python would then wait for
+    one that is stuck for as long as it is."""
+    reading._shutdown_workers()
+    for process in reading._workers:
+        if process.is_alive():
+            process.kill()

@@ -17,7 +17,6 @@ The views of an image are rows one after another. Written by `gsnr.train.prepare
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from gsnr import checksums
+from gsnr import checksums, files
 from gsnr.train.data import arrow, quantise, row_checks
 from gsnr.train.data.latents import Scaling
 
@@ -97,7 +96,7 @@ def read_header(folder: Path) -> Header:
     if not path.is_file():
         raise ValueError(f"{folder}: not a gsnr cache (no {HEADER}); make one with `gsnr prepare`")
     try:
-        fields = json.loads(path.read_text())
+        fields = files.read_json(path)
         if not isinstance(fields, dict):
             raise TypeError("not a mapping")
         found = fields.get("schema_version")

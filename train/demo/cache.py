@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from gsnr.train import vae as vaes
@@ -51,7 +50,7 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
     if (folder / cache.HEADER).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder(vae, header, "cuda" if torch.cuda.is_available() else "cpu", teacher)
+    encoder = Encoder(vae, header, "cpu", teacher)  # on every machine: a run goes on where its rows are the same, to the last bit
     bar = tqdm(total=n_train + n_heldout, desc="demo cache", unit="image", mininterval=1.0)
 
     def batches(split: str, n: int) -> Iterator[tuple[cache.Rows, statistics.Sums]]:

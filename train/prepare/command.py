@@ -78,7 +78,7 @@ def _is_done(out: Path, job: Job, leads: bool) -> bool:
         return False
     if not (out / shards.RECORD).is_file():
         raise ValueError(f"--out {out}: exists; name a new folder")
-    check_same(out / shards.RECORD, job, f"--out {out}: was prepared")
+    check_same(out / shards.RECORD, job, f"--out {out}: was prepared", finished=True)
     cache.open_cache(out, tuple(job.header.groups))
     if leads:
         contents.compare(job.source, contents.read(out), f"--out {out}: was prepared")
@@ -143,7 +143,7 @@ def _begin(args: argparse.Namespace, place: shards.Workplace, held: ExitStack, l
         check_writable(args.out.parent, "--out")
         held.enter_context(place.locked())
         if place.begun():
-            check_same(place.record, job, f"--out {args.out}: was begun, in {place.aside},")
+            check_same(place.record, job, f"--out {args.out}: was begun, in {place.aside},", finished=False)
             seen = [place.read_note(shard).seen for shard in job.shards if place.finished(shard)]
             contents.compare(job.source, [content for one in seen for content in one.contents], f"--out {args.out}: was begun, in {place.aside},")
         place.make_ready(job.options)

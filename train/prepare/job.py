@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsnr import files
 from gsnr.train import vae as vaes
 from gsnr.train.data import cache, heldout, statistics
 from gsnr.train.data.labels import MOST_CLASSES
@@ -21,6 +22,7 @@ from gsnr.train.vaes import FrozenVAE
 if TYPE_CHECKING:
     from gsnr.train.teacher import FrozenTeacher
 
+CHECKED = "checksums of rows"
 PLAIN = ("resolution", "patch", "features", "dtype", "flip", "resampling", "heldout")  # options that stand for themselves
 BOUNDS = {
     **{"batch": (1, 2**16), "workers": (0, 256), "shard": (1, 2**20), "num_classes": (1, MOST_CLASSES), "patch": (1, 2**12)},
@@ -115,20 +117,23 @@ def decide(args: argparse.Namespace) -> Job:
         "--shard": size,
         "--latent-scale": measure or [header.scale, list(header.channel_scale), list(header.channel_bias)],
         "cropping (hash; by Pillow)": header.preprocessing_sha,
-        "checksums of rows": "xxh3",
+        CHECKED: "xxh3",
         **{f"--{name}": getattr(args, name) for name in PLAIN},
     }
     header = replace(header, options_sha=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
     return Job(source=source, vae=frozen, teacher=teacher, header=header, shards=shards.cut(members, size), measure=measure, options=options)
 
 
-def check_same(record: Path, job: Job, what: str) -> None:
-    """Compares the options that a file records. Raises ValueError naming the first that differs, or a file that is damaged."""
+def check_same(record: Path, job: Job, what: str, finished: bool) -> None:
+    """Compares the options that a file records. A finished cache may be from before rows had checksums, one that was begun may not: it would have
+    them for some. Raises ValueError naming the first option that differs, or a file that is damaged."""
     try:
-        before = dict(json.loads(record.read_text())["options"])
+        before = dict(files.read_json(record)["options"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{record}: damaged ({error})") from error
+    if CHECKED not in before and not finished:
+        raise ValueError(f"{what} by an older version; delete {record.parent} and run the same command again")
     for name, now in job.options.items():
         was = before.get(name)
-        if was != now:
+        if was != now and (name != CHECKED or name in before):
             raise ValueError(f"{what} with other options: {name} was {was!r}, now {now!r}; use the same, or name a new folder with --out")

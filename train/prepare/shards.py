@@ -147,9 +147,9 @@ class Workplace:
             with safe_open(path, "numpy") as stored:
                 meta = stored.metadata()
                 sums = {group: stored.get_tensor(group) for group in stored.keys()}  # noqa: SIM118 (a file, not a mapping)
-            seen = json.loads(meta["seen"])
+            seen = files.parse_json(meta["seen"])
             met = Seen(seen["skipped"], [Content(*one) for one in seen["contents"]])
-            return Note(images=int(meta["images"]), seen=met, entry=json.loads(meta["entry"]), sums=sums)
+            return Note(images=int(meta["images"]), seen=met, entry=files.parse_json(meta["entry"]), sums=sums)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it and run the same command again") from error
 

@@ -90,9 +90,14 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         files.sync(path)
 
 
+def kept(run: Path) -> list[Path]:
+    """Folders of a run's checkpoints, the newest last: in the order of their steps, not of their names (which are longer from 10^7 on)."""
+    return sorted((p for p in (run / "checkpoints").glob("*") if p.name.isdecimal()), key=lambda p: int(p.name))
+
+
 def whole(run: Path) -> Iterator[Path]:
     """A run's checkpoints, the newest first. They appear whole; one that was cut short or emptied since is not among them."""
-    for folder in sorted((p for p in (run / "checkpoints").glob("*") if p.name.isdigit()), reverse=True):
+    for folder in reversed(kept(run)):
         if (folder / states.FILE).is_file() and _has_its_files(folder):
             yield folder
 
@@ -124,11 +129,12 @@ def locate(path: Path) -> Path:
     except UnicodeDecodeError as error:
         raise ValueError(f"{last}: damaged ({error})") from error
     folder = path / "checkpoints" / name
-    if not name.isdigit() or not (folder / states.FILE).is_file():
+    if not name.isdecimal() or not (folder / states.FILE).is_file():
         raise ValueError(f"{last}: points at {name!r}, which is no checkpoint in {path / 'checkpoints'}; --resume without LAST takes the newest")
     newest = next(whole(path), folder)
-    if newest.name > name:  # killed between the two, or a damaged LAST
-        print(f"note: {last} names {name}, but {newest.name} is newer and whole: that one is taken", file=sys.stderr)
+    if int(newest.name) > int(name):  # killed between the two, or a damaged LAST
+        note = f"{last} names {name}, but {newest.name} is newer and whole: that one is taken (move {newest} away to go on from {name})"
+        print(f"note: {note}", file=sys.stderr)
         return newest
     return folder
 

@@ -15,7 +15,7 @@ What a resumption takes out of a log (lines that are damaged, or of steps that a
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,16 +93,20 @@ def _compare(values: dict[str, Any], stored: Path, config: TrainConfig) -> None:
 class Hold:
     """A run folder, held by the process that trains there: by RUN/lock and, since anybody may delete that, by RUN/config.json too."""
 
-    def __init__(self, out: Path, resolved: dict[str, Any]) -> None:
-        """Writes config.json. Raises ValueError, naming the holder, where another process has the folder."""
-        self.lock, stored = locks.Lock(out / "lock"), out / "config.json"
+    def __init__(self, out: Path) -> None:
+        """Raises ValueError, naming the holder, where another process has the folder."""
+        self.lock, self.stored = locks.Lock(out / "lock"), out / "config.json"
         try:
-            before = locks.take(stored) if stored.is_file() else None
-            files.write_text(stored, json.dumps(checksums.seal(resolved), indent=2) + "\n")
-            self.config = locks.take(stored)
+            self.config = locks.take(self.stored) if self.stored.is_file() else None
         except ValueError:
             self.lock.close()
             raise
+
+    def record(self, resolved: dict[str, Any]) -> None:
+        """Writes config.json, and holds the new one."""
+        before = self.config
+        files.write_text(self.stored, json.dumps(checksums.seal(resolved), indent=2) + "\n")
+        self.config = locks.take(self.stored)
         if before is not None:
             before.close()
 
@@ -111,24 +115,26 @@ class Hold:
         self.lock.watch()
 
     def close(self) -> None:
-        self.config.close()
+        if self.config is not None:
+            self.config.close()
         self.lock.close()
 
 
-def start(out: Path, config: TrainConfig, state: dict[str, Any], objective: Objective) -> Hold:
-    """Creates the run folder, or cuts its logs back to the step that training continues from. state: of the checkpoint; {} for a new run.
-
-    Raises ValueError where another process is training there.
-    """
+def hold(out: Path) -> Hold:
+    """Before anything is read that another process may still write. Raises ValueError where one is training there."""
     out.mkdir(parents=True, exist_ok=True)
-    held = Hold(out, {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}})
+    return Hold(out)
+
+
+def start(held: Hold, out: Path, config: TrainConfig, state: dict[str, Any], objective: Objective) -> None:
+    """Fills the run folder, or cuts its logs back to the step that training continues from. state: of the checkpoint; {} for a new run."""
+    held.record({"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}})
     (out / "checkpoints").mkdir(exist_ok=True)
     step, logged = state.get("step", 0), state.get("logs", {})
     for name in LOGS:
         runlog.cut_back(out / name, step if step else -1, logged.get(name))
     if not step:
         log_router(out, 0, objective)
-    return held
 
 
 def log_lengths(out: Path) -> dict[str, int]:
@@ -158,7 +164,10 @@ def restore(out: Path, config: TrainConfig, header: Header, objective: Objective
             return {}
         files.write_text(out / "LAST", newest.name + "\n")
     folder = checkpoint.locate(out)
-    state = training_state.restore(folder, objective, ema, optimizer)
+    try:
+        state = training_state.restore(folder, objective, ema, optimizer)
+    except ValueError as error:
+        raise ValueError(f"{error}; move {folder} and {out / 'LAST'} away to go on from the checkpoint before it") from error
     path = folder / states.FILE
     _compare(state["config"], path, config)
     try:
@@ -178,7 +187,8 @@ def _compare_data(out: Path, stored: Header, header: Header) -> None:
         same_rows = key == "data" and (stored.rows_sha or stored.options_sha)  # the folder is called otherwise: its rows are compared
         unknown = key == "rows_sha" and not stored.rows_sha  # a run from before rows had checksums
         if before[key] != value and not same_rows and not unknown:
-            raise ValueError(f"--resume: {out} was trained on data whose {key} was {before[key]!r}; the cache now says {value!r}")
+            how = "; they were encoded elsewhere, or of other pictures: copy the cache from there" if key == "rows_sha" else ""
+            raise ValueError(f"--resume: {out} was trained on data whose {key} was {before[key]!r}; the cache now says {value!r}{how}")
 
 
 def prune(out: Path, keep_last: int, keep_every: int) -> None:
@@ -191,4 +201,7 @@ def prune(out: Path, keep_last: int, keep_every: int) -> None:
     last = (out / "LAST").read_text().strip()
     for folder in list(checkpoint.whole(out))[keep_last:]:
         if folder.name != last and not (keep_every and int(folder.name) % keep_every == 0):
-            shutil.rmtree(folder)
+            try:
+                training_state.discard(folder)
+            except OSError as error:
+                print(f"note: {folder}: cannot be deleted ({error.strerror}); it stays", file=sys.stderr)

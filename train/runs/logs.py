@@ -34,7 +34,7 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
     if (found or text.endswith(b'"}')) and check != f'{zlib.crc32(body + b"}"):08x}"}}'.encode():
         return None
     try:
-        line = json.loads(body + b"}" if found else text)
+        line = files.parse_json(body + b"}" if found else text)
         return line if isinstance(line["step"], int) else None
     except (ValueError, KeyError, TypeError):
         return None

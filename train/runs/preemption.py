@@ -11,6 +11,7 @@ import select
 import signal
 import stat
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -70,8 +71,9 @@ def _leave_what_is_gone(all_terminals: bool) -> None:
     be about to go. all_terminals: those that do not say so yet, too."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
-        watch = select.poll()
-        watch.register(descriptor, 0)  # errors and hang-ups are always said
-        if (all_terminals and stat.S_ISCHR(os.fstat(descriptor).st_mode)) or watch.poll(LAST_MOMENTS_MS):
-            os.dup2(nowhere, descriptor)
+        with suppress(OSError):  # of a stream that is closed
+            watch = select.poll()
+            watch.register(descriptor, 0)  # errors and hang-ups are always said
+            if (all_terminals and stat.S_ISCHR(os.fstat(descriptor).st_mode)) or watch.poll(LAST_MOMENTS_MS):
+                os.dup2(nowhere, descriptor)
     os.close(nowhere)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import diffusers
 import torch
 
 import gsnr
-from gsnr import checksums
+from gsnr import checksums, files
 from gsnr.train.config import TrainConfig
 from gsnr.train.data.cache import Header, header_from
 from gsnr.train.interpolant import TIME_CONVENTION
@@ -53,7 +52,7 @@ def read(folder: Path) -> dict[str, Any]:
     """Raises ValueError where it is damaged, of another schema version, or not of this folder."""
     path = folder / FILE
     try:
-        state = json.loads(path.read_text())
+        state = files.read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error
     if not isinstance(state, dict):
@@ -93,7 +92,7 @@ def agree(state: dict[str, Any], folder: Path, config: TrainConfig, taps: tuple[
     for backbone in backbones:
         path = folder / backbone / "config.json"
         try:
-            stored = json.loads(path.read_text())
+            stored = files.read_json(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is missing or damaged: {error}") from error
         for key, value in asdict(config.model).items():

@@ -72,7 +72,7 @@ def save(
 ) -> Path:
     """Writes checkpoint `step` of a run and points LAST at it.
 
-    Raises ValueError where it cannot be written, and where a value is not finite (the last good one stays).
+    Raises ValueError where it, or LAST, cannot be written, and where a value is not finite. The last good one stays.
     """
     folder = run / "checkpoints" / f"{step:07d}"
     aside = run / "checkpoints" / f".{step:07d}.{os.getpid()}"
@@ -89,18 +89,31 @@ def save(
         checkpoint.write_weights(aside, "ema", ema.model, ema.alignment)
         save_file(flat, aside / FILE)
         checkpoint.write_state(aside, state)
-        shutil.rmtree(folder, ignore_errors=True)  # a leftover that LAST never pointed at
+        if folder.exists():  # it is not whole: else training would have gone on from it
+            discard(folder)
         os.rename(aside, folder)
         files.sync(folder.parent)
-        files.write_text(run / "LAST", folder.name + "\n")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise ValueError(f"{folder}: the checkpoint cannot be written ({error}); the last good one is untouched") from error
+    try:
+        files.write_text(run / "LAST", folder.name + "\n")
+    except OSError as error:
+        raise ValueError(f"{run / 'LAST'}: cannot be written ({error}); checkpoint {folder} is there and whole, --resume goes on from it") from error
     return folder
 
 
+def discard(folder: Path) -> None:
+    """Deletes a checkpoint: out of the way at once, so that none is there in part. What cannot be deleted, or is left by a kill, goes with the next
+    save. Raises OSError where it cannot be renamed."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def _clear_asides(run: Path) -> None:
-    """Removes what a killed save left behind."""
+    """Removes what a save or a deletion that was killed left behind."""
     for leftover in (run / "checkpoints").glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
