@@ -68,9 +68,10 @@ class Lock:
     def _taken(self) -> TextIO:
         handle = take(self.path)
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        handle.truncate(0)
-        handle.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n")
-        handle.flush()
+        with files.naming(self.path):
+            handle.truncate(0)
+            handle.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n")
+            handle.flush()
         return handle
 
     def watch(self) -> None:
