@@ -44,4 +44,4 @@ def test_a_stage_that_fails_or_hangs_costs_the_others_nothing(tmp_path: Path, mo
 def test_wrong_words_end_in_one_line() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.gpu", "--only", "speed"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "choose from machine, smoke, exactness, engines, training, probe, resume" in done.stderr
+    assert "choose from machine, smoke, exactness, resume, probe, engines, training" in done.stderr

@@ -25,7 +25,7 @@ import torch
 from gsnr.files import replacing
 from tests.gpu.report import markdown
 
-STAGES = ("machine", "smoke", "exactness", "engines", "training", "probe", "resume")
+STAGES = ("machine", "smoke", "exactness", "resume", "probe", "engines", "training")
 Row = dict[str, Any]
 
 

@@ -38,7 +38,7 @@ def rows(toy: bool) -> Iterator[dict[str, Any]]:
     base: dict[tuple[str, bool], float] = {}
     for compile in (False,) if toy else (False, True):
         for size, batch in sizes.items():
-            for name in ROWS[: 2 if toy else None]:
+            for name in ROWS[: 2 if toy or compile else None]:
                 row = one(size, name, batch, compile, peak, precision)
                 if "it/s" in row:
                     base.setdefault((size, compile), row["it/s"])
