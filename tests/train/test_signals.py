@@ -27,6 +27,12 @@ PLAIN = ("--preset", "smoke", "--alignment", "none", "--trackers", "none", "--lo
 TINY = ("--log-every", "1", "--data.demo-train", "256", "--data.demo-heldout", "256", "--model.hidden-size", "32", "--model.num-heads", "2")
 
 
+def _awake() -> None:
+    """In a child: no signal is ignored, as some are under nohup and in the background of a shell."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _until(there: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while not (there.is_file() and there.stat().st_size):
@@ -36,7 +42,8 @@ def _until(there: Path, process: subprocess.Popen) -> None:
 
 def test_every_signal_asks_and_ignored_ones_stay_ignored() -> None:
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests are run under nohup
+    others = {signal.SIGHUP: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    were = {number: signal.signal(number, handler) for number, handler in others.items()}  # some are ignored under nohup
     try:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             with Preemption() as preemption:
@@ -48,9 +55,10 @@ def test_every_signal_asks_and_ignored_ones_stay_ignored() -> None:
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
     finally:
-        signal.signal(signal.SIGUSR1, before)
-        signal.signal(signal.SIGHUP, hangup)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        found = signal.getsignal(signal.SIGINT)
+        for number, handler in {signal.SIGUSR1: before, **were}.items():
+            signal.signal(number, handler)
+    assert found is signal.default_int_handler
 
 
 def test_streams_that_are_closed_are_no_error() -> None:
@@ -58,7 +66,7 @@ def test_streams_that_are_closed_are_no_error() -> None:
         "import os, signal; from gsnr.train.runs.preemption import Preemption; os.close(1); preemption = Preemption(); preemption.__enter__(); "
         "os.kill(os.getpid(), signal.SIGHUP); os._exit(0 if preemption.asked else 3)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.PIPE, text=True, preexec_fn=_awake)
     assert done.returncode == 0, done.stderr
 
 
@@ -66,9 +74,10 @@ def test_a_run_saves_when_its_terminal_goes_away(tmp_path: Path) -> None:
     """A session of its own on a pseudo-terminal, which is closed: the kernel sends SIGHUP to all of it, workers too, and writing is an error."""
     out, (ours, its) = tmp_path / "run", pty.openpty()
     words = [sys.executable, "-m", "train", *PLAIN, "--data.workers", "1", "--out", str(out)]
-    code = "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # ignored under nohup
-    code += "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=REPO, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    code = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=REPO, stdin=its, stdout=its, stderr=its, start_new_session=True, preexec_fn=_awake
+    )
     os.close(its)
     _until(out / "metrics.jsonl", process)
     os.close(ours)
@@ -80,7 +89,7 @@ def test_ctrl_c_saves_and_is_130(tmp_path: Path) -> None:
     """As a terminal sends it: to the whole group, the processes that read data included."""
     out = tmp_path / "run"
     words = [sys.executable, "-m", "train", *PLAIN, "--data.workers", "1", "--out", str(out)]
-    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_awake)
     _until(out / "metrics.jsonl", process)
     os.killpg(process.pid, signal.SIGINT)
     printed, errors = process.communicate(timeout=120)
@@ -93,7 +102,7 @@ def test_ctrl_c_saves_and_is_130(tmp_path: Path) -> None:
 def test_a_killed_grid_takes_its_runs_along(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "grid"
     words = [sys.executable, "-m", "gsnr", "grid", "--rows", "sit", "--steps", "100000", "--out", str(out), *TINY]
-    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_awake)
     log = out / "sit-s0" / "metrics.jsonl"
     _until(log, process)
     process.send_signal(number)
