@@ -219,7 +219,7 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({_line(error)})") from error
+        raise ValueError(f"{path}: not a readable parquet file ({_line(error)}); measure again (--overwrite)") from error
     if b"gsnr" not in metadata:
         raise ValueError(f"{path}: not a gsnr table (its parquet metadata has no 'gsnr' entry)")
     if metadata.get(b"gsnr_sha256", sha := hashlib.sha256(metadata[b"gsnr"]).hexdigest().encode()) != sha:
@@ -250,7 +250,7 @@ def _rows(path: Path, header: dict[str, Any]) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path, page_checksum_verification=True)  # before a damaged page is decoded, which can crash
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError) as error:  # pandas' own notes in the file, changed
-        raise ValueError(f"{path}: damaged ({_line(error)})") from error
+        raise ValueError(f"{path}: damaged ({_line(error)}); measure again (--overwrite)") from error
     if frame.empty:
         raise ValueError(f"{path}: the table has no rows")
     lacking = [column for column in columns if column not in frame]

@@ -1,10 +1,10 @@
 """`gsnr verify`: is everything still as it was written?
 
-    gsnr verify runs/demo cache/imagenet-256        every file of every checkpoint, the logs, every shard
+    gsnr verify runs/demo cache/imagenet-256        every file of every checkpoint, the logs, the tables, every shard
     gsnr verify runs/demo/checkpoints/0000800
 
 Reading a checkpoint or cache compares what is read with its checksums, a cache's shards row by row as they are used. This compares all of it,
-and names each file that is missing or not as it was written. Exit code 2 if there is any. Tables are checked by whatever reads them.
+and names each file that is missing or not as it was written. Exit code 2 if there is any.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gsnr import checksums
+from gsnr import checksums, table
 from gsnr.commandline import Parser, a_path
 
 
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr verify", __doc__)
-    parser.add_argument("path", nargs="+", type=a_path, metavar="PATH", help="run, checkpoint, cache, or a folder that holds some")
+    parser.add_argument("path", nargs="+", type=a_path, metavar="PATH", help="run, checkpoint, cache, tables, or a folder that holds some")
     return parser
 
 
@@ -45,14 +45,17 @@ def folder_faults(folder: Path) -> list[str | None]:
     return found if folder.is_dir() else []
 
 
-def _below(top: Path) -> tuple[list[Path], list[Path]]:
-    """Folders with a manifest and runs, `top` included. Hidden ones are being written or deleted."""
-    folders, runs = [], []
+def _below(top: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Folders with a manifest, runs and tables, `top` included. Hidden ones are being written or deleted. A run that lost its config.json is one."""
+    folders, runs, tables = [], [], []
     for place, inner, names in os.walk(top):
+        here = Path(place)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        folders += [Path(place)] * (checksums.MANIFEST in names)
-        runs += [Path(place)] * ("checkpoints" in inner and "config.json" in names)
-    return sorted(folders), sorted(runs)
+        folders += [here] * (checksums.MANIFEST in names)
+        runs += [here] * ("checkpoints" in inner or "LAST" in names)
+        if not any(folder == here or folder in here.parents for folder in folders):  # else its manifest lists them
+            tables += [here / name for name in names if name.endswith(".parquet") and not name.startswith(".")]
+    return sorted(folders), sorted(runs), sorted(tables)
 
 
 def run_faults(run: Path) -> Iterator[str | None]:
@@ -81,11 +84,13 @@ def main(argv: list[str]) -> int:
     files = 0
     for path in args.path:
         if not path.is_dir():
-            raise ValueError(f"{path}: no such folder")
-        folders, runs = _below(path)
-        if not folders and not runs:
-            raise ValueError(f"{path}: holds no run, checkpoint or cache with checksums (a {checksums.MANIFEST})")
+            raise ValueError(f"{path}: {'a file; name the folder that it is in' if path.is_file() else 'no such folder'}")
+    for path in args.path:
+        folders, runs, tables = _below(path)
+        if not folders and not runs and not tables:
+            raise ValueError(f"{path}: holds no tables, and no run, checkpoint or cache with checksums (a {checksums.MANIFEST})")
         found = [said for folder in folders for said in folder_faults(folder)] + [said for run in runs for said in run_faults(run)]
+        found += [_said(table.read, one) for one in tables]
         files += len(found)
         faults += [said for said in found if said]
     for said in faults:

@@ -20,7 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit("error: PyTorch with CUDA is needed, of this machine's own: make gpu PYTHON=... (or PYTHON -m tests.gpu)")
 
 from gsnr.files import replacing
 from tests.gpu.report import markdown

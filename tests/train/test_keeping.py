@@ -119,3 +119,22 @@ def test_a_machine_that_is_too_small_to_train(run: Path, monkeypatch: pytest.Mon
     assert checkpoint.load(run).step == 30
     with pytest.raises(ValueError, match="parameters, of 4 bytes each; this machine has"):
         call(main, *RESUME, "--out", run)
+
+
+def test_verify_misses_files_and_tables(probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(probed_run, copy)
+    assert call(verify.main, copy) == 0
+    tables = sorted((copy / "probes").glob("*.parquet"))
+    assert call(verify.main, copy / "probes") == 0 and f"{len(tables)} files are" in capsys.readouterr().out.splitlines()[-1]
+    tables[0].write_text("junk")
+    (copy / "metrics.jsonl").unlink()
+    (copy / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"^3 of .* files are not as they were written"):
+        call(verify.main, copy)
+    said = capsys.readouterr().out
+    assert all(f"{copy / name}: " in said for name in ("metrics.jsonl", "config.json")) and f"{tables[0]}: not a readable parquet file" in said
+    for wrong, message in ((tables[1], "a file; name the folder that it is in"), (tmp_path / "nowhere", "no such folder")):
+        with pytest.raises(ValueError, match=message):
+            call(verify.main, copy, wrong)
+        assert not capsys.readouterr().out, "before anything is read"

@@ -130,7 +130,9 @@ def locate(path: Path) -> Path:
         raise ValueError(f"{last}: damaged ({error})") from error
     folder = path / "checkpoints" / name
     if not name.isdecimal() or not (folder / states.FILE).is_file():
-        raise ValueError(f"{last}: points at {name!r}, which is no checkpoint in {path / 'checkpoints'}; --resume without LAST takes the newest")
+        raise ValueError(
+            f"{last}: points at {name!r}, which is no checkpoint in {path / 'checkpoints'}; name one of those, or delete LAST: --resume then takes the newest"
+        )
     newest = next(whole(path), folder)
     if int(newest.name) > int(name):  # killed between the two, or a damaged LAST
         note = f"{last} names {name}, but {newest.name} is newer and whole: that one is taken (move {newest} away to go on from {name})"
