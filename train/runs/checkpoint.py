@@ -130,8 +130,9 @@ def locate(path: Path) -> Path:
         raise ValueError(f"{last}: damaged ({error})") from error
     folder = path / "checkpoints" / name
     if not name.isdecimal() or not (folder / states.FILE).is_file():
+        there = path / "checkpoints"
         raise ValueError(
-            f"{last}: points at {name!r}, which is no checkpoint in {path / 'checkpoints'}; name one of those, or delete LAST: --resume then takes the newest"
+            f"{last}: points at {name!r}, which is no checkpoint in {there}; name one of those, or delete LAST: --resume takes the newest"
         )
     newest = next(whole(path), folder)
     if int(newest.name) > int(name):  # killed between the two, or a damaged LAST
