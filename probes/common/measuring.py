@@ -67,25 +67,31 @@ class Measurement:
     def run(self, *, resume: bool, overwrite: bool, save_sums: bool) -> None:
         """Measures every checkpoint, and writes the tables; finished pieces stay beside them until they are all there."""
         kept = ResumeCache(self.out / f".{self.name}.resume")
-        if overwrite and not resume:
+        with kept.held():
+            if overwrite and not resume:
+                kept.clear()
+            kept.begin(self.settings, resume, self._defaults)
+            try:
+                rows, notes = self._measured(kept, save_sums)
+            finally:
+                if not kept.finished:
+                    kept.remove()
+            self._write(rows, notes)
             kept.remove()
-        kept.begin(self.settings, resume, self._defaults)
+        print(f"{self.path}: {len(rows[self.probe.KIND])} rows")
+
+    def _measured(self, kept: ResumeCache, save_sums: bool) -> tuple[Rows, list[dict[str, Any]]]:
+        """Rows of all checkpoints, and notes of each."""
         rows: Rows = {}
         notes = []
-        try:
-            for index, subject in enumerate(self.subjects):
-                of_one = subject.checkpoint.run_name if len(self.subjects) > 1 else ""
-                sums = self.out / f"{self.name}.sums" / of_one if save_sums else None
-                found, its_notes = self.probe.run(subject, self.options, ResumeCache(kept.folder / f"ckpt{index}"), sums)
-                notes.append(self._identity(subject) | {"config": asdict(subject.checkpoint.config), "notes": its_notes})
-                for kind, values in found.items():
-                    rows.setdefault(kind, []).extend(values)
-        finally:
-            if not kept.finished:
-                kept.remove()
-        self._write(rows, notes)
-        kept.remove()
-        print(f"{self.path}: {len(rows[self.probe.KIND])} rows")
+        for index, subject in enumerate(self.subjects):
+            of_one = subject.checkpoint.run_name if len(self.subjects) > 1 else ""
+            sums = self.out / f"{self.name}.sums" / of_one if save_sums else None
+            found, its_notes = self.probe.run(subject, self.options, ResumeCache(kept.folder / f"ckpt{index}"), sums)
+            notes.append(self._identity(subject) | {"config": asdict(subject.checkpoint.config), "notes": its_notes})
+            for kind, values in found.items():
+                rows.setdefault(kind, []).extend(values)
+        return rows, notes
 
     def _write(self, rows: Rows, notes: list[dict[str, Any]]) -> None:
         """All tables or none; the table itself last: it says that all is there. What an earlier measurement left of other kinds goes."""

@@ -9,9 +9,12 @@ Each is sealed with its SHA-256 (`gsnr.checksums`).
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -47,6 +50,31 @@ class ResumeCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder, and keeps other processes out of it meanwhile. Raises ValueError where one is at work there: each would take the
+        other's pieces for its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._lock(handle)
+            yield
+        finally:
+            os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{self.folder}: another process is measuring there; wait for it, or name another folder with --out") from error
+        except OSError:  # a file system without locks
+            pass
+
+    def clear(self) -> None:
+        """Drops the pieces; the folder stays, and stays held."""
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     @property
     def finished(self) -> int:
         """Pieces that are there."""
@@ -70,8 +98,9 @@ class ResumeCache:
                     f"{self.folder}: an interrupted measurement, {self.finished} pieces of it; --resume continues it, --overwrite drops it"
                 )
             return
-        self.remove()
-        self.folder.mkdir(parents=True)
+        if self.folder.is_dir():
+            self.clear()
+        self.folder.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(checksums.seal(settings)))
 
     def rows(self, key: str, measure: Callable[[], Rows]) -> Rows:

@@ -200,3 +200,15 @@ def test_several_checkpoints_make_one_table(smoke_run: Path, plain_run: Path, tm
     low, high = gsnr.difference_ci(one, two)
     assert (low, high) == pytest.approx(expected, rel=0, abs=1e-3 * (high - low)), "float32 against float64"
     assert [json.dumps(c["run"]) for c in table.provenance(tmp_path / "both" / "alignment.parquet")["checkpoints"]] == ['"smoke"', '"plain"']
+
+
+def test_two_measurements_at_once_in_one_folder(smoke_run: Path, tmp_path: Path) -> None:
+    """Each would take the other's pieces for its own."""
+    words = ("--ckpt", smoke_run, "--probe", "controls", "--out", tmp_path, "--n-images", 8, "--bins", 2)
+    with (
+        ResumeCache(tmp_path / ".controls.resume").held(),
+        pytest.raises(ValueError, match=r"\.controls\.resume: another process is measuring there"),
+    ):
+        call(main, *words, "--overwrite")
+    assert call(main, *words) == 0
+    assert [path.name for path in tmp_path.glob(".*")] == []
