@@ -80,8 +80,8 @@ class Monitor:
         self.batches = list(batches) if isinstance(batches, Iterator) else batches
         self.eval_mode = eval_mode
         self.options: dict[str, Any] = {"engine": engine, "parameters": parameters, "groups": groups, "interval": interval, "draws": draws}
-        self.options |= {"chunk": chunk, "memory_bytes": memory_bytes, "device": device, "distributed": distributed, "index": index}
-        self.options |= {"precision": precision}
+        self.options |= {"chunk": chunk, "memory_bytes": memory_bytes, "device": device, "distributed": distributed}
+        self.options |= {"index": index, "precision": precision}
         self.measurements = 0
         self.seconds = 0.0
         self._started: float | None = None
