@@ -2,163 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import overload
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gsnr import ranks
-from gsnr.batches import Batch, batch_size, device_named
+from gsnr.batches import Batch
 from gsnr.comparison import Comparison
-from gsnr.coupling import require_no_batch_norm_in_training
-from gsnr.engines import AUTO, Loss, NotCovered, default_memory, find
-from gsnr.estimates import Array
-from gsnr.hashing import smallest
+from gsnr.engines import Common, Loss, Losses
 from gsnr.identity import Index
-from gsnr.moments import ALL, Moments
-from gsnr.passes import COV_SAMPLES, FirstPass, Plan, Products, first_pass, second_look
+from gsnr.moments import Moments
+from gsnr.passes import Plan, Products
 from gsnr.results import ComparisonResult, Result
-from gsnr.selection import Groups, Parameters, check_kinds, label, select
-from gsnr.surroundings import FLOAT32, PRECISIONS, undisturbed
-
-
-def _plan(
-    model: nn.Module,
-    losses: tuple[Loss, ...],
-    batches: Iterable[Batch],
-    engine: str,
-    parameters: Parameters | None,
-    groups: Groups | None,
-    draws: int,
-    chunk: int | None,
-    memory_bytes: int | None,
-    device: str | torch.device | None,
-    index: Index | None,
-    precision: str,
-) -> Plan:
-    """Checks the arguments and puts them together, for the first engine to try."""
-    if engine != "auto":
-        find(engine)
-    for value, name, least in ((draws, "draws", 1), (chunk, "chunk", 1), (memory_bytes, "memory_bytes", 0)):
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    check_kinds(parameters, groups)
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} does not exist; choose from {', '.join(PRECISIONS)}")
-    for loss in losses:
-        if not callable(loss):
-            raise ValueError(f"loss must be a function, not {type(loss).__name__}")
-    if not (index is None or isinstance(index, str) or callable(index)):
-        raise ValueError(f"index must be the name of a batch entry or a function batch -> (B,) integers, not {type(index).__name__}")
-    if isinstance(batches, Mapping | torch.Tensor):
-        raise ValueError(f"batches must be an iterable of batches, and this is one {type(batches).__name__}: pass [batch]")
-    if not isinstance(model, nn.Module) or not isinstance(batches, Iterable):
-        raise ValueError(f"measure(model, loss, batches): got {type(model).__name__}, {type(losses[0]).__name__}, {type(batches).__name__}")
-    if torch.is_inference_mode_enabled():
-        raise ValueError("gradients cannot be measured under torch.inference_mode(); torch.no_grad() is fine")
-    require_no_batch_norm_in_training(model)
-    selected = select(model, parameters)
-    return Plan(
-        model=model,
-        losses=losses,
-        batches=list(batches) if isinstance(batches, Iterator) else batches,
-        engine=find(AUTO[0] if engine == "auto" else engine),
-        selected=selected,
-        labels=label(list(selected), groups),
-        draws=draws,
-        samples=chunk,
-        memory_bytes=default_memory(selected) if memory_bytes is None else memory_bytes,
-        to=device_named(device),
-        index=index,
-        precision=precision,
-    )
-
-
-def _within_memory(plan: Plan, keep: bool) -> tuple[Plan, FirstPass]:
-    """The first pass; where a GPU's memory does not hold a chunk, again with half as many samples in one. Raises torch.OutOfMemoryError where
-    it does not hold one sample."""
-    while True:
-        try:
-            return plan, first_pass(plan, keep=keep)
-        except torch.OutOfMemoryError as error:
-            lacking = error.with_traceback(None)  # its frames hold what memory there is
-        torch.cuda.empty_cache()
-        with undisturbed(plan.model, plan.device, plan.batches):
-            size = (plan.chunk_rows or batch_size(next(replace(plan, to=None).chunks()))) // plan.draws
-        if size == 1:
-            raise lacking
-        plan = replace(plan, samples=size // 2)
-        warnings.warn(f"{size} samples at once are too many for the memory of {plan.device}; with {size // 2} now (chunk={size // 2})", stacklevel=8)
-
-
-def _first_pass(plan: Plan, engine: str, keep: bool) -> tuple[Plan, FirstPass, str]:
-    """The first pass by the engine asked for; "auto": by the first in AUTO that fits, with a warning where that is not the first of all."""
-    refusals: list[str] = []
-    for name in AUTO if engine == "auto" else (engine,):
-        plan = replace(plan, engine=find(name))
-        try:
-            plan, found = _within_memory(plan, keep)
-        except NotCovered as error:
-            if engine != "auto":
-                raise ValueError(f"engine {name!r}: {error}; try another engine, or leave it out with parameters=") from error
-            refusals.append(f"{name!r}: {error}")
-            continue
-        except RuntimeError as error:  # functorch's and autograd's ways of saying that they cannot do this model
-            if engine != "auto" or name == AUTO[-1] or isinstance(error, torch.OutOfMemoryError):
-                raise
-            refusals.append(f"{name!r}: {str(error).splitlines()[0]}")
-            continue
-        if refusals:
-            warnings.warn(f"engine {name!r}, which is slower, because {'; '.join(refusals)}", stacklevel=7)
-        return plan, found, name
-    raise ValueError(f"no engine can measure this model ({'; '.join(refusals)})")
-
-
-Passes = tuple[tuple[Moments, ...], dict[str, Array], tuple[Products | None, ...], str]
-
-
-def _run(plan: Plan, engine: str, interval: bool, distributed: bool) -> Passes:
-    """Both passes, over all ranks, and the name of the engine; again in float64 where float32 would lose the answer."""
-    found = _passes(plan, engine, interval, distributed)
-    why = [reason for moments in found[0] if (reason := moments.beyond_float32()) is not None]
-    if ranks.join({"": np.array([bool(why)])}, distributed)[""].any():  # all ranks or none
-        warnings.warn(f"measured again in float64, which is slower; {next(iter(why), 'another rank asks for it')}", stacklevel=3)
-        used = found[3]
-        del found
-        found = _passes(replace(plan, double=True), used, interval, distributed)
-    for moments in found[0]:
-        if not moments.q[ALL].any():
-            n = moments.n
-            warnings.warn(f"all {n} gradients are exactly zero, so the result is NaN: is the loss detached, or the output gated by 0?", stacklevel=3)
-    return found
-
-
-def _passes(plan: Plan, engine: str, interval: bool, distributed: bool) -> Passes:
-    plan, first, used = ranks.together(lambda: _first_pass(plan, engine, interval), distributed)
-    for mine in first.moments:
-        ranks.add([*mine.plus.values(), *mine.minus.values()], distributed)
-    looks: tuple[Products | None, ...] = (None,) * len(plan.losses)
-    if interval:
-        taken = first.keys <= smallest(ranks.join({"": first.keys}, distributed)[""], COV_SAMPLES)
-        products = ranks.together(lambda: second_look(plan, first, taken), distributed)
-        looks = tuple(Products(*(ranks.join(part, distributed) for part in (p.r, p.other, p.e))) for p in products)
-    moments = tuple(
-        replace(
-            mine,
-            q=ranks.join(mine.q, distributed),
-            draw_q=ranks.join(mine.draw_q, distributed),
-            signs=ranks.join({"": mine.signs}, distributed)[""],
-            losses=ranks.join({"": mine.losses}, distributed)[""],
-        )
-        for mine in first.moments
-    )
-    n = moments[0].n
-    if n < 2:
-        raise ValueError(f"{n} samples: the variance of a gradient needs at least 2")
-    return moments, ranks.join(first.x, distributed), looks, used
+from gsnr.running import make_plan, run
+from gsnr.selection import Groups, Parameters
+from gsnr.surroundings import FLOAT32
 
 
 def _result(moments: Moments, look: Products | None, engine: str) -> Result:
@@ -223,20 +84,59 @@ def measure(
     Source: AHPA (Eq. 1, Eq. 6, Appendix E.1); estimators as in `gsnr.estimates`.
     """
     options = (engine, parameters, groups, draws, chunk, memory_bytes, device, index, precision)
-    plan = ranks.together(lambda: _plan(model, (loss,), batches, *options), distributed)
-    (moments,), _, (look,), used = _run(plan, engine, interval, distributed)
+    plan = ranks.together(lambda: make_plan(model, Losses((loss,)), batches, *options), distributed)
+    (moments,), _, (look,), used = run(plan, engine, interval, distributed)
     return _result(moments, look, used)
 
 
+def _compared(plan: Plan, names: Sequence[str], engine: str, distributed: bool) -> dict[str, ComparisonResult]:
+    """By name, each of the losses after the first, compared with the first."""
+    (of_b, *moments), x, (look_b, *looks), used = run(plan, engine, True, distributed)
+    assert look_b is not None
+    b, found = _result(of_b, look_b, used), {}
+    for k, name in enumerate(names):
+        look = looks[k]
+        assert look is not None
+        a, sum_ab = _result(moments[k], look, used), moments[k].product(of_b)
+        found[name] = ComparisonResult(
+            a=a,
+            b=b,
+            comparisons={
+                group: Comparison(
+                    a=a[group],
+                    b=b[group],
+                    x_n=x[k][group],
+                    a_sum_b_n=look.others[0][group],
+                    b_sum_a_n=look_b.others[k][group],
+                    sum_ab=sum_ab[group],
+                )
+                for group in a.groups
+            },
+        )
+    return found
+
+
+def _rounds(plan: Plan, names: Sequence[str]) -> Iterator[tuple[Plan, Sequence[str]]]:
+    """As many losses at a time as have room for their sums in `memory_bytes`, the first of all in each round."""
+    size = sum(2 * p.numel() * max(4, p.element_size()) for p in plan.selected.values())
+    at_once = max(1, plan.memory_bytes // max(1, size) - 1)
+    first, *others = plan.losses.each
+    for i in range(0, len(names), at_once):
+        part = slice(i, i + at_once)
+        yield replace(plan, losses=replace(plan.losses, each=(first, *others[part]))), names[part]
+
+
+@overload
 def compare(
     model: nn.Module,
-    loss_a: Loss,
-    loss_b: Loss,
+    loss_a: Mapping[str, Callable[..., Tensor]],
+    loss_b: Callable[..., Tensor],
     batches: Iterable[Batch],
     engine: str = "auto",
     parameters: Parameters | None = None,
     groups: Groups | None = None,
     *,
+    common: Common | None = None,
     draws: int = 1,
     chunk: int | None = None,
     memory_bytes: int | None = None,
@@ -244,22 +144,65 @@ def compare(
     distributed: bool = True,
     index: Index | None = None,
     precision: str = FLOAT32,
-) -> ComparisonResult:
+) -> dict[str, ComparisonResult]: ...
+
+
+@overload
+def compare(
+    model: nn.Module,
+    loss_a: Callable[..., Tensor],
+    loss_b: Callable[..., Tensor],
+    batches: Iterable[Batch],
+    engine: str = "auto",
+    parameters: Parameters | None = None,
+    groups: Groups | None = None,
+    *,
+    common: Common | None = None,
+    draws: int = 1,
+    chunk: int | None = None,
+    memory_bytes: int | None = None,
+    device: str | torch.device | None = None,
+    distributed: bool = True,
+    index: Index | None = None,
+    precision: str = FLOAT32,
+) -> ComparisonResult: ...
+
+
+def compare(
+    model: nn.Module,
+    loss_a: Callable[..., Tensor] | Mapping[str, Callable[..., Tensor]],
+    loss_b: Callable[..., Tensor],
+    batches: Iterable[Batch],
+    engine: str = "auto",
+    parameters: Parameters | None = None,
+    groups: Groups | None = None,
+    *,
+    common: Common | None = None,
+    draws: int = 1,
+    chunk: int | None = None,
+    memory_bytes: int | None = None,
+    device: str | torch.device | None = None,
+    distributed: bool = True,
+    index: Index | None = None,
+    precision: str = FLOAT32,
+) -> ComparisonResult | dict[str, ComparisonResult]:
     """Measures two losses on identical samples: each one's G-SNR, the cosine of their mean gradients, and their paired difference.
 
     Arguments and errors as in `measure`. `result["all"].cosine` is unbiased in each product and never clipped, with an interval and
     a flag `resolved`; `.constructive` is the part of loss a's G-SNR that also descends loss b. See `gsnr.comparison`.
+
+    loss_a      one loss, or several by name: each is compared with loss_b, whose gradients are taken once, and the answer is a dict by name.
+                As many as have room for their sums in `memory_bytes` are measured at a time, loss_b anew each time.
+    common      what all losses start from, common(model, batch): hidden states, say. Each loss is then called as loss(model, batch, common(model,
+                batch)). The ghost engine computes it once a batch for all losses; the others once for each.
     """
+    firsts = dict(loss_a) if isinstance(loss_a, Mapping) else {"": loss_a}
     options = (engine, parameters, groups, draws, chunk, memory_bytes, device, index, precision)
-    plan = ranks.together(lambda: _plan(model, (loss_a, loss_b), batches, *options), distributed)
-    moments, x, looks, used = _run(plan, engine, True, distributed)
-    a, b = (_result(m, look, used) for m, look in zip(moments, looks, strict=True))
-    assert looks[0] is not None and looks[1] is not None
-    sum_ab = moments[0].product(moments[1])
-    comparisons = {
-        group: Comparison(
-            a=a[group], b=b[group], x_n=x[group], a_sum_b_n=looks[0].other[group], b_sum_a_n=looks[1].other[group], sum_ab=sum_ab[group]
-        )
-        for group in a.groups
-    }
-    return ComparisonResult(a=a, b=b, comparisons=comparisons)
+    losses = Losses((loss_b, *firsts.values()), common)
+    plan = ranks.together(lambda: make_plan(model, losses, batches, *options), distributed)
+    if not firsts:
+        raise ValueError("loss_a: no loss to compare; name -> loss")
+    found: dict[str, ComparisonResult] = {}
+    for part, names in _rounds(plan, list(firsts)):
+        found |= _compared(part, names, engine, distributed)
+    return found if isinstance(loss_a, Mapping) else found[""]

@@ -2,14 +2,15 @@
 
 The sum S is kept as two halves, `plus` and `minus`, of samples with signs s_i = +1 and -1 (by `gsnr.hashing`): D = plus - minus yields
 tr(Cov^2), and halves of different samples yield products without a sample meeting itself. Scalars are float64; sums keep the parameters' dtype,
-at least float32, unless that loses the answer: then everything is measured again in float64 (`Moments.beyond_float32`).
+at least float32, unless that loses the answer: then everything is measured again in float64 (`Moments.beyond_float32`). A sum that no gradient
+has reached takes no memory: a zero, expanded to its shape.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ class Moments:
     def empty(cls, labels: Labels, selected: Any, draws: int, double: bool = False) -> Moments:
         """No samples yet; `selected`: name -> parameter; double: sums in float64."""
         groups = dict.fromkeys(group for own in labels.values() for group in own)
-        as_sum = lambda p: p.detach().double() if double else wide(p.detach())
-        plus, minus = ({name: torch.zeros_like(as_sum(p), memory_format=torch.contiguous_format) for name, p in selected.items()} for _ in "+-")
+        as_sum = lambda p: torch.float64 if double else wide(p.detach().new_empty(0)).dtype
+        plus, minus = ({name: torch.zeros((), dtype=as_sum(p), device=p.device).expand(p.shape) for name, p in selected.items()} for _ in "+-")
         q, draw_q = ({group: np.empty(0) for group in groups} for _ in range(2))
         return cls(labels, plus, minus, draws, q, draw_q)
 
@@ -78,9 +79,30 @@ class Moments:
         self.signs = np.concatenate([self.signs, signs])
         self.losses = np.concatenate([self.losses, losses.double().cpu().numpy().reshape(-1, self.draws).mean(1)])
 
+    def reached(self, name: str) -> bool:
+        """Whether any gradient of a parameter has come in."""
+        return self.plus[name].untyped_storage().nbytes() >= self.plus[name].nbytes
+
+    def reach(self, name: str) -> None:
+        """Makes room for the gradients of a parameter."""
+        if not self.reached(name):
+            self.plus[name], self.minus[name] = (
+                torch.zeros_like(s, memory_format=torch.contiguous_format) for s in (self.plus[name], self.minus[name])
+            )
+
     def total(self, name: str) -> Tensor:
         """S of one parameter."""
-        return self.plus[name] + self.minus[name]
+        return self.plus[name] + self.minus[name] if self.reached(name) else self.plus[name]
+
+    def difference(self, name: str) -> Tensor:
+        """D of one parameter."""
+        return self.plus[name] - self.minus[name] if self.reached(name) else self.plus[name]
+
+    def named(self, names: Mapping[str, str]) -> Moments:
+        """Of some parameters only, by other names: old -> new. ||g_i||^2 stay those of all; so it is for leaving out what no gradient reaches."""
+        labels = {new: self.labels[old] for old, new in names.items()}
+        plus, minus = ({new: half[old] for old, new in names.items()} for half in (self.plus, self.minus))
+        return replace(self, labels=labels, plus=plus, minus=minus)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples. Raises ValueError where parameters, groups or draws differ."""
@@ -106,8 +128,10 @@ class Moments:
 
         values = {}
         for name, s in self.plus.items():
-            pairs = zip(pieces(self, mine, name), pieces(other, theirs, name), strict=True)
-            values[name] = torch.stack([torch.dot(a, b.to(s.device)) for a, b in pairs]).sum()
+            values[name] = torch.zeros((), dtype=torch.float64, device=s.device)
+            if self.reached(name) and other.reached(name):
+                pairs = zip(pieces(self, mine, name), pieces(other, theirs, name), strict=True)
+                values[name] = torch.stack([torch.dot(a, b.to(s.device)) for a, b in pairs]).sum()
         return {group: float(value) for group, value in by_group(values, self.labels).items()}
 
     @property

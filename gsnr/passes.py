@@ -7,7 +7,7 @@ from the random state it had: a loss with dropout draws the same masks twice. Th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from gsnr.batches import Batch, batch_size, moved, rows
 from gsnr.coupling import losses_of, require_steady_buffers, spot_check
-from gsnr.engines import Engine, Loss, NotCovered, Visit, chunk_within, ghost, loop
+from gsnr.engines import Engine, Losses, NotCovered, Visit, chunk_within, ghost, loop
 from gsnr.estimates import Array
-from gsnr.gradients import PerSample, Signs, inner
+from gsnr.gradients import PerSample, Signs, Zero, inner
 from gsnr.hashing import Keys, signs_of
 from gsnr.identity import Identify, Index
 from gsnr.moments import ALL, Labels, Moments, by_group
@@ -32,11 +32,11 @@ Gradients = dict[str, PerSample]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured and how; `losses` has one entry for `measure`, two for `compare`. samples: of a chunk; by default whole
+    """What is measured and how. Several losses: the first is what each of the others is compared with. samples: of a chunk; by default whole
     batches for ghost, and for the others as many as fit."""
 
     model: nn.Module
-    losses: tuple[Loss, ...]
+    losses: Losses
     batches: Iterable[Batch]
     engine: Engine
     selected: dict[str, nn.Parameter]
@@ -71,25 +71,32 @@ class Plan:
             size, batch = self.chunk_rows or b, moved(batch, self.to)
             yield from (rows(batch, i, min(i + size, b)) for i in range(0, b, size))
 
+    def gradients(self, chunk: Batch, visits: Sequence[Visit]) -> list[Tensor]:
+        """Visits the gradients of every loss, and returns their values, (B,) each."""
+        if self.losses.common is not None and self.engine is ghost.per_sample:
+            return ghost.several(self.model, self.losses, chunk, self.selected, visits)
+        return [self.engine(self.model, self.losses.alone(k), chunk, self.selected, visit) for k, visit in enumerate(visits)]
+
 
 @dataclass
 class FirstPass:
-    """First pass: a Moments per loss, the samples' keys, x: group -> (n,) g_a,i . g_b,i (two losses), and per chunk its gradients by each loss,
-    if they fitted, or else the random state it started from."""
+    """First pass: a Moments per loss, the samples' keys, x: for each loss but the first, group -> (n,) products of its gradients with the first's,
+    and per chunk its gradients by each loss, if they fitted, or else the random state it started from."""
 
     moments: tuple[Moments, ...]
     keys: Keys
-    x: dict[str, Array]
+    x: list[dict[str, Array]]
     chunks: list[list[Gradients] | RandomState]
 
 
 @dataclass
 class Products:
-    """Second look, per loss: group -> (n,). r: with its own S; other: with the other loss's; e: with its own D, NaN where not taken."""
+    """Second look, per loss: group -> (n,). r: with its own S; e: with its own D, NaN where not taken; others: with the S of the losses that it
+    is compared with, for the first loss all of the others, for each of them the first."""
 
     r: dict[str, Array]
-    other: dict[str, Array]
     e: dict[str, Array]
+    others: list[dict[str, Array]]
 
 
 def _check_finite(mine: Moments, last: int) -> None:
@@ -122,13 +129,15 @@ class _Budget:
 
 @dataclass
 class _Accumulate:
-    """Visits the gradients of one chunk and one loss: adds them to the sums, and notes their norms and products with the first loss's."""
+    """Visits the gradients of one chunk and one loss: adds them to the sums, and notes their norms and products with the first loss's.
+    role: the number of the loss, and how many there are."""
 
     plan: Plan
     mine: Moments
     signs: Signs
-    first: Gradients | None  # those of the first loss, where this is the second
     budget: _Budget
+    role: tuple[int, int]
+    first: Gradients  # those of the first loss
     q: dict[str, Tensor] = field(default_factory=dict)
     draw_q: dict[str, Tensor] = field(default_factory=dict)
     x: dict[str, Tensor] = field(default_factory=dict)
@@ -141,20 +150,22 @@ class _Accumulate:
             if draws > 1:
                 self.draw_q[name] = gradients.square_norms().view(-1, draws).sum(1)
                 gradients = gradients.pooled(draws)
+            if not isinstance(gradients, Zero):
+                self.mine.reach(name)
             self.q[name] = gradients.accumulate(self.mine.plus[name], self.mine.minus[name], self.signs)
-            if self.first is not None:
+            own, count = self.role
+            if own:
                 self.x[name] = inner(self.first[name], gradients)
             fits = self.budget.take(gradients)
-            meets_another = len(self.plan.losses) > 1 and self.first is None
-            if fits or meets_another:
+            if fits or (own == 0 and count > 1):
                 self.held[name] = gradients
-            elif self.first is not None:
+            elif own and own == count - 1:
                 del self.first[name]
 
 
-def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tensor, q: dict[str, Tensor]) -> None:
-    """One sample of chunk number 0, 1, 7, 31, 127, ... against one plain backward of its own. A lone chunk is also checked as number 1."""
-    by_ghost = plan.engine is ghost.per_sample
+def _spot_check(plan: Plan, k: int, chunk: Batch, number: int, losses: Tensor, q: dict[str, Tensor]) -> None:
+    """One sample of chunk number 0, 1, 7, 31, 127, ... against one plain backward of its own, for loss k. A lone chunk: also as number 1."""
+    by_ghost, loss = plan.engine is ghost.per_sample, plan.losses.alone(k)
     if number and ((number + 1) & number or (number + 1).bit_length() % 2 or plan.engine is loop.per_sample):
         return
     n = len(losses) // plan.draws
@@ -172,76 +183,76 @@ def _spot_check(plan: Plan, loss: Loss, chunk: Batch, number: int, losses: Tenso
 
 def first_pass(plan: Plan, *, keep: bool) -> FirstPass:
     """Raises ValueError for coupled samples and gradients that are not finite, naming them; NotCovered where the engine does not fit."""
-    moments = tuple(Moments.empty(plan.labels, plan.selected, plan.draws, plan.double) for _ in plan.losses)
+    count = len(plan.losses.each)
+    moments = tuple(Moments.empty(plan.labels, plan.selected, plan.draws, plan.double) for _ in range(count))
     identify, keys = Identify(plan.index, plan.draws), np.empty(0, dtype=np.uint64)
-    x_parts: list[dict[str, Array]] = []
+    x_parts: list[list[dict[str, Array]]] = [[] for _ in range(count)]
     budget = _Budget(plan.memory_bytes if keep else 0)
     chunks: list[list[Gradients] | RandomState] = []
-    latest: dict[Loss, tuple[Batch, Tensor, dict[str, Tensor]]] = {}
+    latest: list[tuple[Tensor, dict[str, Tensor]]] = []
     with undisturbed(plan.model, plan.device, plan.batches, plan.precision) as buffers:
         for chunk in plan.chunks():
             own = identify(chunk)
             keys, n, sign_n = np.concatenate([keys, own]), len(own), signs_of(own)
             signs = Signs.of(sign_n, plan.device)
-            held: list[Gradients] = []
-            state = random_state(plan.device)
-            for loss, mine in zip(plan.losses, moments, strict=True):
-                visit = _Accumulate(plan, mine, signs, held[0] if held else None, budget)
-                losses = plan.engine(plan.model, loss, chunk, plan.selected, visit)
+            state, first = random_state(plan.device), Gradients()
+            visits = [_Accumulate(plan, mine, signs, budget, (k, count), first) for k, mine in enumerate(moments)]
+            visits[0].held = first
+            found = plan.gradients(chunk, visits)
+            latest = [(losses, visit.q) for losses, visit in zip(found, visits, strict=True)]
+            for k, (losses, visit, mine) in enumerate(zip(found, visits, moments, strict=True)):
                 mine.append(visit.q, visit.draw_q, sign_n, losses)
                 _check_finite(mine, n)
-                latest[loss] = chunk, losses, visit.q
-                _spot_check(plan, loss, chunk, len(chunks), losses, visit.q)
-                held.append(visit.held)
-            if visit.x:
-                x_parts.append(by_group(visit.x, plan.labels))
-            chunks.append(held if budget.close() else state)
-        for loss, (chunk, losses, q) in latest.items() if len(chunks) == 1 else ():
-            _spot_check(plan, loss, chunk, 1, losses, q)
-        for loss, (chunk, _, _) in latest.items():
-            require_steady_buffers(plan.model, loss, chunk, buffers)
-    x = {group: np.concatenate([part[group] for part in x_parts] or [np.empty(0)]) for group in moments[0].q}
-    return FirstPass(moments, keys, x if len(moments) > 1 else {}, chunks)
+                _spot_check(plan, k, chunk, len(chunks), losses, visit.q)
+                if k:
+                    x_parts[k].append(by_group(visit.x, plan.labels))
+            chunks.append([visit.held for visit in visits] if budget.close() else state)
+        for k, (losses, q) in enumerate(latest):
+            if len(chunks) == 1:
+                _spot_check(plan, k, chunk, 1, losses, q)
+            require_steady_buffers(plan.model, plan.losses.alone(k), chunk, buffers)
+    x = [{group: np.concatenate([part[group] for part in parts] or [np.empty(0)]) for group in moments[0].q} for parts in x_parts[1:]]
+    return FirstPass(moments, keys, x, chunks)
 
 
 @dataclass
 class _Multiply:
-    """Visits the gradients of one chunk and loss k: products with its own S, with the other loss's, and of the samples `taken` with its own D."""
+    """Visits the gradients of one chunk and loss: products with its own S, with those of the losses it is compared with, and of the samples
+    `taken` with its own D."""
 
     plan: Plan
     mine: Moments
-    own: dict[str, Tensor]
-    others: dict[str, Tensor] | None
+    others: list[Moments]
     taken: NDArray[np.bool_]
     r: dict[str, Tensor] = field(default_factory=dict)
-    other: dict[str, Tensor] = field(default_factory=dict)
     e: dict[str, Tensor] = field(default_factory=dict)
+    other: list[dict[str, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rows = torch.from_numpy(np.flatnonzero(self.taken)).to(self.plan.device)
+        self.other = [{} for _ in self.others]
 
     def __call__(self, name: str, gradients: PerSample) -> None:
         with exact(self.plan.device):
-            self.r[name] = gradients.dots(self.own[name])
-            if self.others is not None:
-                self.other[name] = gradients.dots(self.others[name])
+            sums = [theirs.total(name) for theirs in (self.mine, *self.others)]
+            for of, products in zip((self.r, *self.other), gradients.dots_each(sums), strict=True):
+                of[name] = products
             if len(self.rows):
                 chosen = gradients if self.taken.all() else gradients.take(self.rows)
-                self.e[name] = chosen.dots(self.mine.plus[name] - self.mine.minus[name])
+                self.e[name] = chosen.dots(self.mine.difference(name))
 
     def parts(self) -> Products:
         r = by_group(self.r, self.plan.labels)
         e = {group: np.full_like(value, np.nan) for group, value in r.items()}
         for group, value in by_group(self.e, self.plan.labels).items() if self.e else ():
             e[group][self.taken] = value
-        return Products(r, by_group(self.other, self.plan.labels) if self.other else {}, e)
+        return Products(r, e, [by_group(of, self.plan.labels) for of in self.other])
 
 
 def second_look(plan: Plan, first: FirstPass, taken: NDArray[np.bool_]) -> tuple[Products, ...]:
     """Products with the sums in `first.moments` (by now those of all ranks); taken: (n,), whose with D too. Raises ValueError where a chunk
     that is run again has other losses."""
-    totals = [{name: mine.total(name) for name in plan.labels} for mine in first.moments]
-    parts: list[list[Products]] = [[] for _ in totals]
+    parts: list[list[Products]] = [[] for _ in first.moments]
     done = 0
     all_kept = all(isinstance(chunk, list) for chunk in first.chunks)
     with undisturbed(plan.model, plan.device, plan.batches, plan.precision):
@@ -254,18 +265,22 @@ def second_look(plan: Plan, first: FirstPass, taken: NDArray[np.bool_]) -> tuple
             n = next(iter(chunk[0].values())).samples if isinstance(chunk, list) else batch_size(batch) // plan.draws
             if done + n > len(taken):
                 raise ValueError(CHANGED)
-            for k, mine in enumerate(first.moments):
-                visit = _Multiply(plan, mine, totals[k], totals[1 - k] if len(totals) > 1 else None, taken[done : done + n])
-                if isinstance(chunk, list):
-                    for name, gradients in chunk[k].items():
+            own, rest = first.moments[0], list(first.moments[1:])
+            visits = [_Multiply(plan, mine, rest if mine is own else [own], taken[done : done + n]) for mine in first.moments]
+            if isinstance(chunk, list):
+                for visit, kept in zip(visits, chunk, strict=True):
+                    for name, gradients in kept.items():
                         visit(name, gradients)
-                else:
-                    assert batch is not None
-                    losses = plan.engine(plan.model, plan.losses[k], batch, plan.selected, _prepared(plan, visit))
+            else:
+                assert batch is not None
+                found = plan.gradients(batch, [_prepared(plan, visit) for visit in visits])
+                for losses, mine in zip(found, first.moments, strict=True):
                     _check_same(losses.double().cpu().numpy().reshape(-1, plan.draws).mean(1), mine.losses[done : done + n])
-                parts[k].append(visit.parts())
+            for part, visit in zip(parts, visits, strict=True):
+                part.append(visit.parts())
             done += n
-    return tuple(_joined(part, list(mine.q)) for part, mine in zip(parts, first.moments, strict=True))
+    groups, count = list(first.moments[0].q), len(parts)
+    return tuple(_joined(part, groups, 1 if k else count - 1) for k, part in enumerate(parts))
 
 
 def _prepared(plan: Plan, visit: Visit) -> Visit:
@@ -278,11 +293,11 @@ def _prepared(plan: Plan, visit: Visit) -> Visit:
     return prepared
 
 
-def _joined(parts: list[Products], groups: list[str]) -> Products:
+def _joined(parts: list[Products], groups: list[str], others: int) -> Products:
     def column(values: list[dict[str, Array]]) -> dict[str, Array]:
-        return {group: np.concatenate([value[group] for value in values if value] or [np.empty(0)]) for group in groups}
+        return {group: np.concatenate([value[group] for value in values] or [np.empty(0)]) for group in groups}
 
-    return Products(column([p.r for p in parts]), column([p.other for p in parts]), column([p.e for p in parts]))
+    return Products(column([p.r for p in parts]), column([p.e for p in parts]), [column([p.others[j] for p in parts]) for j in range(others)])
 
 
 def _check_same(losses: Array, before: Array) -> None:

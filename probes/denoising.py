@@ -50,7 +50,9 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 def _bin(subject: Subject, options: Options, place: int) -> Rows:
     low, high = options.edges(place)
     split = subject.splits["heldout"]
-    drawn = heldout_batches(split, options.n_images, options.seed, "heldout", low, high, (), repeats=options.draws, first=options.first_image)
+    drawn = heldout_batches(
+        split, options.n_images, options.seed, "heldout", low, high, (), batch=options.batch, repeats=options.draws, first=options.first_image
+    )
     batches = [{key: x.to(subject.device) for key, x in (batch | {"image": torch.from_numpy(index)}).items()} for index, batch in drawn]
     model = subject.checkpoint.model.to(subject.device).eval()
     result = gsnr.measure(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +23,24 @@ from gsnr.gradients import PerSample
 Loss = Callable[[nn.Module, Batch], Tensor]
 Visit = Callable[[str, PerSample], None]
 Engine = Callable[[nn.Module, Loss, Batch, dict[str, nn.Parameter], Visit], Tensor]
+Common = Callable[[nn.Module, Batch], Any]
 
 ENGINES = ("loop", "vmap", "ghost")
 AUTO = ("ghost", "vmap", "loop")  # the order in which "auto" tries them
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is measured together. With `common`, each is loss(model, batch, common(model, batch)), and the common part is computed once for all
+    of them by an engine that can (`gsnr.engines.ghost.several`)."""
+
+    each: tuple[Callable[..., Tensor], ...]
+    common: Common | None = None
+
+    def alone(self, k: int) -> Loss:
+        """The k-th by itself, as loss(model, batch)."""
+        loss, common = self.each[k], self.common
+        return loss if common is None else lambda model, batch: loss(model, batch, common(model, batch))
 
 
 class NotCovered(ValueError):

@@ -14,7 +14,7 @@ Shapes do not prove that they do; `gsnr.coupling.spot_check` tries single sample
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gsnr.batches import Batch, batch_size, each, take_apart
-from gsnr.engines import Loss, NotCovered, Visit, check_losses
+from gsnr.engines import Loss, Losses, NotCovered, Visit, check_losses
 from gsnr.engines.rules import RULES, Rule
 from gsnr.engines.shared import Shared, step, tensors
 from gsnr.gradients import PerSample, Sum, Zero
@@ -53,8 +53,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        rule, ctx.rule = ctx.rule, None
-        rule(outputs[0], *ctx.saved_tensors)
+        ctx.rule(outputs[0], *ctx.saved_tensors)
         return outputs[0], None, None, None, None
 
 
@@ -70,6 +69,7 @@ class _Capture(TorchFunctionMode):
         self.anchor = torch.zeros((), requires_grad=True)
         self.forward_runs = True  # false during backward, when activation checkpointing runs parts of it again
         self.uses: Counter[str] = Counter()
+        self.uses_in_common: Counter[str] = Counter()
         self.found: dict[str, list[PerSample]] = {}
         self.without_rule: dict[str, str] = {}
         self.without_gradient: set[str] = set()
@@ -163,12 +163,21 @@ class _Capture(TorchFunctionMode):
             self.found[name] = []
             self.uses[name] = -1
 
+    def end_common(self) -> None:
+        """What was run up to here belongs to every loss that follows."""
+        self.uses_in_common = self.uses.copy()
+
+    def begin(self, visit: Visit) -> None:
+        """Another loss."""
+        self.visit, self.uses, self.found, self.forward_runs = visit, self.uses_in_common.copy(), {}, True
+
     def finish(self, selected: dict[str, nn.Parameter]) -> None:
         """Visits the parameters that some or all of whose uses do not reach the loss."""
-        for name, p in selected.items():
-            parts = self.found.get(name, [])
-            if self.uses[name] != -1:
-                self.visit(name, _together(parts) if parts else Zero(self.samples, p))
+        with torch._C.DisableTorchFunction():
+            for name, p in selected.items():
+                parts = self.found.get(name, [])
+                if self.uses[name] != -1:
+                    self.visit(name, _together(parts) if parts else Zero(self.samples, p))
 
 
 def _together(parts: list[PerSample]) -> PerSample:
@@ -199,8 +208,8 @@ def _reached(capture: _Capture, scalar: Tensor) -> list[str]:
     return found
 
 
-def _backward(capture: _Capture, scalar: Tensor) -> None:
-    """Runs the rules. Raises NotCovered for a parameter that reached autograd."""
+def _backward(capture: _Capture, scalar: Tensor, again: bool = False) -> None:
+    """Runs the rules. again: the graph is kept for another loss. Raises NotCovered for a parameter that reached autograd."""
     if not scalar.requires_grad:
         return
     for name in _reached(capture, scalar):
@@ -209,15 +218,36 @@ def _backward(capture: _Capture, scalar: Tensor) -> None:
     capture.forward_runs = False
     # torch.autograd.backward would suspend the mode, which activation checkpointing needs when it runs the forward again
     engine = torch.autograd.Variable._execution_engine
-    engine.run_backward((scalar,), (torch.ones_like(scalar),), False, False, (capture.anchor,), allow_unreachable=True, accumulate_grad=True)
+    engine.run_backward((scalar,), (torch.ones_like(scalar),), again, False, (capture.anchor,), allow_unreachable=True, accumulate_grad=True)
+
+
+def _require_no_hooks(selected: dict[str, nn.Parameter]) -> None:
+    for name, p in selected.items():
+        if p._backward_hooks:
+            raise NotCovered(f"parameter {name!r} has a gradient hook, which needs its whole gradient")
+
+
+def several(model: nn.Module, losses: Losses, batch: Batch, selected: dict[str, nn.Parameter], visits: Sequence[Visit]) -> list[Tensor]:
+    """`per_sample` of losses with a common part: one forward of that for all, and one backward for each, in their order."""
+    assert losses.common is not None
+    _require_no_hooks(selected)
+    capture, found = _Capture(selected, batch, visits[0]), []
+    with _on(capture):
+        common = losses.common(model, batch)
+        capture.end_common()
+        for k, (loss, visit) in enumerate(zip(losses.each, visits, strict=True)):
+            capture.begin(visit)
+            values = check_losses(loss(model, batch, common), capture.samples)
+            _backward(capture, values.sum(), again=k + 1 < len(visits))
+            capture.finish(selected)
+            found.append(values.detach())
+    return found
 
 
 def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], visit: Visit) -> Tensor:
     """See `gsnr.engines`. Raises NotCovered, naming the parameter, where a rule is missing."""
     b = batch_size(batch)
-    for name, p in selected.items():
-        if p._backward_hooks:
-            raise NotCovered(f"parameter {name!r} has a gradient hook, which needs its whole gradient")
+    _require_no_hooks(selected)
     capture = _Capture(selected, batch, visit)
     with _on(capture):
         losses = check_losses(loss(model, batch), b)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,10 @@ class PerSample(ABC):
     @abstractmethod
     def dots(self, direction: Tensor) -> Tensor:
         """(C,) float64: products with one tensor of the parameter's shape."""
+
+    def dots_each(self, directions: Sequence[Tensor]) -> list[Tensor]:
+        """`dots` with each of several."""
+        return [self.dots(direction) for direction in directions]
 
     @abstractmethod
     def dense(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +87,15 @@ class Outer(Factored):
         # the wider factor times the matrix, then the narrower one; without groups as one large product
         turned = wide(wide_side) @ (matrix if groups > 1 else matrix[0])
         return dot(turned, wide(narrow))
+
+    def dots_each(self, directions: Sequence[Tensor]) -> list[Tensor]:
+        """`dots` with each of several: from gradients formed once, where products with each by factors would cost more."""
+        (_, _, t, d), p, count = self.a.shape, self.b.shape[-1], len(directions)
+        if (count - 1) * t * d * p < count * element_cost(self.a) * d * p:
+            return super().dots_each(directions)
+        rows = torch.stack([wide(direction).flatten() for direction in directions])
+        products = torch.cat([g.flatten(1) @ rows.T for _, g in self._formed()])
+        return list(products.T.double())
 
     def dense(self) -> Tensor:
         return (wide(self.b).transpose(-1, -2) @ wide(self.a)).reshape(-1, *self.shape)

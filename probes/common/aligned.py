@@ -1,110 +1,89 @@
 """Alignment gradients of several targets, bin by bin, on identical images, times and noise: what `alignment` and `vae_swap` measure.
 
-The loss is the alignment loss alone. Its gradient is zero above the tap, so the forward stops there. Group "all" is the backbone up to
-the tap: patch and time embedders and blocks 1..k; each block, attention, MLP and adaLN of these blocks, the embedders, the label embedding
-and the projector are groups too. On the same samples and parameters the gradient of the denoising loss is measured, and the angle between
-the two means.
+Each loss is one alignment loss alone. Its gradient is zero above the tap. Group "all" is the backbone up to the tap: patch and time embedders
+and blocks 1..k; each block, attention, MLP and adaLN of these blocks, the embedders, the label embedding and the projector are groups too. On
+the same samples and parameters the gradient of the denoising loss is measured, once for all of them, and the angle between the two means.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import gsnr
 from gsnr.probes.common import floor
-from gsnr.probes.common.candidates import Candidate, candidates, groups_of, hidden_at_tap, partners_of, ready, with_constants
+from gsnr.probes.common.candidates import Candidate, candidates, with_constants
 from gsnr.probes.common.easy import Easiness
 from gsnr.probes.common.fit import fit, means
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
+from gsnr.probes.common.samples import HIDDEN, Samples, target_of
 from gsnr.probes.common.subject import Subject, bin_columns, sample_rows, variance_rows
 from gsnr.table import NAN, estimate_columns
 from gsnr.train import parameter_groups
 from gsnr.train.data.batches import Batch
-from gsnr.train.data.heldout import heldout_batches
-from gsnr.train.interpolant import interpolate, velocity, velocity_loss
+from gsnr.train.interpolant import velocity_loss
 from gsnr.train.models.sit import SiT
+
+Outputs = tuple[Tensor | None, dict[int, Tensor]]
 
 
 class Aligned(nn.Module):
-    """The backbone and an alignment's trained parts: the parameters that an alignment gradient can reach. Its forward is the alignment loss, (B,).
+    """The backbone and the trained parts of several alignments: the parameters that an alignment gradient can reach."""
 
-    In place of a target's own, `batch["target"]` is aligned to; an alignment without a target has its own loss of the hidden state."""
-
-    def __init__(self, sit: SiT, candidate: Candidate, tap: int) -> None:
+    def __init__(self, sit: SiT, made: list[Candidate], tap: int) -> None:
         super().__init__()
-        self.sit, self.tap, self.aligned = sit, tap, candidate.aligned is not None
-        self.projector = candidate.aligned.projector if candidate.aligned is not None else candidate.alignment
-        self.distance = candidate.aligned.discrepancy if candidate.aligned is not None else candidate.alignment.loss
+        self.sit, self.tap = sit, tap
+        self.projectors = nn.ModuleList(c.aligned.projector if c.aligned is not None else c.alignment for c in made)
 
-    def forward(self, batch: Batch) -> Tensor:
-        _, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=(self.tap,), stop=True)
-        if not self.aligned:
-            return self.distance(hidden, batch)  # type: ignore[arg-type]
-        return self.distance(self.projector(hidden[self.tap]), batch["target"])  # type: ignore[arg-type]
+    def outputs(self, batch: Batch) -> Outputs:
+        """(velocity, {tap: h_BTD})."""
+        return self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=(self.tap,))
 
-    def denoising_loss(self, batch: Batch) -> Tensor:
-        """(B,): as in training."""
-        return velocity_loss(self.sit.forward(batch["x"], batch["t"], batch["label"]), batch["velocity"])
+
+def _outputs(model: nn.Module, batch: Batch) -> Outputs:
+    assert isinstance(model, Aligned)
+    return model.outputs(batch)
+
+
+def _denoising_loss(model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor:
+    """(B,): as in training."""
+    velocity, _ = outputs
+    assert velocity is not None
+    return velocity_loss(velocity, batch["velocity"])
+
+
+def _alignment_loss(k: int, candidate: Candidate) -> Callable[[nn.Module, Batch, Outputs], Tensor]:
+    """Of candidate k: (B,) by its discrepancy from the target in the batch; an alignment without a target has its own loss of the hidden states."""
+    aligned = candidate.aligned
+
+    def loss(model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor:
+        assert isinstance(model, Aligned)
+        if aligned is None:
+            return candidate.alignment.loss(outputs[1], batch)
+        return aligned.discrepancy(model.projectors[k](outputs[1][model.tap]), batch[target_of(k)])
+
+    return loss
 
 
 def group_of(name: str, tap: int) -> tuple[str, ...]:
     """The groups of a parameter of `Aligned`; () for one above the tap."""
     part, _, rest = name.partition(".")
-    return ("projector",) if part == "projector" else parameter_groups.groups_of(rest, tap)
+    return ("projector",) if part == "projectors" else parameter_groups.groups_of(rest, tap)
 
 
 def size_of(subject: Subject, candidate: Candidate) -> int:
     """Parameters that the gradient is taken with respect to."""
-    model = Aligned(subject.checkpoint.model, candidate, subject.tap)
+    model = Aligned(subject.checkpoint.model, [candidate], subject.tap)
     return sum(p.numel() for name, p in model.named_parameters() if group_of(name, subject.tap))
-
-
-Pair = tuple[Batch, dict[str, Batch]]  # a batch; control -> other images with other noise at the same times
-
-
-def _heldout(subject: Subject, options: TargetOptions, made: list[Candidate], low: float, high: float) -> list[Pair]:
-    """The samples of one bin."""
-    split = subject.splits["heldout"]
-
-    def batches(partner_N: NDArray[np.int64] | None) -> Iterator[Batch]:
-        drawn = heldout_batches(
-            split,
-            options.n_images,
-            options.seed,
-            "heldout",
-            low,
-            high,
-            groups_of(made),
-            repeats=options.draws,
-            partner_N=partner_N,
-            first=options.first_image,
-        )
-        return (ready(subject, made, batch) | {"image": torch.from_numpy(index).to(subject.device)} for index, batch in drawn)
-
-    others = {control: list(batches(partner_N)) for control, partner_N in partners_of(split, options.seed, made).items()}
-    return [(batch, {control: of_control[i] for control, of_control in others.items()}) for i, batch in enumerate(batches(None))]
-
-
-def _batches(subject: Subject, candidate: Candidate, pairs: list[Pair]) -> Iterator[Batch]:
-    for batch, others in pairs:
-        x = interpolate(batch["latent"], batch["noise"], batch["t"])
-        inputs = {key: batch[key] for key in ("t", "label", "image")} | {"x": x, "velocity": velocity(batch["latent"], batch["noise"])}
-        if candidate.aligned is None:
-            yield batch | inputs
-        else:
-            yield inputs | {"target": candidate.target_BTC(batch, others, hidden_at_tap(subject, batch))}
 
 
 def _cell(comparison: gsnr.Comparison, batch_ref: int) -> dict[str, Any]:
@@ -119,54 +98,58 @@ def _cell(comparison: gsnr.Comparison, batch_ref: int) -> dict[str, Any]:
     }
 
 
-def _denoising_loss(model: nn.Module, batch: Batch) -> Tensor:
-    assert isinstance(model, Aligned)
-    return model.denoising_loss(batch)
-
-
-def measure(subject: Subject, options: TargetOptions, candidate: Candidate, pairs: list[Pair]) -> gsnr.ComparisonResult:
-    """The alignment gradient of one target against the denoising gradient, over the samples of one bin."""
-    model = Aligned(subject.checkpoint.model, candidate, subject.tap).to(subject.device).eval()
+def measure(subject: Subject, options: TargetOptions, made: list[Candidate], samples: Samples) -> dict[str, gsnr.ComparisonResult]:
+    """By the candidates' names, the alignment gradient of each against the denoising gradient, over the samples of one bin."""
+    model = Aligned(subject.checkpoint.model, made, subject.tap).to(subject.device).eval()
     return gsnr.compare(
         model,
-        lambda m, batch: m(batch),
+        {candidate.name: _alignment_loss(k, candidate) for k, candidate in enumerate(made)},
         _denoising_loss,
-        list(_batches(subject, candidate, pairs)),
+        samples,
         engine=options.engine,
         precision=options.precision,
         parameters=lambda name: bool(group_of(name, subject.tap)),
         groups=lambda name: group_of(name, subject.tap),
+        common=_outputs,
         draws=options.draws,
         index="image",
     )
 
 
+def _save(result: gsnr.Result, k: int, path: Path) -> None:
+    """The sums of candidate k, without the projectors of the others."""
+    own = f"projectors.{k}."
+    names = {name: name.replace(own, "projector.") for name in result.moments.labels if name.startswith(("sit.", own))}
+    replace(result, moments=result.moments.named(names)).save(path)
+
+
 @torch.no_grad()
 def _reached(
-    subject: Subject, options: TargetOptions, made: list[Candidate], mean: dict[str, Tensor], pairs: list[Pair], shared: dict[str, Any]
-) -> tuple[list[dict[str, Any]], set[str]]:
-    """For each candidate what its projector and what a constant vector reach of the targets of one bin, as rows; and the names of those whose
-    projector reaches less than the mean target."""
-    with_targets = [candidate for candidate in made if candidate.aligned is not None]
-    easiness = {c.name: Easiness() for c in with_targets}
-    losses: dict[str, list[tuple[Tensor, Tensor]]] = {c.name: [] for c in with_targets}
-    for batch, others in pairs:
-        h_BTD = hidden_at_tap(subject, batch)
-        for c in with_targets:
+    options: TargetOptions, made: list[Candidate], mean: dict[str, Tensor], samples: Samples, shared: dict[str, Any]
+) -> tuple[list[dict[str, Any]], set[str], list[float]]:
+    """For each candidate what its projector and what a constant vector reach of the targets of one bin, as rows; the names of those whose
+    projector reaches less than the mean target; and the images' t, the mean over their draws."""
+    with_targets = {k: candidate for k, candidate in enumerate(made) if candidate.aligned is not None}
+    easiness = {c.name: Easiness() for c in with_targets.values()}
+    losses: dict[str, list[tuple[Tensor, Tensor]]] = {c.name: [] for c in with_targets.values()}
+    t_N: list[float] = []
+    for batch in samples:
+        t_N += batch["t"].view(-1, options.draws).mean(1).tolist()
+        for k, c in with_targets.items():
             assert c.aligned is not None
-            target, projected = c.target_BTC(batch, others, h_BTD), c.aligned.projector(h_BTD)
+            target, projected = batch[target_of(k)], c.aligned.projector(batch[HIDDEN])
             easiness[c.name].add(target, projected)
             constant = mean[c.target].to(target).expand_as(target)
             losses[c.name].append((c.aligned.discrepancy(projected, target), c.aligned.discrepancy(constant, target)))
     rows, short = [], set()
-    for c in with_targets:
+    for c in with_targets.values():
         loss_N, constant_N = (torch.cat(column).view(-1, options.draws).mean(1) for column in zip(*losses[c.name], strict=True))
         key = shared | c.which | {"group": "target"}
         rows += easiness[c.name].rows(key)
         rows.append(key | {"metric": "constant_loss", "value": float(constant_N.mean()), "low": NAN, "high": NAN})
         if floor.underfit(loss_N, constant_N):
             short.add(c.name)
-    return rows, short
+    return rows, short, t_N
 
 
 def _bin(
@@ -175,15 +158,15 @@ def _bin(
     """All targets in one bin, on the same images, times and noise."""
     low, high = options.edges(index)
     shared = subject.columns(probe, options) | bin_columns(index, low, high)
-    pairs = _heldout(subject, options, made, low, high)
-    metrics, short = _reached(subject, options, made, mean, pairs, shared)
+    samples = Samples(subject, options, made, low, high)
+    metrics, short, t_N = _reached(options, made, mean, samples, shared)
     rows: Rows = {"cells": [], "samples": [], "metrics": metrics}
-    t_N = torch.cat([batch["t"] for batch, _ in pairs]).view(-1, options.draws).mean(1).tolist()
     estimates: dict[str, dict[str, gsnr.Estimate]] = {}
-    for candidate in made:
-        result = measure(subject, options, candidate, pairs)
+    results = measure(subject, options, made, samples)
+    for k, candidate in enumerate(made):
+        result = results[candidate.name]
         if sums is not None:
-            result.a.save(sums / f"{'-'.join(candidate.which.values())}-bin{index}.safetensors")
+            _save(result.a, k, sums / f"{'-'.join(candidate.which.values())}-bin{index}.safetensors")
         labels = [label for label in result.groups if label != "all"]  # embraces projector and labels; the table's "all" is the backbone
         estimates[candidate.name] = {label: result[label].a for label in labels}
         for label in labels:
@@ -193,7 +176,7 @@ def _bin(
             rows["cells"].append(here | _cell(result[label], options.batch_ref) | known)
             rows["metrics"] += variance_rows(here, estimate)
             rows["samples"] += sample_rows(here, subject.images(options), t_N, result.a.losses.tolist(), estimate)
-        bar.update()
+    bar.update(len(made))
     places = [(candidate, label) for candidate in made for label in estimates[candidate.name]]
     for cell, (candidate, label) in zip(rows["cells"], places, strict=True):
         cell |= floor.columns(candidate, made, estimates, label)

@@ -47,3 +47,15 @@ def test_against_whole_gradients(name: str) -> None:
     taken = form.take(rows)
     assert taken.samples == 2
     torch.testing.assert_close(taken.dense().double(), dense[rows], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", forms())
+def test_products_with_several_directions(name: str) -> None:
+    form = forms()[name]
+    dense = form.dense().double().flatten(1)
+    directions = [torch.randn(form.dense().shape[1:], generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(3)]
+    directions.append(torch.zeros((), dtype=torch.float64).expand(form.dense().shape[1:]))
+    for given in (directions, directions[:1]):
+        expected = [dense @ direction.flatten() for direction in given]
+        for got, wanted in zip(form.dots_each(given), expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-6 if "float32" in name else 1e-12, atol=1e-6 if "float32" in name else 1e-12)

@@ -1,0 +1,78 @@
+"""What a measurement of several alignment targets takes: multiply-accumulates of matrix products, and bytes of the sums.
+
+Legend, per sample: T tokens, F the forward pass of the whole model, F_k that up to the tap, W_k the products that make the weight gradients up to
+the tap, P those of one projector. In `gsnr.compare`, by the ghost engine, with everything kept:
+
+    samples            F_k                                  hidden states that targets and their rows of `metrics` are made of
+    denoising          F + B + W_k                          forward; gradients down to the first layer; per-sample gradients, summed
+    each target        2 P + B_k + W_k + P + G_k            projector, there and back; gradients from the tap down; sums; products with the first's
+    second look        (K + 1) W_k + K P                    gradients are formed again, for products with the sums of their own and of others
+    64 samples         (K + 1) W_k + K P                    products with D, for tr(Cov^2)
+
+B is F with attention's backward in place of its forward. G_k takes token by token products, T^2 (d + p) a layer. Before, every target took samples,
+denoising and its second look for itself, and products with each sum apart (`together=False`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from gsnr.passes import COV_SAMPLES
+from gsnr.train.models.sit import SiT
+
+ATTENTION_BACKWARD = 2  # products of attention's backward, of those of its forward; flash kernels make the scores once more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    macs: float
+    sums_bytes: int
+
+
+def _layers(model: SiT, blocks: int, whole: bool) -> list[tuple[int, int, int]]:
+    """(tokens, inputs, outputs) of the layers up to a block; whole: and of the last one."""
+    tokens = model.grid**2
+    parts: list[tuple[int, nn.Module]] = [(tokens, model.x_embedder.proj), (1, model.t_embedder)]
+    for block in model.blocks[:blocks]:
+        parts += [(tokens, block.attn), (tokens, block.mlp), (1, block.adaLN_modulation)]
+    if whole:
+        parts += [(tokens, model.final_layer.linear), (1, model.final_layer.adaLN_modulation)]
+    found = []
+    for t, part in parts:
+        weights = [m.weight for m in part.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        found += [(t, w[0].numel(), len(w)) for w in weights]
+    return found
+
+
+def _products(layers: Sequence[tuple[int, int, int]]) -> float:
+    return float(sum(t * d * p for t, d, p in layers))
+
+
+def account(model: SiT, tap: int, heads: Sequence[nn.Module], samples: int, *, together: bool = True) -> Account:
+    """Of one bin. heads: the targets' projectors; samples: images x draws."""
+    tokens, depth = model.grid**2, len(model.blocks)
+    below, count = _layers(model, tap, whole=False), len(heads)
+    width = below[0][2]
+    attention = 2.0 * tokens**2 * width
+    forward, weights = (_products(_layers(model, depth, whole=True)) + depth * attention), _products(below)
+    backward = forward + depth * (ATTENTION_BACKWARD - 1) * attention
+    to_tap, from_tap = weights + tap * attention, weights + tap * ATTENTION_BACKWARD * attention
+    head = sum(p.numel() for h in heads for name, p in h.named_parameters() if p.ndim > 1) * tokens / max(1, count)
+    met = sum(t**2 * (d + p) for t, d, p in below)
+    size = 4 * 2 * sum(p.numel() for name, p in model.named_parameters() if _is_below(name, tap))
+    signed = min(samples, COV_SAMPLES)
+    if together:
+        again = (count + 1) * weights + count * head
+        macs = to_tap + forward + backward + weights + count * (3 * head + from_tap + weights + met)
+        return Account(macs=samples * (macs + again) + signed * again, sums_bytes=(count + 1) * size)
+    each = to_tap + to_tap + 3 * head + from_tap + weights + forward + backward + weights + 2 * weights + 4 * weights + 2 * head
+    return Account(macs=count * (samples * each + signed * (2 * weights + head)), sums_bytes=2 * size)
+
+
+def _is_below(name: str, tap: int) -> bool:
+    """Whether a parameter lies at or below the tap."""
+    part, _, rest = name.partition(".")
+    return part != "final_layer" and (part != "blocks" or int(rest.partition(".")[0]) < tap)
