@@ -21,11 +21,12 @@
     pool            one G-SNR over several bins;   Result.save, .load, .merge: disjoint samples, measured apart
     Monitor         measures every K steps of any training loop, which stays the same bit for bit
     check           is every engine right on this model and loss, and are samples uncoupled? prints a table
+    verdict         what a table of probe `alignment` lets one say: per target and range of t, and in two sentences
     load_model      the backbone of a run or checkpoint folder, in eval mode (needs the extra `train`)
 
 Batches are dicts, tuples or any nesting of tensors, also from a DataLoader that shuffles; `Result.to_frame()` is a pandas frame. The library
-needs torch, numpy, scipy and pandas, and knows nothing of diffusion. `gsnr.table`, `gsnr.estimates`, `gsnr.intervals` and `gsnr.comparison`
-import without torch.
+needs torch, numpy, scipy and pandas, and knows nothing of diffusion. `gsnr.table`, `gsnr.verdicts`, `gsnr.estimates`, `gsnr.intervals`
+and `gsnr.comparison` import without torch.
 
 The command `gsnr` holds the rest: `gsnr bench` says what measuring costs, `gsnr coverage` how often the intervals cover, `gsnr --help` lists
 all. What it trains, probes and draws is in gsnr.train, gsnr.probes and gsnr.figures, whose packages come with the extras:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from gsnr.results import ComparisonResult as ComparisonResult
     from gsnr.results import Result as Result
     from gsnr.train.runs.checkpoint import load_model as load_model
+    from gsnr.verdicts import verdict as verdict
 
 __version__ = "0.1.0"
 _LIVES_IN = {
@@ -63,6 +65,7 @@ _LIVES_IN = {
     "load_model": "gsnr.train.runs.checkpoint",
     "measure": "gsnr.measurement",
     "pool": "gsnr.pooling",
+    "verdict": "gsnr.verdicts",
 }
 __all__ = [*sorted(_LIVES_IN), "__version__"]
 

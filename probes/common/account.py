@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -35,7 +36,7 @@ class Account:
 def _layers(model: SiT, blocks: int, whole: bool) -> list[tuple[int, int, int]]:
     """(tokens, inputs, outputs) of the layers up to a block; whole: and of the last one."""
     tokens = model.grid**2
-    parts: list[tuple[int, nn.Module]] = [(tokens, model.x_embedder.proj), (1, model.t_embedder)]
+    parts: list[tuple[int, Any]] = [(tokens, model.x_embedder.proj), (1, model.t_embedder)]
     for block in model.blocks[:blocks]:
         parts += [(tokens, block.attn), (tokens, block.mlp), (1, block.adaLN_modulation)]
     if whole:

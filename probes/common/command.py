@@ -198,8 +198,8 @@ def _check(chosen: list[Measurement], repeated: dict[str, dict[str, Measurement]
 
 
 def _summarise(chosen: list[Measurement], out: Path) -> None:
-    """The main findings, as text."""
-    from gsnr import table
+    """The main findings, as text; the verdict last."""
+    from gsnr import table, verdicts
     from gsnr.probes.common import summary
 
     named = {one.name for one in chosen}
@@ -215,6 +215,9 @@ def _summarise(chosen: list[Measurement], out: Path) -> None:
             break
     if "readability" in named and (said := summary.readable(table.read(out / "readability.parquet"))):
         print(said)
+    if "alignment" in named:
+        cells, metrics = (table.read(out / f"alignment{kind}.parquet") for kind in ("", ".metrics"))
+        print(*(f"\n{verdict}" for verdict in verdicts.each(cells, metrics)), sep="\n")
 
 
 def main(argv: list[str]) -> int:
