@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gsnr.probes.common.aligned import measure_all, size_of
+from gsnr.probes.common.account import account
+from gsnr.probes.common.aligned import heads_of, measure_all, size_of
 from gsnr.probes.common.candidates import candidates
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
@@ -30,13 +31,15 @@ def plan(subject: Subject, options: Options) -> list[str]:
     made = candidates(subject, options)
     gradients = len(made) * options.bins * options.n_images * options.draws
     parts = subject.checkpoint.alignment.parts
+    takes = account(subject.checkpoint.model, subject.tap, heads_of(made), options.n_images * options.draws)
     first = [f"of the checkpoint's {len(parts)} alignments, the first, at block {subject.tap}"] if len(parts) > 1 else []
     return [
         *first,
         f"targets: {', '.join(c.name for c in made)}",
         f"linear projectors solved from {options.fit_samples} train samples, others descend to a plateau (at most {options.fit_steps} steps)",
         f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets x {options.draws} draws = {gradients} per-sample "
-        f"gradients of {size_of(subject, made[0]):,} parameters (tap: block {subject.tap}), and as many of the denoising loss",
+        f"gradients of {size_of(subject, made[0]):,} parameters (tap: block {subject.tap}), and those of the denoising loss once for all targets",
+        f"{2e-12 * options.bins * takes.macs:,.1f} TFLOP of matrix products, {takes.sums_bytes / 2**30:.1f} GiB of sums",
     ]
 
 

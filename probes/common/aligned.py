@@ -36,13 +36,18 @@ from gsnr.train.models.sit import SiT
 Outputs = tuple[Tensor | None, dict[int, Tensor]]
 
 
+def heads_of(made: list[Candidate]) -> list[nn.Module]:
+    """What each candidate trains beside the backbone."""
+    return [c.aligned.projector if c.aligned is not None else c.alignment for c in made]
+
+
 class Aligned(nn.Module):
     """The backbone and the trained parts of several alignments: the parameters that an alignment gradient can reach."""
 
     def __init__(self, sit: SiT, made: list[Candidate], tap: int) -> None:
         super().__init__()
         self.sit, self.tap = sit, tap
-        self.projectors = nn.ModuleList(c.aligned.projector if c.aligned is not None else c.alignment for c in made)
+        self.projectors = nn.ModuleList(heads_of(made))
 
     def outputs(self, batch: Batch) -> Outputs:
         """(velocity, {tap: h_BTD})."""
