@@ -222,12 +222,16 @@ class _Multiply:
 
     def __call__(self, name: str, gradients: PerSample) -> None:
         with exact(self.plan.device):
-            self.r[name] = gradients.dots(self.own[name])
-            if self.others is not None:
-                self.other[name] = gradients.dots(self.others[name])
-            if len(self.rows):
-                chosen = gradients if self.taken.all() else gradients.take(self.rows)
-                self.e[name] = chosen.dots(self.mine.plus[name] - self.mine.minus[name])
+            directions = [totals[name] for totals in (self.own, self.others) if totals is not None]
+            alternating = self.mine.plus[name] - self.mine.minus[name]
+            if self.taken.all():  # at once: forming a gradient serves all its products
+                *products, self.e[name] = gradients.products([*directions, alternating])
+            else:
+                products = list(gradients.products(directions))
+                if len(self.rows):
+                    self.e[name] = gradients.take(self.rows).dots(alternating)
+            for found, values in zip((self.r, self.other), products, strict=False):
+                found[name] = values
 
     def parts(self) -> Products:
         r = by_group(self.r, self.plan.labels)
