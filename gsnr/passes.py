@@ -235,11 +235,14 @@ class _Multiply:
     def __call__(self, name: str, gradients: PerSample) -> None:
         with exact(self.plan.device):
             sums = [theirs.total(name) for theirs in (self.mine, *self.others)]
-            for of, products in zip((self.r, *self.other), gradients.dots_each(sums), strict=True):
-                of[name] = products
-            if len(self.rows):
-                chosen = gradients if self.taken.all() else gradients.take(self.rows)
-                self.e[name] = chosen.dots(self.mine.difference(name))
+            if self.taken.all():  # at once: forming a gradient serves all its products
+                *products, self.e[name] = gradients.products([*sums, self.mine.difference(name)])
+            else:
+                products = list(gradients.products(sums))
+                if len(self.rows):
+                    self.e[name] = gradients.take(self.rows).dots(self.mine.difference(name))
+            for of, values in zip((self.r, *self.other), products, strict=True):
+                of[name] = values
 
     def parts(self) -> Products:
         r = by_group(self.r, self.plan.labels)

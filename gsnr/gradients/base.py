@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Multiply-adds of a Gram matrix that squaring and adding up one element of a formed gradient costs as much as. On a CPU, where one sample's
-# gradient stays in cache, 7 to 8 were measured (float32, widths 384 to 3072); on an H200 it is memory traffic: 46 (widths 768 to 4608).
-ELEMENT_COST, ELEMENT_COST_CUDA = 8, 46
+PREFERRED: tuple[str, ...] = ()  # ways to take whatever they cost, for tests: "form", "convolve", "gram", "turn", "unfold", "pixels"
 LONG_ROW = 4096  # elements from which on a CPU takes the products of rows one by one
 SLICE_BYTES = 1 << 28  # what materialised gradients may take at once on a GPU; a CPU takes one sample at a time, which stays in cache
 
@@ -23,8 +22,10 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def element_cost(x: Tensor) -> int:
-    return ELEMENT_COST_CUDA if x.is_cuda else ELEMENT_COST
+def cheapest(costs: dict[str, float]) -> str:
+    """The way of least cost (infinite: impossible), or the first that is possible of `PREFERRED`."""
+    asked = [way for way in PREFERRED if costs.get(way, math.inf) < math.inf]
+    return asked[0] if asked else min(costs, key=lambda way: costs[way])
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -44,6 +45,19 @@ def slices(x: Tensor, shape: torch.Size) -> Iterator[tuple[int, int]]:
     """Samples of x whose whole gradients, of that shape, are formed at once: as many as fit SLICE_BYTES on a GPU, one on a CPU."""
     step = max(1, SLICE_BYTES // (4 * shape.numel())) if x.is_cuda else 1
     return ((i, min(i + step, len(x))) for i in range(0, len(x), step))
+
+
+def dots_formed(formed: Iterator[tuple[int, Tensor]], directions: Sequence[Tensor]) -> Tensor:
+    """(K, C) float64: `PerSample.products` for whole gradients that come a few samples at a time."""
+    flat = [s.flatten() for s in directions]
+
+    def products(g: Tensor) -> Tensor:
+        rows = g.reshape(len(g), -1)
+        if len(rows) == 1 and not g.is_cuda:
+            return torch.stack([torch.dot(rows[0], s) for s in flat]).unsqueeze(1)
+        return torch.stack([rows @ s for s in flat])
+
+    return torch.cat([products(g) for _, g in formed], dim=1).double()
 
 
 @dataclass(frozen=True)
@@ -99,9 +113,9 @@ class PerSample(ABC):
     def dots(self, direction: Tensor) -> Tensor:
         """(C,) float64: products with one tensor of the parameter's shape."""
 
-    def dots_each(self, directions: Sequence[Tensor]) -> list[Tensor]:
-        """`dots` with each of several."""
-        return [self.dots(direction) for direction in directions]
+    def products(self, directions: Sequence[Tensor]) -> Tensor:
+        """(K, C) float64: `dots` with each of K directions, at no more than their cost one by one."""
+        return torch.stack([self.dots(direction) for direction in directions])
 
     @abstractmethod
     def dense(self) -> Tensor:

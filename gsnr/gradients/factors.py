@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gsnr.gradients.base import PerSample, Signs, add_formed, dot, element_cost, slices, square, wide
+from gsnr.gradients.base import PerSample, Signs, add_formed, cheapest, dot, dots_formed, slices, square, wide
+from gsnr.gradients.costs import costs_of
 
 
 class Factored(PerSample):
@@ -35,10 +36,13 @@ class Outer(Factored):
     def vanishes(self, i: int) -> bool:
         return not (self.a[i].any() and self.b[i].any())
 
-    def _materialise(self) -> bool:
-        """True where forming the gradients costs less than Gram matrices over tokens."""
+    def _way(self, sums: bool, other: Outer | None = None) -> str:
+        """ "form" gradients, or take the "gram" matrix over tokens, for square norms or products with another's. sums: their sum is asked for
+        as well, which a product over all tokens would yield at what forming costs."""
         (_, _, t, d), p = self.a.shape, self.b.shape[-1]
-        return element_cost(self.a) * d * p < t * t * (d + p)
+        others = other.a.shape[2] if other is not None else 0
+        formed = (0 if sums else t + others) * d * p
+        return cheapest({"form": formed + costs_of(self.a).element * d * p, "gram": t * (others or t) * (d + p)})
 
     def _formed(self) -> Iterator[tuple[int, Tensor]]:
         """(number of the first, gradients (k, G, p, d)), a few samples at a time; each is to be used up before the next is asked for."""
@@ -52,7 +56,7 @@ class Outer(Factored):
             yield i, out[None, None]
 
     def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
-        if not self._materialise():
+        if self._way(sums=True) == "gram":
             for total, part in zip((plus, minus), signs.rows, strict=True):
                 a, b = (wide(x[part].transpose(0, 1).flatten(1, 2)) for x in (self.a, self.b))  # (G, C T, .)
                 if a.shape[0] == 1:
@@ -69,15 +73,21 @@ class Outer(Factored):
         return dot(gram_a, gram_b)
 
     def square_norms(self) -> Tensor:
-        if not self._materialise():
+        if self._way(sums=False) == "gram":
             return self.gram(self)
         return torch.cat([square(g) for _, g in self._formed()])
 
     def inner(self, other: Outer) -> Tensor:
         """(C,) float64: products with another's gradients, sample by sample."""
-        if self._materialise() and other._materialise():
-            return torch.cat([dot(g, h) for (_, g), (_, h) in zip(self._formed(), other._formed(), strict=True)])
-        return self.gram(other)
+        if self._way(False, other) == "gram":
+            return self.gram(other)
+        return torch.cat([dot(g, h) for (_, g), (_, h) in zip(self._formed(), other._formed(), strict=True)])
+
+    def products(self, directions: Sequence[Tensor]) -> Tensor:
+        t, k, element = self.a.shape[2], len(directions), costs_of(self.a).element
+        if cheapest({"form": t + k * element, "turn": k * t}) == "form":
+            return dots_formed(self._formed(), directions)
+        return super().products(directions)
 
     def dots(self, direction: Tensor) -> Tensor:
         groups, p = self.b.shape[1], self.b.shape[-1]
@@ -87,15 +97,6 @@ class Outer(Factored):
         # the wider factor times the matrix, then the narrower one; without groups as one large product
         turned = wide(wide_side) @ (matrix if groups > 1 else matrix[0])
         return dot(turned, wide(narrow))
-
-    def dots_each(self, directions: Sequence[Tensor]) -> list[Tensor]:
-        """`dots` with each of several: from gradients formed once, where products with each by factors would cost more."""
-        (_, _, t, d), p, count = self.a.shape, self.b.shape[-1], len(directions)
-        if (count - 1) * t * d * p < count * element_cost(self.a) * d * p:
-            return super().dots_each(directions)
-        rows = torch.stack([wide(direction).flatten() for direction in directions])
-        products = torch.cat([g.flatten(1) @ rows.T for _, g in self._formed()])
-        return list(products.T.double())
 
     def dense(self) -> Tensor:
         return (wide(self.b).transpose(-1, -2) @ wide(self.a)).reshape(-1, *self.shape)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from gsnr.gradients.base import PerSample, Signs, add_formed, dot, element_cost, slices, square, wide
+from gsnr.gradients.base import PerSample, Signs, add_formed, cheapest, dot, dots_formed, slices, square, wide
+from gsnr.gradients.costs import costs_of
 from gsnr.gradients.factors import Factored, Outer
 
-CONVOLVED_PIXELS = 256  # from so many output pixels on, a CPU forms one sample's gradient faster by its convolution kernels than unfolded
+CONVOLVED_PIXELS = 256  # below so many output pixels a CPU's convolution kernels are no faster for one sample than unfolding
 
 
 @dataclass(frozen=True)
@@ -43,56 +45,88 @@ class Patches(Factored):
 
     def _formed(self) -> Iterator[tuple[int, Tensor]]:
         """(number of the first, gradients (k, p, d / groups, kh, kw)), a few samples at a time."""
+        convolves = cheapest(self._forming()) == "convolve"
         for i, j in slices(self.x, self.shape):
-            yield i, self._sum(slice(i, j))[None] if self._convolves() else self.outer(i, j).dense()
+            yield i, self._sum(slice(i, j))[None] if convolves else self.outer(i, j).dense()
 
-    def _convolves(self) -> bool:
-        return not self.x.is_cuda and self.b.shape[-2:].numel() >= CONVOLVED_PIXELS
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Output pixels of one sample, elements of its unfolded input, elements of its gradient."""
+        t = self.b.shape[1] * self.b.shape[-2:].numel()
+        return t, t * self.x.shape[2] * self.shape[-2:].numel(), self.shape.numel()
 
-    def _pixel_gram(self) -> Tensor:
-        """Square norms from one Gram matrix over input pixels: that of the unfolded input is kh kw shifted copies of it, added up. M = 1."""
+    def _forming(self) -> dict[str, float]:
+        """What forming one sample's gradient costs by either way."""
+        (t, unfolded, size), cost = self._sizes, costs_of(self.x)
+        many = not self.x.is_cuda and self.b.shape[-2:].numel() >= CONVOLVED_PIXELS
+        return {"convolve": cost.convolve * t * size if many else math.inf, "unfold": t * size + cost.unfold * unfolded}
+
+    def _way(self, sums: bool, other: Patches | None = None) -> str:
+        """ "form" gradients, "unfold" for a Gram matrix over patches, or take it over "pixels": for square norms or products with another's.
+        sums: their sum is asked for as well, which forming yields for free."""
+        (_, m, channels, h, w), p, cost = self.x.shape, self.b.shape[2], costs_of(self.x)
+        y, (t, unfolded, size) = other or self, self._sizes
+        s, both, shifts = y._sizes[0], 1 if other is None else 2, self.shape[-2:].numel()
+        over_patches = t * s * (unfolded // t + p) + both * cost.unfold * unfolded
+        over_pixels = (h * w) ** 2 * channels + t * t * (p + cost.element * shifts * self.groups)
+        costs = {
+            "form": both * min(self._forming().values()) + cost.element * size,
+            "unfold": over_patches,
+            "pixels": over_pixels if m == 1 and y.x.shape == self.x.shape and y.b.shape == self.b.shape else math.inf,
+        }
+        in_sum = cost.convolve_all * t * size if sums else 0
+        return cheapest({way: value + in_sum * (way != "form") for way, value in costs.items()})
+
+    def _gram(self, other: Patches, way: str) -> Tensor:
+        if way == "pixels":
+            return self._pixel_gram(other)
+        pieces = slices(self.x, self.shape)
+        if other is self:
+            return torch.cat([o.gram(o) for o in (self.outer(i, j) for i, j in pieces)])
+        return torch.cat([self.outer(i, j).gram(other.outer(i, j)) for i, j in pieces])
+
+    def _pixel_gram(self, other: Patches) -> Tensor:
+        """From one Gram matrix over input pixels: that of the unfolded inputs is kh kw shifted copies of it, added up. M = 1."""
         (c, _, _, h, w), (kh, kw), (ho, wo) = self.x.shape, self.shape[-2:], self.b.shape[-2:]
-        norms = []
+        rows = [slice(k * self.dilation[0], k * self.dilation[0] + (ho - 1) * self.stride[0] + 1, self.stride[0]) for k in range(kh)]
+        columns = [slice(k * self.dilation[1], k * self.dilation[1] + (wo - 1) * self.stride[1] + 1, self.stride[1]) for k in range(kw)]
+        products = []
         for i in range(c):  # a sample at a time: the Gram matrices stay in cache
-            x = wide(self.x[i, 0]).reshape(self.groups, -1, h * w)
-            b = wide(self.b[i, 0]).reshape(self.groups, -1, ho * wo)
-            pixels = (x.transpose(1, 2) @ x).view(self.groups, h, w, h, w)
-            rows = [slice(k * self.dilation[0], k * self.dilation[0] + (ho - 1) * self.stride[0] + 1, self.stride[0]) for k in range(kh)]
-            columns = [slice(k * self.dilation[1], k * self.dilation[1] + (wo - 1) * self.stride[1] + 1, self.stride[1]) for k in range(kw)]
+            x, y = (wide(z.x[i, 0]).reshape(self.groups, -1, h * w) for z in (self, other))
+            b, v = (wide(z.b[i, 0]).reshape(self.groups, -1, ho * wo) for z in (self, other))
+            pixels = (x.transpose(1, 2) @ y).view(self.groups, h, w, h, w)
             patches = torch.zeros(self.groups, ho, wo, ho, wo, dtype=x.dtype, device=x.device)
             for row in rows:
                 for column in columns:
                     patches += pixels[:, row, column, row, column]
-            norms.append(dot(patches.view(1, -1), (b.transpose(1, 2) @ b).view(1, -1)))
-        return torch.cat(norms)
-
-    def _cheapest(self) -> str:
-        """ "form" the gradients, "unfold" for a Gram matrix over patches, or take it over "pixels": by multiply-adds and memory traffic."""
-        (_, m, channels, h, w), p = self.x.shape, self.b.shape[2]
-        cost, t, size, area = element_cost(self.x), m * self.b.shape[-2] * self.b.shape[-1], self.shape.numel(), self.shape[-2] * self.shape[-1]
-        costs = {
-            "form": cost * size + (0 if self._convolves() else cost * t * channels * area),
-            "unfold": t * t * (channels * area + p) + cost * t * channels * area,
-            "pixels": (h * w) ** 2 * channels + t * t * p + cost * t * t * area * self.groups if m == 1 else float("inf"),
-        }
-        return min(costs, key=lambda name: costs[name])
+            products.append(dot(patches.view(1, -1), (b.transpose(1, 2) @ v).view(1, -1)))
+        return torch.cat(products)
 
     def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
-        way = self._cheapest()
+        way = self._way(sums=True)
         if way == "form":
             return add_formed(self._formed(), plus, minus, signs)
         for total, part in zip((plus, minus), signs.rows, strict=True):
             if len(part):
                 total.add_(self._sum(part).view_as(total))
-        return self.square_norms()
+        return self._gram(self, way)
 
     def square_norms(self) -> Tensor:
-        way = self._cheapest()
-        if way == "pixels":
-            return self._pixel_gram()
+        way = self._way(sums=False)
+        return torch.cat([square(g) for _, g in self._formed()]) if way == "form" else self._gram(self, way)
+
+    def inner(self, other: Patches) -> Tensor:
+        """(C,) float64: products with another's gradients, sample by sample."""
+        way = self._way(False, other)
         if way == "form":
-            return torch.cat([square(g) for _, g in self._formed()])
-        return torch.cat([o.gram(o) for o in (self.outer(i, j) for i, j in slices(self.x, self.shape))])
+            return torch.cat([dot(g, h) for (_, g), (_, h) in zip(self._formed(), other._formed(), strict=True)])
+        return self._gram(other, way)
+
+    def products(self, directions: Sequence[Tensor]) -> Tensor:
+        (t, _, size), k, cost = self._sizes, len(directions), costs_of(self.x)
+        if cheapest({"form": min(self._forming().values()) + k * cost.element * size, "turn": k * cost.convolve_all * t * size}) == "form":
+            return dots_formed(self._formed(), directions)
+        return super().products(directions)
 
     def dots(self, direction: Tensor) -> Tensor:
         y = F.conv2d(wide(self.x).flatten(0, 1), direction.view(self.shape), None, self.stride, 0, self.dilation, self.groups)

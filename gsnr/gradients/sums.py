@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,9 @@ class Sum(PerSample):
     def dots(self, direction: Tensor) -> Tensor:
         return torch.stack([part.dots(direction) for part in self.parts]).sum(0)
 
+    def products(self, directions: Sequence[Tensor]) -> Tensor:
+        return torch.stack([part.products(directions) for part in self.parts]).sum(0)
+
     def dense(self) -> Tensor:
         return torch.stack([wide(part.dense()) for part in self.parts]).sum(0)
 
@@ -66,7 +70,7 @@ def inner(x: PerSample, y: PerSample) -> Tensor:
     if isinstance(y, Sum) or (isinstance(x, Outer) and isinstance(y, Rows)):
         return inner(y, x)
     if isinstance(x, Patches) and isinstance(y, Patches):
-        return torch.cat([x.outer(i, i + 1).inner(y.outer(i, i + 1)) for i in range(x.samples)])
+        return x.inner(y)
     if isinstance(x, Outer) and isinstance(y, Outer):
         return x.inner(y)
     if isinstance(x, Rows) and isinstance(y, Rows):

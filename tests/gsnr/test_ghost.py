@@ -26,10 +26,9 @@ GRID = settings(max_examples=40, deadline=None, derandomize=True, suppress_healt
 def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way a norm can be taken, whatever its cost would be."""
     if request.param == "formed":
-        monkeypatch.setattr(base, "ELEMENT_COST", -1)
-        monkeypatch.setattr(patches.Patches, "_cheapest", lambda self: "form")
+        monkeypatch.setattr(base, "PREFERRED", ("form",))
     if request.param == "Gram":
-        monkeypatch.setattr(base, "ELEMENT_COST", 1 << 40)
+        monkeypatch.setattr(base, "PREFERRED", ("gram", "pixels", "unfold", "turn"))
 
 
 FIXTURE = settings(GRID, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -83,7 +82,7 @@ def test_convolution(every_way: None, kernel, stride, padding, dilation, groups,
 @pytest.mark.parametrize("way", ["form", "convolve", "unfold", "pixels"])
 @pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), [(1, 1, 1, 1), (2, 1, 1, 2), (2, 2, 2, 1), (3, 0, 1, 4)])
 def test_every_way_of_a_convolution(monkeypatch: pytest.MonkeyPatch, way: str, stride: int, padding: int, dilation: int, groups: int) -> None:
-    monkeypatch.setattr(patches.Patches, "_cheapest", lambda self: "form" if way == "convolve" else way)
+    monkeypatch.setattr(base, "PREFERRED", ("form", "convolve") if way == "convolve" else (way,))
     monkeypatch.setattr(patches, "CONVOLVED_PIXELS", 0 if way == "convolve" else 1 << 30)
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 8, 3, stride, padding, dilation, groups)

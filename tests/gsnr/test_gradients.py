@@ -6,18 +6,27 @@ import numpy as np
 import pytest
 import torch
 
-from gsnr.gradients import Dense, Outer, Patches, PerSample, Rows, Signs, Sum, Zero
+from gsnr.gradients import Dense, Outer, Patches, PerSample, Rows, Signs, Sum, Zero, base, inner
 
+WAYS = ("by cost", "form", "gram", "turn", "unfold", "pixels")
 SIGNS = {"mixed": [1, -1, -1, 1, 1], "all plus": [1] * 5, "all minus": [-1] * 5}
 
 
-def forms() -> dict[str, PerSample]:
-    made = torch.Generator().manual_seed(0)
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to norms and products by name, wherever a form has it."""
+    monkeypatch.setattr(base, "PREFERRED", (request.param,))
+
+
+def forms(seed: int = 0) -> dict[str, PerSample]:
+    made = torch.Generator().manual_seed(seed)
     random = lambda *shape: torch.randn(*shape, generator=made, dtype=torch.float64)
     few, many = (Outer(random(5, 1, t, 3), random(5, 1, t, 4), torch.Size((4, 3))) for t in (1, 40))
     grouped = Outer(random(5, 2, 2, 30), random(5, 2, 2, 20), torch.Size((40, 30)))
     rows = Rows(torch.randint(7, (5, 3), generator=made), random(5, 3, 2), torch.Size((7, 2)))
     patches = Patches(random(5, 1, 4, 6, 6), random(5, 1, 6, 4, 4), torch.Size((6, 2, 3, 3)), (1, 1), (1, 1), 2)
+    strided = Patches(random(5, 1, 3, 7, 9), random(5, 1, 4, 3, 3), torch.Size((4, 3, 3, 2)), (2, 3), (1, 2), 1)
+    drawn = Patches(random(5, 2, 3, 18, 17), random(5, 2, 4, 17, 16), torch.Size((4, 3, 2, 2)), (1, 1), (1, 1), 1)
     return {
         "Dense": Dense(random(5, 4, 3)),
         "Dense, float32": Dense(random(5, 4, 3).float()),
@@ -27,12 +36,14 @@ def forms() -> dict[str, PerSample]:
         "Outer in groups": grouped,
         "Rows": rows,
         "Patches": patches,
+        "Patches, strided": strided,
+        "Patches of two draws": drawn,
         "Sum": Sum((few, many)),
     }
 
 
 @pytest.mark.parametrize("name", forms())
-def test_against_whole_gradients(name: str) -> None:
+def test_against_whole_gradients(name: str, way: None) -> None:
     """Float64 rounding: 1e-12; float32 gradients are widened to the sums' dtype first."""
     form = forms()[name]
     dense = form.dense().double()
@@ -50,12 +61,16 @@ def test_against_whole_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", forms())
-def test_products_with_several_directions(name: str) -> None:
-    form = forms()[name]
-    dense = form.dense().double().flatten(1)
-    directions = [torch.randn(form.dense().shape[1:], generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(3)]
-    directions.append(torch.zeros((), dtype=torch.float64).expand(form.dense().shape[1:]))
-    for given in (directions, directions[:1]):
-        expected = [dense @ direction.flatten() for direction in given]
-        for got, wanted in zip(form.dots_each(given), expected, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-6 if "float32" in name else 1e-12, atol=1e-6 if "float32" in name else 1e-12)
+def test_products_against_whole_gradients(name: str, way: None) -> None:
+    """With directions one by one and several at once, and with another loss's gradients. Float64 rounding, or float32's."""
+    form, other = forms()[name], forms(seed=1)[name]
+    dense, theirs = form.dense().flatten(1), other.dense().flatten(1)
+    close = {"rtol": 1e-12, "atol": 1e-11} if dense.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+    shape = form.dense().shape[1:]
+    directions = [theirs[0].view(shape), form.dense().sum(0), torch.zeros((), dtype=dense.dtype).expand(shape)]
+    expected = torch.stack([dense @ d.flatten() for d in directions]).double()
+    torch.testing.assert_close(form.products(directions), expected, **close)
+    torch.testing.assert_close(form.products(directions[:1]), expected[:1], **close)
+    torch.testing.assert_close(torch.stack([form.dots(d) for d in directions]), expected, **close)
+    torch.testing.assert_close(form.square_norms(), (dense * dense).sum(1).double(), **close)
+    torch.testing.assert_close(inner(form, other), (dense * theirs).sum(1).double(), **close)
