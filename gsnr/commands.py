@@ -37,6 +37,7 @@ COMMANDS = {
     "loader": Command("gsnr.train.loader_benchmark", "train", "does training wait for its data?"),
     "figures": Command("gsnr.figures.command", "figures", "draw every figure that a run's tables allow"),
     "tables": Command("gsnr.figures.tables", "figures", "G-SNR averaged over t, per target: CSV, Markdown, LaTeX"),
+    "verdict": Command("gsnr.figures.verdict", "figures", "which target, at which t, with or against denoising: in words, from a run's table"),
     "report": Command("gsnr.figures.report", "figures", "everything that was measured of some runs, on one HTML page"),
     "check-plugin": Command("gsnr.plugin_check", "all", "hold an alignment, router, projector, VAE, probe or figure of yours to its contract"),
     "bench": Command("gsnr.benchmarks.bench", "", "what per-sample gradients cost, beside other libraries"),

@@ -26,6 +26,7 @@ from gsnr.moments import ALL, Labels, Moments, by_group
 from gsnr.surroundings import FLOAT32, RandomState, drawn_apart, exact, random_state, random_state_kept, set_random_state, undisturbed
 
 COV_SAMPLES = 64  # samples, of all ranks together, whose products with D are taken, for tr(Cov^2)
+MANY_TAKEN = 8  # from one in so many of a chunk on, products with D are taken of all its samples
 CHANGED = "the batches came in another order, or with other random numbers, the second time; pass a list"
 Gradients = dict[str, PerSample]
 
@@ -235,8 +236,9 @@ class _Multiply:
     def __call__(self, name: str, gradients: PerSample) -> None:
         with exact(self.plan.device):
             sums = [theirs.total(name) for theirs in (self.mine, *self.others)]
-            if self.taken.all():  # at once: forming a gradient serves all its products
-                *products, self.e[name] = gradients.products([*sums, self.mine.difference(name)])
+            if len(self.rows) >= len(self.taken) / MANY_TAKEN:  # at once: forming a gradient serves all its products
+                *products, with_difference = gradients.products([*sums, self.mine.difference(name)])
+                self.e[name] = with_difference[self.rows]
             else:
                 products = list(gradients.products(sums))
                 if len(self.rows):

@@ -161,10 +161,10 @@ def verdict(cells: pd.DataFrame, metrics: pd.DataFrame | None = None, *, group: 
     return Verdict(title, tuple(ranges), 2 if here["bin"].nunique() >= FIVE_BINS else 1, bool(here["floor"].notna().any()))
 
 
-def each(cells: pd.DataFrame, metrics: pd.DataFrame | None = None) -> list[Verdict]:
+def each(cells: pd.DataFrame, metrics: pd.DataFrame | None = None, group: str = "all") -> list[Verdict]:
     """`verdict` on every checkpoint of a table, in their order."""
     found = []
     for key, own in cells.groupby(["run", "checkpoint"], sort=False):
         of_run = metrics[(metrics["run"] == key[0]) & (metrics["checkpoint"] == key[1])] if metrics is not None else None
-        found.append(verdict(own, of_run))
+        found.append(verdict(own, of_run, group=group))
     return found

@@ -217,7 +217,7 @@ def _summarise(chosen: list[Measurement], out: Path) -> None:
         print(said)
     if "alignment" in named:
         cells, metrics = (table.read(out / f"alignment{kind}.parquet") for kind in ("", ".metrics"))
-        print(*(f"\n{verdict}" for verdict in verdicts.each(cells, metrics)), sep="\n")
+        print("", *verdicts.each(cells, metrics), sep="\n")
 
 
 def main(argv: list[str]) -> int:
