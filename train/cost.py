@@ -139,10 +139,10 @@ def matmul_peak(precision: str) -> float:
         _wait()
 
     product()
-    return 2 * side**3 / min(_seconds(product) for _ in range(10))
+    return 2 * side**3 / min(seconds_of(product) for _ in range(10))
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def seconds_of(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -154,7 +154,7 @@ def _measure(found: dict[str, dict[str, Any]], configs: dict[str, TrainConfig], 
     first = stepper(configs[rows[0]], samples)
     for row in tqdm(rows, desc="timing", unit="row", leave=False):
         step = stepper(configs[row], samples) if row != rows[0] else first
-        spent = [(_seconds(step), _seconds(first)) for _ in range(rounds)]
+        spent = [(seconds_of(step), seconds_of(first)) for _ in range(rounds)]
         ratios = [mine / its for mine, its in spent] if row != rows[0] else [1.0]
         seconds = statistics.median(mine for mine, _ in spent)
         flops = 6 * samples * (found[row]["backbone_macs"] + found[row]["alignment_macs"])

@@ -109,7 +109,7 @@ def read_header(folder: Path) -> Header:
         raise ValueError(f"{path}: damaged (its sizes or the shapes of its groups)")
     if header.dtype not in quantise.DTYPES:
         raise ValueError(f"{path}: features of dtype {header.dtype!r}; this version reads {', '.join(quantise.DTYPES)}")
-    if header.rows_sha and not (folder / checksums.MANIFEST).is_file():
+    if header.rows_sha and not (folder / checksums.MANIFEST).exists():
         raise ValueError(f"{folder / checksums.MANIFEST}: missing; prepare the data again")
     return header
 
