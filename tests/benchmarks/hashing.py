@@ -37,7 +37,7 @@ Both = tuple[float, float]  # seconds with and without
 @contextmanager
 def no_hashing() -> Iterator[None]:
     """What is written gets checksums of nothing, and what is read is not compared."""
-    unknown = lambda folder: checksums.Manifest(folder, known=False)  # noqa: E731
+    unknown = lambda folder: checksums.Manifest(folder, known=False)
     with mock.patch.object(checksums, "sha256", lambda path: ""), mock.patch.object(checksums.Manifest, "read", unknown):
         yield
 

@@ -47,8 +47,8 @@ class Header:
 
     sizes: images a split; views: rows an image (2: the second is mirrored). channel_scale, channel_bias: see `gsnr.train.data.latents`.
     preprocessing_sha: of what a fixed picture is cropped to; options_sha: of the options that the rows depend on ("" where not known);
-    rows_sha: split -> SHA-256 of its rows' checksums, which says which data they are ({} where not known). Raises ValueError for a scale that
-    cannot be."""
+    rows_sha: split -> SHA-256 of its rows' checksums, which says which data they are ({} where not known; of latents that others prepared:
+    `latent_folders`). Raises ValueError for a scale that cannot be."""
 
     schema_version: int
     data: str
