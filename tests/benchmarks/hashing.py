@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 
 from gsnr import checksums
+from gsnr.benchmarks import clock
 from gsnr.train import cost, optimizer, presets
 from gsnr.train.config import TrainConfig, alignment_config, resolve
 from gsnr.train.data import cache
@@ -42,14 +43,14 @@ def no_hashing() -> Iterator[None]:
         yield
 
 
-def both(work: Callable[[], object], turns: int, clock: Callable[[], float] = time.perf_counter) -> Both:
+def both(work: Callable[[], object], turns: int, now: Callable[[], float] = time.perf_counter) -> Both:
     """Medians of the turns, after one of each that is not counted."""
     spent: tuple[list[float], list[float]] = ([], [])
 
     def one() -> float:
-        start = clock()
+        start = now()
         work()
-        return clock() - start
+        return now() - start
 
     for _ in range(turns + 1):
         spent[0].append(one())
@@ -97,7 +98,7 @@ def main() -> None:
         opened = {n: opening(config, folder / f"cache{n}", n, size, 40 * options.turns) for n, size in ((4, 128), (options.shards, 4))}
         saved, restored = saving(config, cache.read_header(folder / "cache4"), folder / "run", options.turns)
     step = cost.stepper(config, options.batch)
-    one = min(cost.seconds_of(step) for _ in range(3))
+    one = min(clock.seconds(step) for _ in range(3))
     added, every = max(0.0, saved[0] - saved[1]), config.save_every
     print(f"saving {options.size}: {saved[0]:.2f} s, {saved[1]:.2f} s without hashing; a step of {options.batch} samples takes {one:.2f} s")
     print(f"  {100 * added / (every * one):.4f} % of the {every} steps between two saves; 1 % if a step took {100_000 * added / every:.2f} ms")
