@@ -111,7 +111,7 @@ def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:
     place.holds_run(out, resume)
     data = config.data.path
     if data not in ("", "demo") and no_path(data) is None and not Path(data).exists():
-        raise ValueError(f"--data.path {data}: no such folder; name a cache made by `gsnr prepare`, or `demo`")
+        raise ValueError(f"--data.path {data}: not a gsnr cache (no such folder); make one with `gsnr prepare`, or name `demo`")
 
 
 def main(argv: list[str]) -> int:

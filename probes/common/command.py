@@ -119,7 +119,7 @@ def _check_early(args: Namespace) -> None:
         if not ckpt.exists():
             raise ValueError(f"{ckpt}: no such run or checkpoint folder")
     if args.data not in (None, "demo") and not Path(args.data).exists():
-        raise ValueError(f"--data {args.data}: no such folder; name a cache made by `gsnr prepare`, or `demo`")
+        raise ValueError(f"--data {args.data}: not a gsnr cache (no such folder); make one with `gsnr prepare`, or name `demo`")
 
 
 def _has_gpu() -> bool:
