@@ -91,7 +91,7 @@ def _settings(folder: Path) -> list[tuple[str, str]]:
 def _figures(runs: list[Path]) -> list[tuple[str, str]]:
     """Every figure that the tables of one run, or of several together, allow; one that cannot be drawn says why."""
     found = []
-    for name in tqdm(drawing.names(), desc=", ".join(folder.resolve().name for folder in runs), unit="figure", leave=False):
+    for name in tqdm(drawing.names(), desc="drawing", unit="figure", leave=False, delay=2, disable=None):
         figure = drawing.find(name)
         if not (those := drawing.having(runs, figure)):
             continue

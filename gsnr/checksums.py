@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +27,23 @@ from gsnr import files
 MANIFEST = "manifest.json"
 SEAL = "sha256"
 TENSORS = ".safetensors"
+BLOCK = 2**20
 Entry = dict[str, Any]  # of a manifest: sha256, bytes, and tensors
+
+
+def feed(path: Path, *digests: Any) -> None:
+    """A file's bytes into hashes of `hashlib`, block by block."""
+    with open(path, "rb", buffering=0) as handle:
+        while block := handle.read(BLOCK):
+            for digest in digests:
+                digest.update(block)
 
 
 def sha256(path: Path) -> str:
     """Of a file, streamed."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    feed(path, digest)
+    return digest.hexdigest()
 
 
 @cache
@@ -66,14 +77,20 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """What a sealed JSON file holds. Raises ValueError, naming it, where it is missing, no JSON mapping or was changed since it was written, and
     OSError where the disk does not let it be read, which says nothing against the file."""
     try:
-        values = files.read_json(path)
+        return unseal(_mapping(path), path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: missing") from error
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, not compared with its checksum yet. Raises ValueError for what is no mapping, FileNotFoundError for none."""
+    try:
+        values = files.read_json(path)
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: damaged (not a mapping)")
-    return unseal(values, path)
+    return values
 
 
 def _parts(data: bytes) -> tuple[dict[str, str], dict[str, Any], memoryview]:
@@ -150,36 +167,37 @@ class Manifest:
     def read(folder: Path) -> Manifest:
         """Raises ValueError where manifest.json is damaged."""
         path = folder / MANIFEST
-        if not path.is_file():
+        try:
+            values = _mapping(path)
+        except FileNotFoundError:
             say_unchecked(folder)
             return Manifest(folder, known=False)
-        try:
-            values = files.read_json(path)
-            if SEAL not in values or not isinstance(values["files"], dict):
-                raise TypeError("no checksum of its own, or no files")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: damaged ({error})") from error
+        if SEAL not in values or not isinstance(values.get("files"), dict):
+            raise ValueError(f"{path}: damaged (no checksum of its own, or no files)")
         return Manifest(folder, unseal(values, path)["files"])
 
     def compare(self, name: str, digest: str) -> None:
         """digest: a file's SHA-256 now. Raises ValueError where it is not the listed one."""
         if not self.known:
             return
-        path = self.folder / name
         if name not in self.files:
-            raise ValueError(f"{path}: not listed in {self.folder / MANIFEST}")
+            raise ValueError(f"{self.folder / name}: not listed in {self.folder / MANIFEST}")
         if digest != self.files[name]["sha256"]:
-            size, was = path.stat().st_size, self.files[name]["bytes"]
-            how = f"{size} bytes, not {was}" if size != was else "its SHA-256 is another"
-            raise ValueError(f"{path}: damaged or truncated (not as it was written: {how})")
+            raise ValueError(f"{self.folder / name}: damaged or truncated (not as it was written: its SHA-256 is another)")
 
     def check(self, name: str) -> None:
-        """Raises ValueError where a file is missing, not listed or not as it was written."""
+        """Raises ValueError where a file is missing, not listed or not as it was written. Of one that is shorter or longer nothing is read."""
         if not self.known:
             return
         path = self.folder / name
-        if not path.is_file():
-            raise ValueError(f"{path}: missing")
+        try:
+            now = path.stat()
+        except FileNotFoundError as error:
+            raise ValueError(f"{path}: missing") from error
+        if not stat.S_ISREG(now.st_mode):
+            raise ValueError(f"{path}: is no regular file")
+        if name in self.files and now.st_size != self.files[name]["bytes"]:
+            raise ValueError(f"{path}: damaged or truncated (not as it was written: {now.st_size} bytes, not {self.files[name]['bytes']})")
         self.compare(name, sha256(path))
 
     def check_all(self, leave_out: tuple[str, ...] = ()) -> None:

@@ -167,8 +167,8 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
     try:
         code = _code(command)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        _say("\ninterrupted")  # the terminal shows ^C where the cursor is
+    except KeyboardInterrupt as stop:
+        _say(f"\ninterrupted{f'; {stop}' if stop.args else ''}")  # the terminal shows ^C where the cursor is
         code = 130
     except BrokenPipeError:  # whoever read the output has seen enough (`gsnr ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,6 +21,7 @@ from gsnr.intervals import NORMAL_95, jackknife_se, student_interval
 
 Array = NDArray[np.float64]
 Scalars = float | Array
+Count = int | NDArray[np.int64]
 LEVEL = 0.95  # the level at which `below_detection` and `noise_scale` decide
 
 # Below or above these the 95 % interval can stray from 93-97 % in simulation (docs/coverage.md); `Estimate.caution` says so.
@@ -30,12 +31,12 @@ ROUNDED = 1e-10  # noise over mean ||g_i||^2 at and below which it may be the ro
 LARGE_SHARE = 0.3  # of the jackknife variance from one sample: at most 4 % of normal data exceed it, 80 % of lognormal norms with a signal
 
 
-def signal(sum_sq: Scalars, q: Scalars, n: int) -> Scalars:
+def signal(sum_sq: Scalars, q: Scalars, n: Count) -> Scalars:
     """U = (||S||^2 - q) / (n (n-1)): unbiased for ||E g||^2. May be negative; reported signed."""
     return (sum_sq - q) / (n * (n - 1))
 
 
-def noise(sum_sq: Scalars, q: Scalars, n: int) -> Scalars:
+def noise(sum_sq: Scalars, q: Scalars, n: Count) -> Scalars:
     """V = (q - ||S||^2 / n) / (n-1): unbiased for tr Cov(g)."""
     return (q - sum_sq / n) / (n - 1)
 
@@ -62,6 +63,14 @@ def delete_one(q_n: Array, r_n: Array) -> tuple[Array, Array]:
     sum_sq_n = r_n.sum() - 2 * r_n + q_n
     rest_q_n = q_n.sum() - q_n
     return np.asarray(signal(sum_sq_n, rest_q_n, m)), np.asarray(noise(sum_sq_n, rest_q_n, m))
+
+
+def variance_of_ratio(jackknife: Scalars, pairs: Scalars, n: Count) -> Scalars:
+    """Variance of gsnr: the delete-one jackknife's J, which counts F twice (U averages over pairs), put right where F is known.
+
+    It is never less than F (`Estimate.pair_variance`), nor than J / 2; with n below MANY_SAMPLES, where F is poorly known, never less than J."""
+    once = np.where(np.asarray(n) >= MANY_SAMPLES, jackknife - pairs, jackknife)
+    return np.where(np.asarray(pairs) > 0, np.maximum(np.maximum(once, pairs), jackknife / 2), jackknife)
 
 
 def trace_cov_sq(q_n: Array, r_n: Array, e_n: Array, sign_n: Array) -> float:
@@ -214,16 +223,8 @@ class Estimate:
 
     @cached_property
     def se(self) -> float:
-        """Standard error of gsnr: the delete-one jackknife, which counts F twice (U averages over pairs), put right where F is known.
-
-        The variance is never less than F, nor than half the jackknife's J; with n below MANY_SAMPLES, where F is poorly known, it is
-        never less than J. Raises ValueError where r_i is not known or n < 3.
-        """
-        jackknife, pairs = jackknife_se(self.deleted_gsnr) ** 2, self.pair_variance
-        if not pairs > 0:
-            return root(jackknife)
-        once = jackknife - pairs if self.n >= MANY_SAMPLES else jackknife
-        return root(max(once, pairs, jackknife / 2))
+        """Standard error of gsnr: root of `variance_of_ratio`. Raises ValueError where r_i is not known or n < 3."""
+        return root(float(variance_of_ratio(jackknife_se(self.deleted_gsnr) ** 2, self.pair_variance, self.n)))
 
     def ci(self, level: float = LEVEL) -> tuple[float, float]:
         """Two-sided interval for gsnr: Student's t times `se`. Raises ValueError where r_i is not known, n < 3, or the level is outside (0, 1)."""

@@ -150,7 +150,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 def require_regular(path: Path) -> None:
     """Raises ValueError for what is no regular file: a device never ends, and a pipe waits."""
-    if path.exists() and not path.is_file():
+    if not path.is_file() and path.exists():
         raise ValueError(f"{path.name}: is no regular file")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -50,9 +51,9 @@ def take(path: Path) -> TextIO:
         except OSError as error:
             who = _holder(handle)
             handle.close()
-            raise ValueError(
-                f"{path.parent}: another process is at work there{who}, or {path.name!r} in it cannot be locked ({error.strerror})"
-            ) from error
+            held = error.errno in (errno.EACCES, errno.EAGAIN)
+            why = f"another process is at work there{who}" if held else f"{path.name!r} in it cannot be locked ({error.strerror})"
+            raise ValueError(f"{path.parent}: {why}") from error
         if _same(path, handle):
             return handle
         handle.close()  # deleted between opening and locking

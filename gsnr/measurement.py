@@ -72,7 +72,7 @@ def measure(
                 order, batch, chunk and rank, up to rounding. Default: a hash of the sample's content, the bits of its rows in every tensor.
                 Then the same numbers in another dtype, or padded to another length, are another sample, and copies of a sample are told
                 apart on one rank only. `gsnr.pool` needs the number.
-    precision   of the model's passes: "float32", "tf32" (a GPU's) or "bfloat16" (autocast); docs/gpu.md has the errors of each.
+    precision   of the model's passes: "float32" ("fp32"), "tf32" (a GPU's) or "bfloat16" ("bf16", autocast); docs/gpu.md has the errors of each.
 
     Where float32 would lose the answer (a gsnr above 1e4, square norms outside 1e-30 to 1e30), everything is measured again with the
     gradients in float64, with a warning; the sums of the result are float64 then.

@@ -15,9 +15,10 @@ import math
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gsnr import plugins
@@ -42,11 +43,12 @@ def option(
     high: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """A field with its line of --help. choices: its valid values, or the kind of plug-in whose names they are. low, high: the least and the
-    largest value; above, below: the same, not reached."""
+    largest value; above, below: the same, not reached. also: other words for some of the choices, which are never stored."""
     ends = {"low": low, "high": high, "above": above, "below": below}
-    return field(default=default, metadata={"help": text, "choices": choices} | {k: v for k, v in ends.items() if v is not None})
+    return field(default=default, metadata={"help": text, "choices": choices, "also": also} | {k: v for k, v in ends.items() if v is not None})
 
 
 def choices(of: Field) -> tuple[str, ...]:
@@ -140,7 +142,8 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
         if is_dataclass(hints[key]):
             made[key] = build(typing.cast(type, hints[key]), value, f"{path}.")
         else:
-            made[key] = cast(hints[key], value, path)
+            also = known[key].metadata.get("also", {})
+            made[key] = cast(hints[key], also.get(value, value) if isinstance(value, str) else value, path)
             _check_names(made[key], known[key], path)
     return cls(**made)
 

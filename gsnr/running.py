@@ -20,7 +20,7 @@ from gsnr.identity import Index
 from gsnr.moments import ALL, Moments
 from gsnr.passes import COV_SAMPLES, FirstPass, Plan, Products, first_pass, second_look
 from gsnr.selection import Groups, Parameters, check_kinds, label, select
-from gsnr.surroundings import PRECISIONS, undisturbed
+from gsnr.surroundings import ALSO, PRECISIONS, undisturbed
 
 
 def make_plan(
@@ -44,6 +44,7 @@ def make_plan(
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
     check_kinds(parameters, groups)
+    precision = ALSO.get(precision, precision)
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} does not exist; choose from {', '.join(PRECISIONS)}")
     for name, given in (*(("loss", loss) for loss in losses.each), ("common", losses.common)):

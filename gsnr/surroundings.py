@@ -17,6 +17,7 @@ from gsnr.batches import Batch
 
 Buffers = dict[str, Tensor]
 FLOAT32, TF32, BFLOAT16 = PRECISIONS = ("float32", "tf32", "bfloat16")  # of model passes; bfloat16 is autocast
+ALSO = {"fp32": FLOAT32, "bf16": BFLOAT16}  # what others call them
 RandomState = tuple[Tensor, Tensor | None]  # of the CPU and of the GPU
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gsnr import files, schema
-from gsnr.estimates import Array, Estimate
+from gsnr import files, recomputation, schema
+from gsnr.estimates import Estimate
 from gsnr.intervals import NORMAL_95
 
 SCHEMA_VERSION = 1
@@ -96,8 +96,6 @@ MAP_COLUMNS = {key: RUN_COLUMNS[key] for key in ("run", "checkpoint", "vae", "da
 KINDS = {"cells": CELL_COLUMNS, "metrics": METRIC_COLUMNS, "samples": SAMPLE_COLUMNS, "maps": MAP_COLUMNS}
 HOLDS: dict[str, type | tuple[type, ...]] = {"string": str, "int64": Integral, "float64": Real, "bool": (bool, np.bool_)}
 NAN = float("nan")
-TOLERANCE = 1e-4  # of a sample's squared gradient, by which a cell and its samples may differ: float32 sums in another order
-COMPARED = ["group", "n", "loss", "signal", "noise", "gsnr_low", "gsnr_high", "detection_limit"]
 EASY = 0.9  # share of the cosine to a target that is reached by a constant vector, above which the target is flagged as easy
 
 
@@ -126,11 +124,7 @@ def estimate_again(cell: Mapping[str, Any], samples: pd.DataFrame) -> Estimate:
     image_id): intervals at other levels and paired differences (`gsnr.difference_ci`) without the model. ||S||^2 = sum r; tr(Cov^2) is
     read off the detection limit. Raises ValueError where there are not n samples."""
     rows = samples.sort_values("image_id")
-    return _estimate(cell, rows["q"].to_numpy(np.float64), rows["r"].to_numpy(np.float64))
-
-
-def _estimate(cell: Mapping[str, Any], q_n: Array, r_n: Array) -> Estimate:
-    n = int(cell["n"])
+    q_n, r_n, n = rows["q"].to_numpy(np.float64), rows["r"].to_numpy(np.float64), int(cell["n"])
     if len(r_n) != n:
         raise ValueError(f"{len(r_n)} samples for a cell of n = {n}")
     cov_sq = (cell["detection_limit"] * cell["noise"] / NORMAL_95) ** 2 * n * (n - 1) / 2
@@ -290,34 +284,12 @@ def _check_samples(path: Path, cells: pd.DataFrame, header: dict[str, Any], besi
     if of_samples["provenance"] != header["provenance"]:
         raise ValueError(f"{beside}: of another measurement than {path.name} beside it; measure again (--overwrite)")
     keys = [*schema.WHICH, "bin"]
-    samples = cells[keys].assign(row=np.arange(len(cells))).merge(_rows(beside, of_samples), on=keys).sort_values("row", kind="stable")
-    starts = np.searchsorted(samples["row"], np.arange(1, len(cells)))
-    parts = (np.split(samples[column].to_numpy(np.float64), starts) for column in ("q", "r", "loss"))
-    records = cells[COMPARED].to_dict("records")
-    for row, (cell, q_n, r_n, loss_n) in enumerate(zip(records, *parts, strict=True)):
-        try:
-            again = _estimate(cell, q_n, r_n)
-        except ValueError as error:
-            raise ValueError(f"{path}: damaged (row {row}, column 'n': {error}, in {beside.name}); measure again (--overwrite)") from error
-        loss = (cell["loss"], loss_n.mean(), TOLERANCE * np.abs(loss_n).max())
-        for column, (value, made, slack) in (_differences(cell, again) | {"loss": loss}).items():
-            if abs(value - made) > slack or np.isnan(value) != np.isnan(made):
-                text = f"row {row}, column {column!r}: {value:.6g}, but {made:.6g} from {beside.name}"
-                raise ValueError(f"{path}: damaged ({text}); measure again (--overwrite)")
-
-
-def _differences(cell: Mapping[Any, Any], again: Estimate) -> dict[str, tuple[float, float, float]]:
-    """column -> (what the cell says, what its samples make, by how much these may differ)."""
-    size, square = abs(again.gsnr), float(again.q_n.mean())
-    of_both = {
-        "signal": (cell["signal"], again.signal, TOLERANCE * square),
-        "noise": (cell["noise"], again.noise, TOLERANCE * square),
-    }
-    if square > 0 and abs(again.noise) <= TOLERANCE * square:  # a ratio to what may be rounding says nothing
-        return of_both
-    low, high = again.ci()
-    slack = 10 * TOLERANCE * (1 / again.n + size * (1 + size) + (high - low))  # the noise is what is left over where gsnr is large
-    return of_both | {"gsnr_low": (cell["gsnr_low"], low, slack), "gsnr_high": (cell["gsnr_high"], high, slack)}
+    samples = _rows(beside, of_samples)[[*keys, "q", "r", "loss"]]
+    by_row = cells[keys].assign(row=np.arange(len(cells))).merge(samples, on=keys).sort_values("row", kind="stable")
+    try:
+        recomputation.check(cells, by_row["row"].to_numpy(), by_row, beside.name)
+    except recomputation.Fault as fault:
+        raise ValueError(f"{path}: damaged ({fault}); measure again (--overwrite)") from fault
 
 
 def provenance(path: Path) -> dict[str, Any]:

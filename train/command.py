@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gsnr import files, plugins
-from gsnr.commandline import Parser, a_path
-from gsnr.options import build, declared_options, help_lines, help_of_several, kinds, values_of
+from gsnr.commandline import Parser, a_path, no_path
+from gsnr.options import build, check_ranges, declared_options, help_lines, help_of_several, kinds, values_of
 
 
 def _parser() -> Parser:
@@ -95,6 +95,25 @@ def _list_presets() -> None:
     print("repa, irepa, sra, sra2 keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
 
 
+def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:
+    """What can be told from words and the disk, before seconds go into imports. Raises ValueError as the trainer would."""
+    from gsnr.train.config import TrainConfig, overlay
+    from gsnr.train.runs import place
+
+    values = asdict(TrainConfig())
+    for layer in layers:
+        values = overlay(values, layer)
+    config = build(TrainConfig, values)
+    check_ranges(config)
+    options = {key: value for key, value in config.alignment.items() if key != "name"}
+    cls = declared_options(plugins.get("alignments", config.alignment.get("name", "none")).path, "Config")
+    check_ranges(build(cls, options, "alignment."), "alignment.")
+    place.holds_run(out, resume)
+    data = config.data.path
+    if data not in ("", "demo") and no_path(data) is None and not Path(data).exists():
+        raise ValueError(f"--data.path {data}: not a gsnr cache (no such folder); make one with `gsnr prepare`, or name `demo`")
+
+
 def main(argv: list[str]) -> int:
     from gsnr.train import presets
     from gsnr.train.config import nest, resolve
@@ -107,8 +126,9 @@ def main(argv: list[str]) -> int:
     flat = overrides(rest)
     if args.out is None:
         parser.error("--out is needed, the run folder to create")
-    preset = presets.find(args.preset) if args.preset else {}
-    config = resolve(preset, _read(args.config), nest(flat))
+    layers = [presets.find(args.preset) if args.preset else {}, _read(args.config), nest(flat)]
+    _check_early(layers, args.out, args.resume)
+    config = resolve(*layers)
     from gsnr.train.trainer import train
 
     train(config, args.out if args.out.name else args.out.absolute(), args.resume)

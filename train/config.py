@@ -138,6 +138,7 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
     for layer in layers:
         values = overlay(values, layer)
     config = build(TrainConfig, values)
+    check_ranges(config)
     config = replace(config, alignment=resolve_alignment(config.alignment, config.model))
     check(config)
     return config

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from gsnr import commands
+from gsnr.benchmarks import clock
 from gsnr.commandline import Parser, choose
 from gsnr.train import presets
 from gsnr.train.config import ModelConfig, TrainConfig, resolve
@@ -116,17 +116,10 @@ def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
         optimisation_step(accelerator, objective, raw, ema, optimizer, batch, config.optim.clip, config.accumulate)
         with torch.no_grad():
             average(list(ema.parameters()), list(raw.parameters()), torch.tensor(1))
-        _wait()
 
     for _ in range(3 if config.compile else 1):
         one()
     return one
-
-
-def _wait() -> None:
-    """Until the device has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def matmul_peak(precision: str) -> float:
@@ -134,18 +127,7 @@ def matmul_peak(precision: str) -> float:
     device, side = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     a = torch.randn(side, side, device=device, dtype={"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
-    def product() -> None:
-        a @ a
-        _wait()
-
-    product()
-    return 2 * side**3 / min(_seconds(product) for _ in range(10))
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return 2 * side**3 / min(clock.seconds(lambda: a @ a) for _ in range(11))  # the first is slow
 
 
 def _measure(found: dict[str, dict[str, Any]], configs: dict[str, TrainConfig], samples: int, rounds: int, peak: float) -> None:
@@ -154,7 +136,7 @@ def _measure(found: dict[str, dict[str, Any]], configs: dict[str, TrainConfig], 
     first = stepper(configs[rows[0]], samples)
     for row in tqdm(rows, desc="timing", unit="row", leave=False):
         step = stepper(configs[row], samples) if row != rows[0] else first
-        spent = [(_seconds(step), _seconds(first)) for _ in range(rounds)]
+        spent = [(clock.seconds(step), clock.seconds(first)) for _ in range(rounds)]
         ratios = [mine / its for mine, its in spent] if row != rows[0] else [1.0]
         seconds = statistics.median(mine for mine, _ in spent)
         flops = 6 * samples * (found[row]["backbone_macs"] + found[row]["alignment_macs"])

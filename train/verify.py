@@ -71,7 +71,7 @@ def run_faults(run: Path) -> Iterator[str | None]:
         if not kept.is_dir():  # deleted by a training
             continue
         yield said
-        if not (kept / checksums.MANIFEST).is_file():
+        if not (kept / checksums.MANIFEST).exists():
             checksums.say_unchecked(kept)
     yield _said(checkpoint.locate, run)
     for name in folder.LOGS:

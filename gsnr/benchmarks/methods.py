@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 import gsnr
 from gsnr.batches import Batch, double, rows
-from gsnr.benchmarks import peers
+from gsnr.benchmarks import clock, peers
 from gsnr.benchmarks.subjects import Subject
 from gsnr.engines import Loss
 from gsnr.estimates import Array
@@ -86,19 +85,9 @@ def errors(method: Method, subject: Subject, truth: tuple[Array, float]) -> tupl
     return float(np.max(np.abs(q_n / truth[0] - 1))), abs(sum_sq / truth[1] - 1)
 
 
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def seconds(method: Method, batches: list[Batch], repeats: int = 1) -> float:
     """Wall-clock time of one call, the mean of `repeats`."""
-    _synchronise()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        method(batches)
-    _synchronise()
-    return (time.perf_counter() - start) / repeats
+    return clock.seconds(lambda: [method(batches) for _ in range(repeats)]) / repeats
 
 
 def _high_water_bytes() -> int:

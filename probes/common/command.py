@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsnr import files, plugins
-from gsnr.commandline import Parser, a_path
+from gsnr.commandline import Parser, a_path, choose
 from gsnr.options import build, check_list, check_ranges, declared_options, help_of_several, kinds, values_of
 
 if TYPE_CHECKING:
@@ -110,6 +110,22 @@ def _given(asked: tuple[str, ...], words: list[str]) -> dict[str, dict[str, str]
 def _options(given: dict[str, dict[str, str]]) -> dict[str, ProbeOptions]:
     """probe -> its options, of the class that its functions know."""
     return {name: build(plugins.find("probes", name).Options, values, "--") for name, values in given.items()}
+
+
+def _check_early(args: Namespace) -> None:
+    """What the disk tells before seconds go into imports. Raises ValueError for a place that is not there, and weights that do not exist."""
+    choose("--weights", args.weights, ("ema", "raw"))
+    for ckpt in [*args.ckpt, *([args.align_from] if args.align_from else [])]:
+        if not ckpt.exists():
+            raise ValueError(f"{ckpt}: no such run or checkpoint folder")
+    if args.data not in (None, "demo") and not Path(args.data).exists():
+        raise ValueError(f"--data {args.data}: not a gsnr cache (no such folder); make one with `gsnr prepare`, or name `demo`")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _open(args: Namespace) -> list[Subject]:
@@ -233,7 +249,10 @@ def main(argv: list[str]) -> int:
         parser.error("--ckpt is needed (or --list)")
     if len(args.ckpt) > 1 and args.out is None:
         parser.error("--out is needed for several checkpoints")
+    _check_early(args)
     options = _options(given)
+    if any(getattr(its, "precision", "") == "tf32" for its in options.values()) and not _has_gpu():
+        print("note: --precision tf32: nothing on a CPU is computed in it; the passes are in float32")
     subjects = _open(args)
     out = args.out or subjects[0].default_out
     chosen = _choose(asked, options, subjects, out)

@@ -73,6 +73,8 @@ class Measurement:
             kept.begin(self.settings, resume, self._defaults)
             try:
                 rows, notes = self._measured(kept, save_sums)
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(*([f"the same command with --resume goes on: {kept.folder}"] if kept.finished else [])) from stop
             finally:
                 if not kept.finished:
                     kept.remove()

@@ -41,7 +41,12 @@ class GradientOptions(BinOptions):
 
     draws: int = option(1, "draws of t and noise per image; n still counts images", low=1, high=1024)
     engine: str = option("auto", "how per-sample gradients are computed", ("auto", "loop", "vmap", "ghost"))
-    precision: str = option("float32", "of the passes that gradients come from; bfloat16 is autocast, tf32 a GPU's", ("float32", "tf32", "bfloat16"))
+    precision: str = option(
+        "float32",
+        "of the passes that gradients come from; bfloat16 is autocast, tf32 a GPU's",
+        ("float32", "tf32", "bfloat16"),
+        also={"fp32": "float32", "bf16": "bfloat16"},
+    )
     batch: int = option(64, "samples (images x draws) at once, and of them as many as fit: fewer take less memory", low=1, high=2**20)
     batch_ref: int = option(256, "batch size B of the column gsnr_batch = B * gsnr", low=1, high=2**30)
 

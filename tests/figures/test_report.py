@@ -58,6 +58,12 @@ def test_it_is_self_contained_and_complete(page: Path, probed_run: Path) -> None
         assert said in text
 
 
+def test_it_leaves_nothing_on_the_terminal(probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Bars as wide as the names of all runs wrapped, and stayed."""
+    assert call(report.main, "--run", probed_run, "--out", tmp_path / "r.html") == 0
+    assert capsys.readouterr() == (f"wrote {tmp_path / 'r.html'}\n", "")
+
+
 def test_several_runs(probed_run: Path, tmp_path: Path) -> None:
     """The page lies in the first of them; one table a run is enough for the order of its sections."""
     runs = [tmp_path / "smoke", tmp_path / "other"]

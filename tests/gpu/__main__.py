@@ -25,6 +25,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: PyTorch with CUDA is needed, of this machine's own: make gpu PYTHON=... (or PYTHON -m tests.gpu)")
 
+from gsnr.commandline import Parser
 from gsnr.files import replacing
 from tests.gpu.report import markdown
 
@@ -83,7 +84,7 @@ def _write(folder: Path, records: list[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m tests.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m tests.gpu", __doc__ or "")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="folder for gpu.json, gpu.md and logs (default: runs/gpu)")
     parser.add_argument("--only", metavar="A,B", help=f"stages: {', '.join(STAGES)} (default: all, in this order)")
     parser.add_argument("--toy", action="store_true", help="toy sizes, and a CPU will do")

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
+from gsnr.benchmarks import clock
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def wait() -> None:
-    """Until the device has done what it was given."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def median_s(work: Callable[[], object], turns: int = 7) -> float:
     """Median seconds of one call, after two that are not counted."""
-    spent = []
-    for turn in range(turns + 2):
-        wait()
-        start = time.perf_counter()
-        work()
-        wait()
-        if turn >= 2:
-            spent.append(time.perf_counter() - start)
-    return statistics.median(spent)
+    return statistics.median([clock.seconds(work) for _ in range(turns + 2)][2:])
 
 
 def forget_peak() -> None:

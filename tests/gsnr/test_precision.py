@@ -10,7 +10,7 @@ import gsnr
 from gsnr import measurement
 from gsnr.engines import ghost
 from gsnr.probes.common.options import GradientOptions
-from gsnr.surroundings import PRECISIONS
+from gsnr.surroundings import ALSO, PRECISIONS
 from tests.gsnr.problems import attention_problem, naive_gradients, split
 
 
@@ -43,12 +43,19 @@ def test_the_callers_precision_is_put_back(precision: str) -> None:
     assert set(seen) == {"high" if precision == "tf32" else "highest"}
 
 
+def test_short_names() -> None:
+    model, loss, data = attention_problem()
+    for word, meant in (("bf16", "bfloat16"), ("fp32", "float32")):
+        one, other = (gsnr.measure(model, loss, split(data, 3), precision=name)["all"] for name in (word, meant))
+        np.testing.assert_array_equal(one.q_n, other.q_n)
+
+
 def test_unknown_precision() -> None:
     model, loss, data = attention_problem()
     with pytest.raises(ValueError, match="precision 'fp16' does not exist; choose from float32, tf32, bfloat16"):
         gsnr.measure(model, loss, [data], precision="fp16")
     field = GradientOptions.__dataclass_fields__["precision"]
-    assert field.metadata["choices"] == PRECISIONS
+    assert field.metadata["choices"] == PRECISIONS and field.metadata["also"] == ALSO
 
 
 def _small_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:

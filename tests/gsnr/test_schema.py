@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gsnr import table
+from gsnr import recomputation, table
 from gsnr.estimates import Estimate
 from gsnr.figures._examples import EXAMPLES
 
@@ -196,3 +196,45 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
             pd.testing.assert_frame_equal(before, after, check_exact=True)
             assert says == said
     assert found > 20
+
+
+def _many(cells: int, n: int) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
+    """Cells of n samples of random gradients, some of them zero, and n that differ; their samples with the number of their cell."""
+    rng = np.random.default_rng(0)
+    rows, parts = [], []
+    for row in range(cells):
+        g = (rng.normal(size=(n + row % 7, 5)) + 0.2 * (row % 3)) * (row % 5 > 0)
+        q_n, r_n, loss_n = np.square(g).sum(1), g @ g.sum(0), rng.random(len(g))
+        estimate = Estimate(group="all", q_n=q_n, r_n=r_n, sum_sq=float(r_n.sum()), cov_sq=float(np.square(np.cov(g.T)).sum()) if row % 4 else np.nan)
+        rows.append(table.estimate_columns(estimate, 256) | {"group": "all", "loss": loss_n.mean()})
+        parts.append(pd.DataFrame({"row": row, "image_id": np.arange(len(g)), "q": q_n, "r": r_n, "loss": loss_n}))
+    samples = pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(rows), samples["row"].to_numpy(), samples
+
+
+@pytest.mark.parametrize("n", [3, 125])  # 125 to 131: on both sides of `estimates.MANY_SAMPLES`
+def test_all_cells_at_once_are_what_each_is_alone(n: int) -> None:
+    """As `estimate_again` has them, one by one; and one part in a hundred in any column of any cell is noticed, but by an interval's slack."""
+    cells, row_N, samples = _many(60, n)
+    recomputation.check(cells, row_N, samples, "samples")
+    for column in ("signal", "noise", "loss"):
+        for row in (0, 7, 59):
+            forged = cells.copy()
+            forged.loc[row, column] += 0.01 * (samples["loss" if column == "loss" else "q"][row_N == row].mean() + 1e-9)
+            with pytest.raises(recomputation.Fault, match=rf"row {row}, column '{column}': .* from samples$"):
+                recomputation.check(forged, row_N, samples, "samples")
+    for row in range(60):
+        low, high = table.estimate_again(cells.loc[row].to_dict(), samples[row_N == row]).ci()
+        np.testing.assert_allclose([low, high], cells.loc[row, ["gsnr_low", "gsnr_high"]].to_numpy(float), rtol=1e-6)  # NaN where there is none
+    made, _, told_K = recomputation._again(
+        *(cells[x].to_numpy() for x in ("n", "detection_limit")), row_N, *(samples[x].to_numpy() for x in ("q", "r", "loss"))
+    )
+    for column in recomputation.COLUMNS:
+        np.testing.assert_allclose(made[column][told_K], cells[column][told_K], rtol=1e-6, atol=1e-12)
+
+
+def test_a_table_is_not_recomputed_cell_by_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It took 0.3 ms a cell."""
+    path = _written(tmp_path)
+    monkeypatch.setattr(table, "Estimate", None)
+    assert len(table.read(path)) == 320

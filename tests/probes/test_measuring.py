@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import gsnr
-from gsnr import table
+from gsnr import commandline, table
+from gsnr.options import build
 from gsnr.probes.common import aligned, bins, fit
 from gsnr.probes.common.candidates import candidates, with_constants
 from gsnr.probes.common.command import main
@@ -212,3 +213,31 @@ def test_two_measurements_at_once_in_one_folder(smoke_run: Path, tmp_path: Path)
         call(main, *words, "--overwrite")
     assert call(main, *words) == 0
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Where a piece is kept; else there is nothing to go on from."""
+
+    def measure(pieces: int) -> int:
+        def stopped(self: Measurement, kept: ResumeCache, save_sums: bool) -> None:
+            for piece in range(pieces):
+                kept.rows(str(piece), lambda: {"maps": []})
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Measurement, "_measured", stopped)
+        one.run(resume=False, overwrite=False, save_sums=False)
+        return 0
+
+    monkeypatch.setattr(Measurement, "settings", {"weights": "ema"})
+    one = Measurement(name="alignment", probe=aligned, options=TargetOptions(), subjects=[], out=tmp_path)
+    for pieces, said in ((0, ""), (2, f"; the same command with --resume goes on: {tmp_path / '.alignment.resume'}")):
+        with pytest.raises(SystemExit) as end:
+            commandline.run(lambda pieces=pieces: measure(pieces), "gsnr probe", "")  # type: ignore[misc]
+        assert end.value.code == 130 and capsys.readouterr().err == f"\ninterrupted{said}\n"
+        assert (tmp_path / ".alignment.resume").is_dir() == bool(pieces)
+
+
+@pytest.mark.parametrize(("word", "meant"), [("bf16", "bfloat16"), ("fp32", "float32"), ("tf32", "tf32")])
+def test_precision_by_its_short_name(word: str, meant: str) -> None:
+    """In settings and tables it is the long one."""
+    assert build(TargetOptions, {"precision": word}, "--").precision == meant

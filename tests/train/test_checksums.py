@@ -81,6 +81,36 @@ def test_json_without_end_is_damage(tmp_path: Path) -> None:
         checksums.Manifest.read(tmp_path)
 
 
+def test_what_is_no_file_is_not_no_manifest(run: Path) -> None:
+    """A pipe in its place used to pass for a folder from before there were checksums."""
+    manifest = last(run) / checksums.MANIFEST
+    for name in ("model/config.json", checksums.MANIFEST):
+        (last(run) / name).unlink()
+        os.mkfifo(last(run) / name)
+        with pytest.raises(ValueError, match=rf"{last(run) / name}: .*is no regular file"):
+            checkpoint.load(last(run))
+        assert checkpoint.locate(run) == last(run) and next(checkpoint.whole(run)) != last(run)
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.raises(ValueError, match=r"manifest.json: is no regular file"):
+        checksums.Manifest.read(last(run))
+
+
+def test_one_process_of_a_machine_compares_the_checksums(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each used to read and hash all of the checkpoint."""
+    hashed: list[Path] = []
+    real = checksums.sha256
+    monkeypatch.setattr(checksums, "sha256", lambda path: hashed.append(path) or real(path))
+    for rank, times in (("0", 8), ("1", 0)):
+        hashed.clear()
+        loaded = checkpoint.load(run, "raw")
+        objective = trainer.Objective(loaded.model, loaded.alignment)
+        hashed.clear()
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        training_state.restore(last(run), objective, objective, trainer.optimizer.make(objective, loaded.config.optim))
+        assert len(hashed) == times
+
+
 @pytest.mark.parametrize("slot", ["exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_one_number_that_adamw_cannot_have_left(run: Path, slot: str, value: float) -> None:

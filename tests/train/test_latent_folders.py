@@ -188,3 +188,37 @@ def test_they_train(repa: Path, tmp_path: Path, alignment: str) -> None:
     assert call(main, *words, *data, *taps, "--out", run) == 0
     assert call(main, *words, *data, *taps, "--out", run, "--steps", 3, "--resume") == 0
     assert np.isfinite(evaluate(run)["velocity_loss"])
+
+
+@pytest.mark.parametrize("kind", ["repa", "irepa"])
+def test_other_latents_under_the_same_names(kind: str, repa: Path, tmp_path: Path) -> None:
+    """Trained on one set, resumed and measured on another: this used to go through. A folder that was moved is the same."""
+    from gsnr.train.command import main
+    from gsnr.train.opening import data_of
+    from gsnr.train.runs import checkpoint
+
+    def write(moments: np.ndarray) -> Path:
+        if kind == "repa":
+            for i, one in enumerate(moments):
+                np.save(repa / "vae-sd" / "00000" / f"img-mean-std-{i:08d}.npy", one)
+            return repa
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        datasets.Dataset.from_dict({"data": list(moments)}).save_to_disk(str(tmp_path / "data" / "imagenet-latents-x"))
+        (tmp_path / "data" / "imagenet_train_labels.txt").write_text("".join(f"{y}\n" for y in LABELS))
+        return tmp_path / "data"
+
+    words = ("--preset", "smoke", "--alignment", "none", "--model.num-classes", "10", "--data.vae", "demo", "--data.heldout", "5", "--batch", "4")
+    words += ("--data.latent-stats", "vae", "--trackers", "none", "--data.workers", "0", "--out", tmp_path / "run")
+    folder = write(MOMENTS)
+    assert call(main, *words, "--data", folder, "--steps", "1") == 0
+    moved = folder.rename(folder.with_name("moved"))
+    assert call(main, *words, "--data", moved, "--steps", "2", "--resume") == 0
+    moved.rename(folder)
+    write(MOMENTS[::-1])
+    with pytest.raises(ValueError, match=r"--resume: .* was trained on data whose rows_sha was"):
+        call(main, *words, "--data", folder, "--steps", "3", "--resume")
+    loaded = checkpoint.load(tmp_path / "run" / "checkpoints" / "0000001")
+    with pytest.raises(ValueError, match=r"holds other rows than when it was trained on them"):
+        data_of(loaded, None)
+    write(MOMENTS)
+    assert data_of(loaded, None)[0].rows_sha == loaded.header.rows_sha != {}

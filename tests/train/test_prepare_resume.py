@@ -192,6 +192,18 @@ def begun(words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyP
     return tmp_path / "cache"
 
 
+def test_ctrl_c_says_how_to_go_on(words: tuple[object, ...], whole: Path, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards.Workplace, "write", stopped)
+        with pytest.raises(KeyboardInterrupt, match=r"finished shards stay in .*\.cache\.preparing; the same command goes on"):
+            call(main, *words, "--out", begun)
+    assert call(main, *words, "--out", begun) == 0
+    assert_same(whole, begun)
+
+
 def changed(words: tuple[object, ...], flag: str, value: object) -> list[object]:
     at = words.index(flag)
     return [*words[: at + 1], value, *words[at + 2 :]]

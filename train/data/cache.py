@@ -47,8 +47,8 @@ class Header:
 
     sizes: images a split; views: rows an image (2: the second is mirrored). channel_scale, channel_bias: see `gsnr.train.data.latents`.
     preprocessing_sha: of what a fixed picture is cropped to; options_sha: of the options that the rows depend on ("" where not known);
-    rows_sha: split -> SHA-256 of its rows' checksums, which says which data they are ({} where not known). Raises ValueError for a scale that
-    cannot be."""
+    rows_sha: split -> SHA-256 of its rows' checksums, which says which data they are ({} where not known; of latents that others prepared:
+    `latent_folders`). Raises ValueError for a scale that cannot be."""
 
     schema_version: int
     data: str
@@ -109,7 +109,7 @@ def read_header(folder: Path) -> Header:
         raise ValueError(f"{path}: damaged (its sizes or the shapes of its groups)")
     if header.dtype not in quantise.DTYPES:
         raise ValueError(f"{path}: features of dtype {header.dtype!r}; this version reads {', '.join(quantise.DTYPES)}")
-    if header.rows_sha and not (folder / checksums.MANIFEST).is_file():
+    if header.rows_sha and not (folder / checksums.MANIFEST).exists():
         raise ValueError(f"{folder / checksums.MANIFEST}: missing; prepare the data again")
     return header
 

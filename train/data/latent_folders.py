@@ -2,10 +2,16 @@
 
 A reader is a module (`repa_cache`, `irepa_cache`) with `recognises(folder)` and `Store(folder)`. Such folders do not say which VAE made them:
 --data.vae does, and nothing can check it. Which images are held out is chosen as `gsnr prepare` chooses. Shapes: N images, latent (C,h,w).
+
+They have no checksums either, and may lie where nothing can be written. What tells them from others under the same names is taken whenever they
+are opened: all labels, and the latents of SAMPLED images a split. Others made anew differ in all; where some images outside the sample alone were
+exchanged, that is not noticed. (A cache is compared row by row: `gsnr prepare --features none` makes one of the pictures.)
 """
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +26,7 @@ from gsnr.train.data.labels import Labels, check_labels
 from gsnr.train.data.latents import Scaling
 
 READERS = (repa_cache, irepa_cache)
+SAMPLED = 256  # files to read before training starts: no more than a few steps do
 
 
 class Store(Protocol):
@@ -68,6 +75,13 @@ class StoredSplit:
         return {}
 
 
+def _rows_sha(split: StoredSplit) -> str:
+    """SHA-256 of the labels of all its images and the moments of the first SAMPLED in `heldout.order`, which is where probes begin."""
+    digest = hashlib.sha256(split.store.labels[split.numbers].astype(np.int64).tobytes())
+    digest.update(split.store.moments(split.numbers[heldout.order(split.size)[:SAMPLED]]).tobytes())
+    return digest.hexdigest()
+
+
 def open_folder(data: DataConfig, needs: tuple[str, ...], num_classes: int) -> tuple[Header, dict[str, Split]] | None:
     """(header, split -> Split) of data.path; None where no reader knows it.
 
@@ -114,4 +128,5 @@ def open_folder(data: DataConfig, needs: tuple[str, ...], num_classes: int) -> t
         channel_scale=scaling.channel_scale,
         channel_bias=scaling.channel_bias,
     )
+    header = replace(header, rows_sha={split: _rows_sha(StoredSplit(store, header, split)) for split in SPLITS})
     return header, {split: StoredSplit(store, header, split) for split in SPLITS}

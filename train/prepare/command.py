@@ -180,6 +180,8 @@ def _prepare(args: argparse.Namespace, held: ExitStack) -> None:
             f"--out {args.out}: the disk is full; {done} of {len(job.shards)} shards are finished and stay in {place.aside}: "
             "make room and run the same command again"
         ) from error
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"finished shards stay in {place.aside}; the same command goes on") from stop
     progress.close()
     from gsnr.estimates import ratio
 

@@ -19,6 +19,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,11 +83,16 @@ def write_weights(folder: Path, weights: Weights, model: SiT, alignment: Alignme
     save_file({k: v.contiguous() for k, v in alignment.state_dict().items()}, alignment_file)
 
 
-def write_state(folder: Path, state: dict[str, Any]) -> None:
-    """state.json and the manifest, the last files of a checkpoint; afterwards all of the folder outlives a power loss."""
+def write_state(folder: Path, state: dict[str, Any], hashed: Mapping[str, checksums.Entry] | None = None) -> None:
+    """state.json and the manifest, the last files of a checkpoint; afterwards all of the folder outlives a power loss. hashed: entries of the
+    manifest that are known. The others are hashed while the disk takes the files in."""
     (folder / states.FILE).write_text(json.dumps(state, indent=2) + "\n")
-    (folder / checksums.MANIFEST).write_text(checksums.Manifest.of(folder).text())
-    for path in [*folder.rglob("*"), folder]:
+    with ThreadPoolExecutor(1) as beside:
+        manifest = beside.submit(checksums.Manifest.of, folder, hashed)
+        for path in folder.rglob("*"):
+            files.sync(path)
+    (folder / checksums.MANIFEST).write_text(manifest.result().text())
+    for path in (folder / checksums.MANIFEST, folder):
         files.sync(path)
 
 
@@ -104,7 +110,7 @@ def whole(run: Path) -> Iterator[Path]:
 
 def _has_its_files(folder: Path) -> bool:
     """All of them, of their sizes, by the manifest (where there is one)."""
-    if not (folder / checksums.MANIFEST).is_file():
+    if not (folder / checksums.MANIFEST).exists():
         return True
     try:
         listed = checksums.Manifest.read(folder).files
@@ -183,10 +189,7 @@ def _hashed(listed: checksums.Manifest, paths: tuple[Path, ...]) -> str:
         if not path.is_file():
             raise ValueError(f"{path}: missing")
         digests = [together] if number == 0 else [together, hashlib.sha256()]
-        with path.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                for digest in digests:
-                    digest.update(block)
+        checksums.feed(path, *digests)
         listed.compare(str(path.relative_to(listed.folder)), digests[-1].hexdigest())
     return together.hexdigest()
 

@@ -28,7 +28,7 @@ from gsnr.train import callback
 from gsnr.train.config import TrainConfig, resolve
 from gsnr.train.data.cache import Header
 from gsnr.train.objective import Objective
-from gsnr.train.runs import checkpoint, training_state
+from gsnr.train.runs import checkpoint, place, training_state
 from gsnr.train.runs import logs as runlog
 from gsnr.train.runs import state as states
 
@@ -64,14 +64,9 @@ def _of_today(values: dict[str, Any], stored: Path) -> dict[str, Any]:
 
 def check(out: Path, config: TrainConfig, resume: bool) -> None:
     """Raises ValueError for a run folder that must not be written to: something else, a run without --resume, or one that differs."""
-    stored = out / "config.json"
-    if not stored.is_file():
-        if out.exists() and (not out.is_dir() or any(p.name != "lost+found" for p in out.iterdir())):
-            raise ValueError(f"--out {out}: exists and is not a run; name a new folder")
-        files.check_writable(out, "--out")
+    if not place.holds_run(out, resume):
         return
-    if not resume:
-        raise ValueError(f"--out {out}: already holds a run; continue it with --resume, or name a new folder")
+    stored = out / place.STORED
     values = checksums.read_sealed(stored).get("config")
     if not isinstance(values, dict) or not values:
         raise ValueError(f"{stored}: damaged (its `config` is not a mapping)")
@@ -95,7 +90,7 @@ class Hold:
 
     def __init__(self, out: Path) -> None:
         """Raises ValueError, naming the holder, where another process has the folder."""
-        self.lock, self.stored = locks.Lock(out / "lock"), out / "config.json"
+        self.lock, self.stored = locks.Lock(out / "lock"), out / place.STORED
         try:
             self.config = locks.take(self.stored) if self.stored.is_file() else None
         except ValueError:

@@ -69,7 +69,7 @@ def read(folder: Path) -> dict[str, Any]:
     scale = state["latent_scale"]
     if scale is not None and not (math.isfinite(scale) and scale):
         raise ValueError(f"{path}: damaged (its latent_scale is {scale})")
-    if "manifest" in state and not (folder / checksums.MANIFEST).is_file():
+    if "manifest" in state and not (folder / checksums.MANIFEST).exists():
         raise ValueError(f"{folder / checksums.MANIFEST}: missing")
     return state
 

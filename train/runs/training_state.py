@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,12 @@ def save(
     try:
         _clear_asides(run)
         aside.mkdir(parents=True)
-        checkpoint.write_weights(aside, "raw", objective.model, objective.alignment)
-        checkpoint.write_weights(aside, "ema", ema.model, ema.alignment)
         save_file(flat, aside / FILE)
-        checkpoint.write_state(aside, state)
+        with ThreadPoolExecutor(1) as beside:  # as large as the others together: hashed while they are written
+            hashed = beside.submit(checksums.entry_of, aside / FILE)
+            checkpoint.write_weights(aside, "raw", objective.model, objective.alignment)
+            checkpoint.write_weights(aside, "ema", ema.model, ema.alignment)
+        checkpoint.write_state(aside, state, {FILE: hashed.result()})
         if folder.exists():  # it is not whole: else training would have gone on from it
             discard(folder)
         os.rename(aside, folder)
@@ -119,8 +122,10 @@ def _clear_asides(run: Path) -> None:
 
 
 def restore(folder: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts a checkpoint back into a training state, exactly; returns state.json. Raises ValueError naming the file at fault."""
-    checksums.Manifest.read(folder).check_all()
+    """Puts a checkpoint back into a training state, exactly; returns state.json. Raises ValueError naming the file at fault. One process of each
+    machine compares the checksums."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        checksums.Manifest.read(folder).check_all()
     state, path = states.read(folder), folder / FILE
     files_of = ((objective, checkpoint.weight_files(folder, "raw")), (ema, checkpoint.weight_files(folder, "ema")))
     for module, (backbone_file, alignment_file) in files_of:
