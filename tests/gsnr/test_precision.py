@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gsnr
-from gsnr import measurement
+from gsnr import running
 from gsnr.engines import ghost
 from gsnr.probes.common.options import GradientOptions
 from gsnr.surroundings import ALSO, PRECISIONS
@@ -70,7 +70,7 @@ def _small_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
         return whole(model, loss, batch, selected, visit)
 
     monkeypatch.setattr(ghost, "per_sample", per_sample)
-    monkeypatch.setattr(measurement, "find", lambda name: per_sample)
+    monkeypatch.setattr(running, "find", lambda name: per_sample)
     return tried
 
 

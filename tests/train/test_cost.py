@@ -68,7 +68,7 @@ def test_peak_is_the_share_of_the_flops_that_run(monkeypatch: pytest.MonkeyPatch
         counted.append(counter.get_total_flops())
         return 0.25
 
-    monkeypatch.setattr(cost, "_seconds", clock)
+    monkeypatch.setattr(cost.clock, "seconds", clock)
     assert main(["--size", "demo", "--rows", "ahpa", "--batch", "2", "--rounds", "1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     product, step = counted[0], counted[-1]
