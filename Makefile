@@ -102,8 +102,8 @@ $(DOCS): $(STAMP)
 	touch $@
 
 docs: $(DOCS) ## builds the site into site/, which opens from the disk; a link that leads nowhere, or a script from elsewhere, is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	! grep -rlE '<(script|link|img)[^>]+(src|href)="?https?:' site --include='*.html'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rlE '<(script|img|iframe)[^>]+src="?https?:|<link[^>]+(stylesheet|preconnect)[^>]+https?:|<link[^>]+https?:[^>]+(stylesheet|preconnect)' site --include='*.html'
 
 hashes: $(STAMP) ## writes .ci/hashes.txt, after a change of constraints.txt, on a machine like CI's (Linux x86-64, Python 3.11)
 	$(BIN)/python .ci/hashes.py
