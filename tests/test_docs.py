@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,18 @@ def test_every_public_name_has_its_place_in_the_api() -> None:
     assert {f"gsnr.{name}" for name in gsnr.__all__ if name != "__version__"} <= shown
     assert {"gsnr.table", "gsnr.estimates", "gsnr.intervals", "gsnr.comparison"} <= shown  # what gsnr's docstring calls importable without torch
     assert {"gsnr.probes", "gsnr.figures", *(f"gsnr.train.{kind}" for kind in ("alignments", "routers", "projectors", "vaes"))} <= shown
+
+
+def test_docstrings_in_columns_become_lists() -> None:
+    """docs/docstrings.py turns the plain text of docstrings into Markdown; mkdocstrings brings griffe."""
+    pytest.importorskip("griffe")
+    spec = importlib.util.spec_from_file_location("docstrings", REPO / "docs" / "docstrings.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.markdown("Of <a, b> and `x < y`.\n\nGiven:\nname   what [it]\n       is\n\n    U = a * b") == (
+        "Of &lt;a, b> and `x < y`.\n\nGiven:\n\n* `name`: what \\[it\\]\n  is\n\n```text\n    U = a * b\n```"
+    )
 
 
 def first_column(text: str, heading: str) -> list[str]:
