@@ -7,6 +7,7 @@ RUN ?= runs/demo
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.docs
 FIGURES := runs/figures
 COMPARED := sit repa sra2 uniform-mid uniform-deep ahpa-standardise
 HALF := $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
@@ -31,7 +32,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures probed-sit ablations methods handover test gpu check hashes notebooks clean
+.PHONY: help demo figures probed-sit ablations methods handover test gpu check docs hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -95,6 +96,15 @@ check: $(STAMP) ## lint, format, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# by hash, what the site needs was installed with the rest
+$(DOCS): $(STAMP)
+	$(if $(HASHES),,$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]')
+	touch $@
+
+docs: $(DOCS) ## builds the site into site/, which opens from the disk; a link that leads nowhere, or a script from elsewhere, is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rlE '<(script|img|iframe)[^>]+src="?https?:|<link[^>]+(stylesheet|preconnect)[^>]+https?:|<link[^>]+https?:[^>]+(stylesheet|preconnect)' site --include='*.html'
+
 hashes: $(STAMP) ## writes .ci/hashes.txt, after a change of constraints.txt, on a machine like CI's (Linux x86-64, Python 3.11)
 	$(BIN)/python .ci/hashes.py
 
@@ -102,4 +112,4 @@ notebooks: demo ## executes the notebooks on RUN, in place
 	GSNR_RUN=$(abspath $(RUN)) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False analysis_notebooks/*.ipynb
 
 clean: ## removes the environment and tool caches; runs/ and the data cache (~/.cache/gsnr) stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-REPORT = ("install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-", "--constraint", "constraints.txt", ".[all,dev,notebooks]")
+REPORT = ("install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-", "--constraint", "constraints.txt", ".[all,dev,notebooks,docs]")
 HEAD = "# Written by .ci/hashes.py: the files that CI installs (Linux x86-64, CPython 3.11), torch left out; constraints.txt has the versions.\n"
 
 

@@ -25,7 +25,7 @@ from gsnr.figures import command as drawing
 from gsnr.figures import tables
 from gsnr.figures.style import paper
 
-# What the paper leaves open or contradicts (README, fidelity notes), and the option of a run that answers it
+# What the paper leaves open or contradicts (docs/fidelity.md), and the option of a run that answers it
 FIDELITY = (
     ("features to the token grid", "adaptive pooling (Sec. 4.2), bilinear (App. A)", "data.resampling"),
     ("mid / deep boundary", "4/4; 2/6 and 6/2 in Table D.14; by resolution (App. B) is 2/6", "alignment.split"),

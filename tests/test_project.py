@@ -99,18 +99,6 @@ def test_mandated_folders_and_files() -> None:
     assert set(PROJECT["scripts"]) == {"gsnr", "gsnr-train", "gsnr-probe"}
 
 
-def test_commands_in_the_readme_exist() -> None:
-    """Every `make target`, `gsnr command` and `python -m module` that the README names is there."""
-    text = (REPO / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z]+):.*##", (REPO / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets | {"sure"}
-    for command in set(re.findall(r"^ *(?:torchrun .* -m )?gsnr ([a-z-]+) -|`gsnr ([a-z][a-z-]*)", text, re.M)):
-        assert "".join(command) in COMMANDS, command
-    for module in set(re.findall(r"(?:python|-m|torchrun[^`\n]*) -?m? ?(train(?:\.\w+)?|gsnr\.\w+|figures)\b", text)):
-        path = REPO / module.replace(".", "/")
-        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
-
-
 def test_probes_are_independent_of_one_another_whatever_their_names() -> None:
     """The import-linter contract names probes one by one; this finds them by file."""
     files = [p for p in (REPO / "probes").glob("*.py") if not p.name.startswith("_")]
@@ -126,13 +114,13 @@ def test_every_tracked_file_is_small() -> None:
         assert (REPO / name).stat().st_size < 4e6, name
 
 
-def test_the_alignment_in_contributing_is_one_file_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_alignment_in_extending_is_one_file_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example is named to the commands as a stranger would, keeps its contract, trains for two steps and is probed."""
     from gsnr import plugin_check, plugins, table
     from gsnr.probes.common.command import main as probe
     from gsnr.train.command import main
 
-    code = re.search(r"```python\n(.*?)```", (REPO / "CONTRIBUTING.md").read_text(), re.S)
+    code = re.search(r"```python\n(.*?)```", (REPO / "docs" / "extending.md").read_text(), re.S)
     assert code is not None
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "deep_l1.py").write_text(code[1])

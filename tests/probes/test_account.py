@@ -51,5 +51,5 @@ def test_what_the_docs_say_of_xl2(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.main()
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) == 6
-    text = (REPO / "docs" / "benchmarks.md").read_text()
+    text = (REPO / "docs" / "costs.md").read_text()
     assert all(line in text for line in printed)
