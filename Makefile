@@ -6,9 +6,11 @@ HASHES ?=
 RUN ?= runs/demo
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs
 FIGURES := runs/figures
+PROBES := alignment,controls,denoising,router,vae_pca
 COMPARED := sit repa sra2 uniform-mid uniform-deep ahpa-standardise
 HALF := $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
 COMMA := ,
@@ -32,35 +34,50 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures probed-sit ablations methods handover test gpu check docs hashes notebooks clean
+.PHONY: help announced demo figures probed-sit ablations methods handover test gpu check docs hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt
+# what the commands need; then what tests and notebooks need
+$(RUNS): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(if $(HASHES),$(BIN)/pip install --quiet --require-hashes --no-deps --requirement $(HASHES))
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(HASHES),--no-deps --no-build-isolation) --editable '.[all,dev,notebooks]'
-	$(if $(HASHES),$(BIN)/pip check)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(HASHES),--no-deps --no-build-isolation) --editable '.[all]'
 	touch $@
 
-demo: $(STAMP) ## trains the demo, probes it, draws it: a G-SNR curve and a router trajectory in minutes
+$(STAMP): $(RUNS)
+	$(if $(HASHES),$(BIN)/pip check,$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev,notebooks]')
+	touch $@
+
+announced:
+	@echo "The demo: install, train a small SiT with AHPA, evaluate it, measure its gradients, draw them, and say what they tell."
+	@echo "About 8 minutes on two quiet cores, of them half in training. Interrupted, it goes on where it stopped."
+
+demo: announced $(RUNS) ## trains the demo, probes it, draws it, and ends with a verdict: about 8 minutes
+	@echo "1/5 train (half of the time)"
 	$(BIN)/gsnr train --preset demo --out $(RUN) --resume
+	@echo "2/5 evaluate (a fortieth)"
 	$(BIN)/gsnr evaluate --ckpt $(RUN)
-	test -f $(RUN)/figures/samples.png || $(BIN)/gsnr sample --ckpt $(RUN) --cfg 2.5 --sampling-steps 25
-	$(BIN)/gsnr probe --ckpt $(RUN)
+	@echo "3/5 measure (a quarter)"
+	$(BIN)/gsnr probe --ckpt $(RUN) --probe $(PROBES) --controls shuffled --projector fit --resume
+	@echo "4/5 draw, and write the page (a twentieth)"
 	$(BIN)/gsnr figures --run $(RUN)
+	$(BIN)/gsnr report --run $(RUN)
+	@echo "5/5 say what it tells"
+	$(BIN)/gsnr verdict --run $(RUN)
 
 figures: demo ## every figure, from nothing: trains the demo's other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
 	$(BIN)/gsnr grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs 2
 	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j 2 $(COMPARED:%=probed-%)
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
+	$(BIN)/gsnr probe --ckpt $(RUN) --out $(FIGURES)/demo --resume
 	$(BIN)/gsnr figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
-	$(BIN)/gsnr figures --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
+	$(BIN)/gsnr figures --run $(FIGURES)/demo $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
 	$(BIN)/gsnr tables --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
-	$(BIN)/gsnr report --run $(RUN) $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
+	$(BIN)/gsnr report --run $(FIGURES)/demo $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
 
 probed-sit: # every target, on a backbone that none of them trained
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --align-from $(RUN) --probe alignment --targets all --controls shuffled --resume
@@ -68,15 +85,15 @@ probed-sit: # every target, on a backbone that none of them trained
 probed-%: # the target that a run was aligned to, on its own backbone
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --resume
 
-ablations: $(STAMP) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
+ablations: $(RUNS) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
 	$(BIN)/gsnr grid --out runs/ablations --steps 200 --jobs 2
 
-methods: $(STAMP) ## the methods at the demo's full length, three seeds each, with the Fréchet distance, and beta(t) under each feature normalisation: runs/methods; hours, goes on where it stopped
+methods: $(RUNS) ## the methods at the demo's full length, three seeds each, with the Fréchet distance, and beta(t) under each feature normalisation: runs/methods; hours, goes on where it stopped
 	$(BIN)/gsnr grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs 2 --rows $(METHODS)
 	$(BIN)/gsnr probe --ckpt $(ROUTED) --probe router --out runs/methods/routers --resume
 	$(BIN)/gsnr figures --run runs/methods/routers --figure fig_beta
 
-handover: $(STAMP) ## beta(t) while the router learns and at the end: its rate x its release x normalisation, then switches; docs/handover.md reads it; hours, goes on where it stopped
+handover: $(RUNS) ## beta(t) while the router learns and at the end: its rate x its release x normalisation, then switches; docs/handover.md reads it; hours, goes on where it stopped
 	$(foreach row,$(RELEASED),$(call routed,$(row)))
 	$(foreach row,$(SWITCHED),$(call routed,$(row)))
 	$(BIN)/gsnr probe --ckpt $(RELEASED:%=$(HANDOVER)/%) --probe router --out $(HANDOVER)/released --resume
