@@ -86,8 +86,9 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A path to write to in place of `path`; whatever is still there at the end vanishes."""
+def scratch(path: Path) -> Iterator[Path]:
+    """A path to write to in place of `path`, in a folder of its own beside it; whatever is still there at the end vanishes, what a killed
+    process left there too."""
     _clear(path.parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.{HOST}.", suffix=ASIDE, dir=path.parent))
@@ -118,7 +119,7 @@ def together() -> Iterator[Replacing]:
         def one(path: Path) -> Iterator[Path]:
             check_replaceable(path)
             with naming(path):
-                aside = asides.enter_context(_aside(path))
+                aside = asides.enter_context(scratch(path))
                 yield aside
                 sync(aside)
             written[path] = aside
@@ -138,6 +139,21 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises ValueError where `path` is something else than a file, OSError naming it where it cannot be written."""
     with together() as replacing_one, replacing_one(path) as aside:
         yield aside
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill; it takes the place of `folder`, which must be new or empty, once the block has ended well and all of it is synced. A
+    kill, a full disk or an error leaves nothing. Raises OSError naming it where it cannot be written."""
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(folder) as aside:
+            aside.mkdir()
+            yield aside
+            for path in (*aside.rglob("*"), aside):
+                sync(path)
+            os.rename(aside, folder)
+            sync(folder.parent)
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
