@@ -71,6 +71,11 @@ def check_replaceable(path: Path) -> None:
             raise ValueError(f"{path}: {what}, not a file; it is left as it is")
 
 
+def left_behind(path: Path) -> bool:
+    """Whether it is a folder aside, by its name: of a process that is at work, or was killed."""
+    return path.name.startswith(".") and path.name.endswith(ASIDE)
+
+
 def _clear(folder: Path) -> None:
     """Removes folders aside whose makers, on this host, live no more."""
     for left in folder.glob(f".*{ASIDE}"):
@@ -190,22 +195,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Raises ValueError, naming the flag, where a folder cannot be created or written to; leaves everything as it was.
+    """Raises ValueError, naming the flag, where a folder cannot be created or written to; leaves everything as it was, also when it is killed.
 
     Called before hours go into what would be written there. Checkpoints and caches take nothing else in.
     """
     _check_free(folder, f"{flag} {folder}")
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with scratch(there / "writable") as aside:
+            (aside / folder.relative_to(there)).mkdir(parents=True)
     except OSError as error:
         raise ValueError(f"{flag} {folder}: cannot be written to ({error.strerror})") from error
-    finally:
-        for made in missing:
-            if made.is_dir():
-                made.rmdir()
 
 
 def check_output(path: Path, flag: str, suffix: str) -> None:

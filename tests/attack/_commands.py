@@ -27,7 +27,8 @@ PICTURES = "--vae demo --resolution 64 --patch 1 --heldout 8 --shard 8 --workers
 SMALL = "--data.demo-train 256 --data.demo-heldout 256 --trackers none --sample-every 0 --batch 4"
 TINY = "--data.demo-train 32 --data.demo-heldout 8"
 GRID = f"grid --rows sit --steps 2 --out WORK/grid {SMALL}"
-LEFT = re.compile(r"(^|/)\.[^/]+\.(\d+|gone)/")  # a checkpoint or cache that was being written, by process, or deleted
+FOLDER = "a folder"
+LEFT = re.compile(r"(^|/)\.[^/]+\.(\d+|gone)(/|$)")  # a checkpoint or cache that was being written, by process, or deleted
 
 
 def _few_images() -> None:
@@ -71,7 +72,7 @@ COMMANDS = {
     "report": Attacked("report --run WORK/run"),
     "sample": Attacked("sample --ckpt WORK/run --classes 1 --per-class 1 --sampling-steps 1"),
     "convert": Attacked(f"convert --ckpt WORK/foreign.pt --from sit --model {foreign_files.MODEL} --out WORK/converted", once=True),
-    "fit-demo-vae": Attacked("fit-demo-vae --steps 1 --batch 4 --out WORK/vae --picture WORK/vae.png", once=True, ready=_few_images),
+    "fit-demo-vae": Attacked("fit-demo-vae --steps 1 --batch 1 --out WORK/vae --picture WORK/vae.png", once=True, ready=_few_images),
     "fit-demo-teacher": Attacked("fit-demo-teacher --steps 1 --batch 4 --out WORK/teacher", once=True, ready=_few_images),
     "loader": Attacked("loader --preset smoke --synthetic 32 --steps 5 --data.workers 0 --folder WORK/place"),
     "evaluate": Attacked("evaluate --ckpt WORK/run --n-images 8", prints=True),
@@ -156,10 +157,11 @@ def hidden(name: str) -> bool:
 
 
 def contents(work: Path) -> dict[str, Any]:
-    """name -> what a file holds, hidden ones as bytes; TensorBoard's (named by time and process) and locks aside."""
-    paths = [p for p in sorted(work.rglob("*")) if p.is_file() and p.name != "lock" and "tensorboard" not in p.parts]
+    """name -> what a file holds, hidden ones as bytes, or FOLDER; without locks, TensorBoard's (named by time and
+    process), and what going on took out of a log and kept."""
+    paths = [path for path in sorted(work.rglob("*")) if path.name != "lock" and path.suffix != ".cut" and "tensorboard" not in path.parts]
     names = {str(path.relative_to(work)): path for path in paths}
-    return {name: path.read_bytes() if hidden(name) else _content(path) for name, path in names.items()}
+    return {name: FOLDER if path.is_dir() else path.read_bytes() if hidden(name) else _content(path) for name, path in names.items()}
 
 
 def grown(name: str, before: Any, after: dict[str, Any]) -> bool:

@@ -52,10 +52,10 @@ def once(attacked: Attacked, before: Path, work: Path, size: int) -> tuple[str |
 
 
 def largest(before: Path, work: Path) -> int:
-    """Bytes of the largest file that is not of before; copies keep their times."""
+    """Bytes of the largest file that is not of before (copies keep their times); 1 MiB where none is left."""
     old = {path.stat().st_mtime_ns for path in before.rglob("*")}
     new = [path for path in work.rglob("*") if path.is_file() and path.stat().st_mtime_ns not in old]
-    return max(path.stat().st_size for path in new)
+    return max((path.stat().st_size for path in new), default=1 << 20)
 
 
 def attack(n: int, seed: int, folder: Path) -> list[str]:

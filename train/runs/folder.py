@@ -33,6 +33,7 @@ from gsnr.train.runs import logs as runlog
 from gsnr.train.runs import state as states
 
 LOGS = ("metrics.jsonl", "router.jsonl", callback.LOG)
+NO_RUN = ("lost+found", "lock")  # what a folder may hold that is new; a kill before config.json leaves the lock
 ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
 # On --resume: what does not change the run that is asked for. (compile, checkpointing and accumulate change how its numbers are rounded.)
 MAY_CHANGE = (
@@ -66,7 +67,7 @@ def check(out: Path, config: TrainConfig, resume: bool) -> None:
     """Raises ValueError for a run folder that must not be written to: something else, a run without --resume, or one that differs."""
     stored = out / "config.json"
     if not stored.is_file():
-        if out.exists() and (not out.is_dir() or any(p.name != "lost+found" for p in out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(p.name not in NO_RUN and not files.left_behind(p) for p in out.iterdir())):
             raise ValueError(f"--out {out}: exists and is not a run; name a new folder")
         files.check_writable(out, "--out")
         return
