@@ -62,9 +62,9 @@ class Attacked:
 COMMANDS = {
     "train": Attacked(f"train {RUN} --trackers none --steps 4 --out WORK/new --resume", ("new",)),
     "train, tensorboard": Attacked(f"train {RUN} --steps 4 --out WORK/new --resume", ("new",)),
-    "train, demo data": Attacked(f"train {RUN} {TINY} --trackers none --steps 1 --out WORK/new --resume", ("new",), ready=_own_caches),
+    "train, demo data": Attacked(f"train {RUN} {TINY} --trackers none --steps 1 --out WORK/new --resume", ("new", "caches"), ready=_own_caches),
     "resume": Attacked(f"train {RUN} --trackers none --steps 6 --out WORK/run --resume", ("run",)),
-    "probe": Attacked(f"probe --ckpt WORK/run {PROBE} --overwrite --resume", (".alignment.resume",)),
+    "probe": Attacked(f"probe --ckpt WORK/run {PROBE} --overwrite --resume", ("run/probes/.alignment.resume",)),
     "prepare": Attacked(f"prepare --data WORK/pictures {PICTURES} --out WORK/cache", (".cache.preparing",)),
     "grid": Attacked(GRID),
     "figures": Attacked("figures --run WORK/run --figure fig2_gsnr,fig_blocks"),
