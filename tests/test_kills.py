@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from gsnr import files
 from gsnr.train.config import resolve
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.presets import find
@@ -25,6 +28,20 @@ def test_a_conversion_that_is_killed(tmp_path: Path) -> None:
     assert whole.calls > 15
     for call in range(1, whole.calls + 1, 3):
         assert once(*places, whole, call) == (None, f"before call {call}")
+
+
+def test_a_folder_that_is_filled_in_place_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def in_place(folder: Path) -> Iterator[Path]:
+        folder.mkdir()
+        yield folder
+
+    monkeypatch.setattr(files, "making", in_place)
+    foreign_files.write(tmp_path / "before" / "foreign.pt", *foreign_files.pair(), steps=7)
+    places = (COMMANDS["convert"], tmp_path / "before", tmp_path / "work")
+    whole = Undisturbed.of(*places)
+    wrong, where = once(*places, whole, whole.calls)
+    assert where is not None and wrong is not None and "exists; name a new folder" in wrong
 
 
 def test_a_training_that_was_killed_before_it_had_a_configuration_begins_anew(tmp_path: Path) -> None:

@@ -142,12 +142,15 @@ def _lines(text: str) -> list[dict[str, Any]]:
 
 
 def _content(path: Path) -> Any:
-    if path.suffix == ".parquet" and path.parent.name == "probes":
-        return _table(path)
-    if path.suffix == ".jsonl":
-        return _lines(path.read_text())
-    if path.name == "made.json":
-        return json.loads(path.read_text()) | {"minutes": None}
+    try:
+        if path.suffix == ".parquet" and path.parent.name == "probes":
+            return _table(path)
+        if path.suffix == ".jsonl":
+            return _lines(path.read_text())
+        if path.name == "made.json":
+            return json.loads(path.read_text()) | {"minutes": None}
+    except ValueError as error:
+        return f"damaged: {error}"
     return path.read_bytes()
 
 

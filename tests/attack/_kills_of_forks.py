@@ -3,7 +3,7 @@
 Half of them die just before a random one of the calls that change the disk (open, rename, delete, ...), half at a random moment after the first of
 these. Then every file of before and every new one is as it was, as the undisturbed command leaves it, or on the way there (a log with fewer
 lines); other files lie in hidden places alone. The command is called again: all files are those of the undisturbed one, bit for bit but for the
-clock's fields, and nothing is left of the kill.
+clock's fields, and nothing is left of the kill but what the next command clears that writes there (which is told).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gsnr import files
 from tests.attack import _commands
 from tests.attack._commands import COMMANDS, Attacked, contents
 
@@ -112,6 +113,10 @@ def once(attacked: Attacked, before: Path, work: Path, whole: Undisturbed, fatal
             _commands.done(attacked, work)
         except AssertionError as error:
             return f"called again: {error}", where
+    for left in filter(files.left_behind, list(work.rglob("*"))):
+        where = f"{where}, leaving {left.relative_to(work)}"
+        with files.scratch(left.with_name("any")):  # as whatever is written there next
+            pass
     final = contents(work)
     differ = [name for name in {**whole.after, **final} if final.get(name) != whole.after.get(name)]
     return (f"called again: {differ[0]} is not that of the undisturbed" if differ else None), where
