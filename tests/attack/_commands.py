@@ -82,7 +82,7 @@ COMMANDS = {
     "coverage": Attacked("coverage --repeats 2 --only claim", prints=True),
     "check-plugin": Attacked("check-plugin tests/strangers/wide.py", prints=True),
 }
-NEW_GRID = Attacked(GRID.replace("WORK/grid", "WORK/new"), ("new",))  # starts processes, and takes as long
+NEW_GRID = Attacked(GRID.replace("WORK/grid", "WORK/new"), ("new",))
 
 
 def start(attacked: Attacked, work: Path, ready: Callable[[], object] = int) -> forked.Forked:
