@@ -140,7 +140,7 @@ def picture(folder: Path, path: Path, columns: int = 12) -> None:
 
 def check_new(out: Path) -> None:
     """Raises ValueError, naming the flag, where there is something, or nothing can be written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not all(map(files.left_behind, out.iterdir()))):
         raise ValueError(f"--out {out}: is not empty; name a new folder, or measure what is there with --check")
     files.check_writable(out, "--out")
 
