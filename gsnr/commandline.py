@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gsnr import files
+
 OTHERS_SEC = 5.0  # torchrun looks after its processes every 0.1 s and ends them within moments
 
 
@@ -166,7 +168,8 @@ def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
     extra: what `pip install 'gsnr[EXTRA]'` brings the packages that the command needs; "" for none."""
     try:
         code = _code(command)
-        sys.stdout.flush()
+        with files.naming(Path("standard output")):
+            sys.stdout.flush()
     except KeyboardInterrupt as stop:
         _say(f"\ninterrupted{f'; {stop}' if stop.args else ''}")  # the terminal shows ^C where the cursor is
         code = 130

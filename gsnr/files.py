@@ -71,6 +71,11 @@ def check_replaceable(path: Path) -> None:
             raise ValueError(f"{path}: {what}, not a file; it is left as it is")
 
 
+def left_behind(path: Path) -> bool:
+    """Whether it is a folder aside, by its name: of a process that is at work, or was killed."""
+    return path.name.startswith(".") and path.name.endswith(ASIDE)
+
+
 def _clear(folder: Path) -> None:
     """Removes folders aside whose makers, on this host, live no more."""
     for left in folder.glob(f".*{ASIDE}"):
@@ -86,8 +91,9 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A path to write to in place of `path`; whatever is still there at the end vanishes."""
+def scratch(path: Path) -> Iterator[Path]:
+    """A path to write to in place of `path`, in a folder of its own beside it; whatever is still there at the end vanishes, what a killed
+    process left there too."""
     _clear(path.parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.{HOST}.", suffix=ASIDE, dir=path.parent))
@@ -118,7 +124,7 @@ def together() -> Iterator[Replacing]:
         def one(path: Path) -> Iterator[Path]:
             check_replaceable(path)
             with naming(path):
-                aside = asides.enter_context(_aside(path))
+                aside = asides.enter_context(scratch(path))
                 yield aside
                 sync(aside)
             written[path] = aside
@@ -138,6 +144,21 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises ValueError where `path` is something else than a file, OSError naming it where it cannot be written."""
     with together() as replacing_one, replacing_one(path) as aside:
         yield aside
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill; it takes the place of `folder`, which must be new or empty, once the block has ended well and all of it is synced. A
+    kill, a full disk or an error leaves nothing. Raises OSError naming it where it cannot be written."""
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(folder) as aside:
+            aside.mkdir()
+            yield aside
+            for path in (*aside.rglob("*"), aside):
+                sync(path)
+            os.rename(aside, folder)
+            sync(folder.parent)
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
@@ -174,22 +195,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Raises ValueError, naming the flag, where a folder cannot be created or written to; leaves everything as it was.
+    """Raises ValueError, naming the flag, where a folder cannot be created or written to; leaves everything as it was, also when it is killed.
 
     Called before hours go into what would be written there. Checkpoints and caches take nothing else in.
     """
     _check_free(folder, f"{flag} {folder}")
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with scratch(there / "writable") as aside:
+            (aside / folder.relative_to(there)).mkdir(parents=True)
     except OSError as error:
         raise ValueError(f"{flag} {folder}: cannot be written to ({error.strerror})") from error
-    finally:
-        for made in missing:
-            if made.is_dir():
-                made.rmdir()
 
 
 def check_output(path: Path, flag: str, suffix: str) -> None:

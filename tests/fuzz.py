@@ -16,11 +16,8 @@ import random
 import resource
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
-import time
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +27,7 @@ from pathlib import Path
 
 from gsnr import commands
 from gsnr.declared import declared, file_of
+from tests import forked
 
 MEMORY, SECONDS = 12 << 30, 20.0  # of address space, of which importing torch takes 4; of a line
 NUMBERS = ("-1", "0", "3", "100000", "1000000000", "99999999999999999999", "1e400", "nan", "-inf", "1e-400", "1_0", "0x10", "½", "1,2", "1.5")
@@ -138,59 +136,23 @@ class Outcome:
         return None
 
 
-def _child(words: list[str], place: Path, heard: Path) -> None:
-    """Becomes the command."""
-    os.setsid()
-    os.chdir(place)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    for descriptor, target in ((0, "/dev/null"), (1, "/dev/null"), (2, heard)):
-        os.dup2(os.open(target, os.O_RDWR | os.O_CREAT), descriptor)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    warnings.simplefilter("ignore")
-    sys.argv = ["gsnr", *words]
-    code = 1
-    try:
-        commands.main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
 def tried(words: list[str], place: Path, seconds: float = SECONDS) -> Outcome:
     """Calls one line, and puts the folder back as it was."""
     before = {path.name for path in place.iterdir()}
-    heard = place.parent / "stderr"
-    heard.unlink(missing_ok=True)
-    child = os.fork()
-    if not child:
-        _child(words, place, heard)
-    code, until = None, time.monotonic() + seconds
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            break
-        time.sleep(0.01)
-    else:
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    command = forked.Forked(words, place, ready=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)))
+    code = command.end(seconds)
     left = {path.name for path in place.iterdir()} - before
     for name in left:
         path = place / name
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    return Outcome(code=code, error=heard.read_text(errors="replace") if heard.exists() else "", left=left)
+    return Outcome(code=code, error=command.error, left=left)
 
 
 def faults(n: int, seed: int, place: Path, seconds: float = SECONDS, say: Callable[[str], None] = str) -> tuple[list[str], Counter[str]]:
     """The lines at fault, with what they say, also told to `say` at once; and how often each exit code came (None: still at work)."""
     rng, found, codes = random.Random(seed), [], Counter[str]()
     flags = {name: flags_of(name) for name in BASES}
-    for command in (commands.COMMANDS[name] for name in BASES):
-        import_module(command.module)  # once, not in every child
+    forked.imported(BASES)
     for _ in range(n):
         words = line(rng, flags)
         outcome = tried(words, place, seconds)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack import full_disk
+from tests.attack import _commands, full_disk
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,13 @@ def before(probed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the lock of a training that failed, still held by its traceback
-@pytest.mark.parametrize(("name", "size"), [("train", 3000), ("probe", 10), ("probe", 9000), ("figures", 30_000), ("tables", 900)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("train", 3000), ("probe", 10), ("probe", 9000), ("figures", 30_000), ("tables", 900), ("fit-demo-teacher", 5000), ("evaluate", 10)],
+)
 def test_a_full_disk(name: str, size: int, before: Path, tmp_path: Path) -> None:
-    assert full_disk.once(name, before, tmp_path / "work", size) == (None, True)
+    assert full_disk.once(_commands.COMMANDS[name], before, tmp_path / "work", size) == (None, True)
+
+
+def test_every_command_is_attacked() -> None:
+    assert _commands.unknown() == set()

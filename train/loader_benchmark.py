@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gsnr import commands
+from gsnr import commands, files
 from gsnr.commandline import Parser, a_path, choose
 
 if TYPE_CHECKING:
@@ -145,13 +145,13 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--folder {args.folder}: no such folder")
     steps = args.steps - args.steps % WINDOWS
     quiet = {"steps": steps, "log_every": steps // WINDOWS, "save_every": 10**9, "sample_every": 0, "trackers": "none", "gsnr_every": 0}
-    with tempfile.TemporaryDirectory(prefix="gsnr-loader-", dir=args.folder) as folder:
+    with files.scratch(Path(args.folder or tempfile.gettempdir()) / "gsnr-loader") as folder:
         config = resolve(presets.find(args.preset), nest(overrides(rest)), quiet)
         if args.synthetic:
-            made = Path(folder) / "cache"
+            made = folder / "cache"
             synthetic_cache(made, config, args.synthetic, args.dtype)
             config = replace(config, data=replace(config.data, path=str(made)))
-        out = Path(folder) / "run"
+        out = folder / "run"
         with redirect_stdout(io.StringIO()):  # where it saved is of no interest
             train(config, out)
         if int(os.environ.get("RANK", 0)):

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from gsnr import checksums
 
+CLOCK = ("it_per_s", "wait_share", "wall_s", "crc32")
+
 
 def lines(path: Path) -> list[dict]:
     """A JSON-lines log without its wall-clock fields, and the checksums that depend on them."""
-    clock = ("it_per_s", "wait_share", "wall_s", "crc32")
-    return [{k: v for k, v in json.loads(x).items() if k not in clock} for x in path.read_text().splitlines()]
+    return [{k: v for k, v in json.loads(x).items() if k not in CLOCK} for x in path.read_text().splitlines()]
 
 
 def hash_again(folder: Path) -> None:

@@ -99,7 +99,7 @@ def test_verify_beside_a_training(run: Path, capsys: pytest.CaptureFixture, monk
 
 
 def test_last_that_cannot_be_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint is there, and that is said."""
+    """The checkpoint is there, and that is said; going on puts LAST right, also where nothing is left to do."""
     real = files.write_text
 
     def full(path: Path, text: str) -> None:
@@ -110,7 +110,8 @@ def test_last_that_cannot_be_written(run: Path, monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"LAST: cannot be written .*0000031 is there and whole"):
         patch.setattr(files, "write_text", full)
         call(main, *RESUME, "--out", run)
-    assert checkpoint.load(run).step == 31
+    assert checkpoint.load(run).step == 31 and (run / "LAST").read_text() == "0000030\n"
+    assert call(main, *RESUME, "--out", run) == 0 and (run / "LAST").read_text() == "0000031\n"
 
 
 def test_a_machine_that_is_too_small_to_train(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

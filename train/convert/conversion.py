@@ -7,15 +7,12 @@ D: hidden size, F: frequencies, E = 2F: embedding of t, P: patch, C: latent chan
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gsnr import files
@@ -211,12 +208,10 @@ def check_out(out: Path) -> None:
 
 
 def save(found: Foreign, plan: Plan, out: Path) -> None:
-    """Writes a checkpoint folder: aside, then renamed. Raises ValueError where `out` exists or cannot be written."""
+    """Writes a checkpoint folder, whole or not at all. Raises ValueError where `out` exists, OSError naming it where it cannot be written."""
     check_out(out)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        taps: tuple[int, ...] = ()
+    taps: tuple[int, ...] = ()
+    with files.making(out) as aside:
         for weights in found.states:
             made = load(found, plan, weights)
             taps = made.alignment.taps
@@ -224,9 +219,3 @@ def save(found: Foreign, plan: Plan, out: Path) -> None:
         origin = {"from": found.kind, "file": str(found.path), "sha256": found.sha, "args": found.args}
         state = states.describe(found.step, plan.config, taps, LATENT_SCALE[found.kind])
         checkpoint.write_state(aside, state | {"cache": None, "groups": plan.groups, "converted": origin})
-        os.rename(aside, out)
-        files.sync(out.parent)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"--out {out}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from gsnr import files
 from gsnr.train import vae as vaes
 from gsnr.train.data import cache, statistics
 from gsnr.train.demo import images as demo
@@ -60,15 +60,13 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
             yield encoder(images[part], np.arange(n)[part], labels[part])
             bar.update(len(images[part]))
 
-    place = shards.Workplace(folder.with_name(f".{folder.name}.{os.getpid()}"))
-    try:
+    with files.naming(folder), files.scratch(folder) as aside:
+        place = shards.Workplace(aside)
         place.make_ready({})
         whole = shards.cut({split: np.arange(n) for split, n in header.sizes.items()}, max(header.sizes.values()))
         for shard in whole:
             place.write(shard, header, batches(shard.split, len(shard.images)), shards.Seen())
         shards.finish(place, whole, header, {})
         shards.publish(place, folder)
-    finally:
-        shutil.rmtree(place.aside, ignore_errors=True)
     bar.close()
     return folder

@@ -9,7 +9,6 @@ Shapes: B batch, H = W = 64 image, C = 3; pixels in [-1, 1].
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -20,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from gsnr import commands, files
+from gsnr import commands
 from gsnr.commandline import Parser, a_path, seed
 from gsnr.train import teacher as teachers
 from gsnr.train.demo import images as demo
-from gsnr.train.demo.fit_vae import learning_rate
+from gsnr.train.demo.fit_vae import check_new, learning_rate, write
 from gsnr.train.models.convnet import ConvNet
 from gsnr.train.prepare.encode import to_pixels
 from gsnr.train.teacher import DEMO_FOLDER
@@ -92,15 +91,6 @@ def measure(folder: Path) -> dict:
     return {"heldout_images": len(right_N), "heldout_accuracy": round(float(right_N.float().mean()), 4)}
 
 
-def save(net: ConvNet, out: Path, made: dict) -> dict:
-    """Writes fp16 weights, config and `made.json`; measures the fp16 weights as they will be read back. Returns what it wrote."""
-    net.half().save_pretrained(out)
-    weights = (out / "diffusion_pytorch_model.safetensors").read_bytes()
-    made = made | {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(weights)} | measure(out)
-    (out / "made.json").write_text(json.dumps(made, indent=2) + "\n")
-    return made
-
-
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr fit-demo-teacher", __doc__)
@@ -117,17 +107,15 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.check:
         result = measure(args.out)
-    elif (args.out / "made.json").exists():
-        raise ValueError(f"--out {args.out}: already holds a teacher; name another folder, or measure this one with --check")
     else:
-        files.check_writable(args.out, "--out")
+        check_new(args.out)
         start = time.time()
         net = fit(args.steps, args.batch, args.lr, args.seed)
         recipe = {k: getattr(args, k) for k in ("steps", "batch", "lr", "seed")}
         recipe |= {"loss": "cross entropy", "weight_decay": WEIGHT_DECAY, "jitter": [TURN_RAD, STRETCH, SHIFT]}
         recipe |= {"train_images": TRAIN_IMAGES, "demo_data_version": demo.VERSION}
         recipe |= {"minutes": round((time.time() - start) / 60, 1), "torch": torch.__version__}
-        result = save(net, args.out, recipe)
+        result = write(net, args.out, recipe, measure)
     print(json.dumps(result, indent=2))
     return 0
 

@@ -13,11 +13,12 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from gsnr.commandline import Parser, a_path, seed
 from gsnr.train import vae as vaes
 from gsnr.train.demo import images as demo
 from gsnr.train.prepare.encode import to_pixels
+from gsnr.train.sample import write as write_picture
 from gsnr.train.vae import DEMO_FOLDER
 
 ARCHITECTURE = dict(
@@ -100,13 +102,19 @@ def fit(steps: int, batch: int, lr: float, seed: int) -> AutoencoderKL:
 
 
 def save(vae: AutoencoderKL, out: Path, made: dict) -> dict:
-    """Writes fp16 weights, config and `made.json`; measures the fp16 weights as they will be read back. Returns what it wrote."""
+    """Makes the VAE's folder; returns what `made.json` says."""
     train_images = to_pixels(demo.images("train", 1024)[0])
     vae.register_to_config(scaling_factor=round(1.0 / latent_std(vae, train_images, seed=0), 4))
-    vae.half().save_pretrained(out)
-    weights = (out / "diffusion_pytorch_model.safetensors").read_bytes()
-    made = made | {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(weights)} | measure(out)
-    (out / "made.json").write_text(json.dumps(made, indent=2) + "\n")
+    return write(vae, out, made, measure)
+
+
+def write(model: ModelMixin, out: Path, made: dict, measured: Callable[[Path], dict]) -> dict:
+    """Makes the folder of a demo model: fp16 weights, config and `made.json`, with what is measured of the weights as they will be read back."""
+    with files.making(out) as aside:
+        model.half().save_pretrained(aside)
+        weights = (aside / "diffusion_pytorch_model.safetensors").read_bytes()
+        made = made | {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(weights)} | measured(aside)
+        (aside / "made.json").write_text(json.dumps(made, indent=2) + "\n")
     return made
 
 
@@ -126,9 +134,15 @@ def picture(folder: Path, path: Path, columns: int = 12) -> None:
     """Held-out images above their reconstructions, as one PNG."""
     x = to_pixels(demo.images("heldout", columns)[0])
     rows = [((z.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy() for z in (x, reconstruct(vaes.load(str(folder)).model, x))]
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(path)
+    write_picture(Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST), path)
+
+
+def check_new(out: Path) -> None:
+    """Raises ValueError, naming the flag, where there is something, or nothing can be written."""
+    if out.exists() and (not out.is_dir() or not all(map(files.left_behind, out.iterdir()))):
+        raise ValueError(f"--out {out}: is not empty; name a new folder, or measure what is there with --check")
+    files.check_writable(out, "--out")
 
 
 def _parser() -> Parser:
@@ -146,12 +160,12 @@ def _parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    if args.picture:
+        files.check_output(args.picture, "--picture", ".png")
     if args.check:
         result = measure(args.out)
-    elif (args.out / "made.json").exists():
-        raise ValueError(f"--out {args.out}: already holds a VAE; name another folder, or measure this one with --check")
     else:
-        files.check_writable(args.out, "--out")
+        check_new(args.out)
         start = time.time()
         vae = fit(args.steps, args.batch, args.lr, args.seed)
         recipe = {k: getattr(args, k) for k in ("steps", "batch", "lr", "seed")}

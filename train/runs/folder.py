@@ -150,8 +150,9 @@ def log_router(out: Path, step: int, objective: Objective) -> None:
 def restore(out: Path, config: TrainConfig, header: Header, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """state.json of the last checkpoint, its weights put back; {} for a new run.
 
-    Without LAST (a kill in the midst of the first save, or somebody's slip) the newest checkpoint is the last one: they appear whole. Raises
-    ValueError where anything is damaged, and where configuration or data are others than those of the checkpoint.
+    Without LAST (a kill in the midst of the first save, or somebody's slip) the newest checkpoint is the last one: they appear whole. A LAST that
+    a kill left behind the newest is put right. Raises ValueError where anything is damaged, and where configuration or data are others than those
+    of the checkpoint.
     """
     if not (out / "LAST").is_file():
         newest = next(checkpoint.whole(out), None)
@@ -172,6 +173,8 @@ def restore(out: Path, config: TrainConfig, header: Header, objective: Objective
         raise ValueError(f"{path}: damaged ({error})") from error
     if stored is not None:
         _compare_data(out, stored, header)
+    if (out / "LAST").read_text().strip() != folder.name:
+        files.write_text(out / "LAST", folder.name + "\n")
     return state
 
 

@@ -1,0 +1,83 @@
+"""A command of ours in a forked process: it need not import anything, and what becomes of it stays there.
+
+The process that forks has one thread, and has imported what the commands need (`imported`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from gsnr import commands
+
+
+def imported(names: Iterable[str]) -> None:
+    """Imports these commands once, not in every child."""
+    for name in names:
+        import_module(commands.COMMANDS[name].module)
+
+
+class Forked:
+    """A command that works in a process of its own, the leader of a group of its own. Its stderr comes through a pipe, which no disk can fill."""
+
+    def __init__(self, words: list[str], folder: Path, printed: Path = Path(os.devnull), ready: Callable[[], object] = int) -> None:
+        """folder: where it is called. printed: where its stdout goes. ready: what the process does before it becomes the command."""
+        self.heard, its = os.pipe()
+        self.said = b""
+        self.pid = os.fork()
+        if not self.pid:
+            _become(words, folder, printed, its, ready)
+        os.close(its)
+        os.set_blocking(self.heard, False)
+
+    def _hear(self) -> None:
+        with suppress(BlockingIOError):
+            while part := os.read(self.heard, 1 << 16):
+                self.said += part
+
+    def end(self, seconds: float = 600.0) -> int | None:
+        """Waits for its exit code, negative for a signal; None where the time was up: then it and all that it started are killed."""
+        done, status, until = 0, 0, time.monotonic() + seconds
+        while not done and time.monotonic() < until:
+            self._hear()
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            time.sleep(0 if done else 0.005)
+        if not done:
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self._hear()
+        os.close(self.heard)
+        return os.waitstatus_to_exitcode(status) if done else None
+
+    @property
+    def error(self) -> str:
+        """What it said on stderr."""
+        return self.said.decode(errors="replace")
+
+
+def _become(words: list[str], folder: Path, printed: Path, heard: int, ready: Callable[[], object]) -> None:
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), os.open(printed, os.O_RDWR | os.O_CREAT), heard)):
+            os.dup2(descriptor, number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        warnings.simplefilter("ignore")
+        sys.argv = ["gsnr", *words]
+        ready()
+        commands.main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
