@@ -75,6 +75,7 @@ COMMANDS = {
     "fit-demo-vae": Attacked("fit-demo-vae --steps 1 --batch 1 --out WORK/vae --picture WORK/vae.png", once=True, ready=_few_images),
     "fit-demo-teacher": Attacked("fit-demo-teacher --steps 1 --batch 4 --out WORK/teacher", once=True, ready=_few_images),
     "loader": Attacked("loader --preset smoke --synthetic 32 --steps 5 --data.workers 0 --folder WORK/place"),
+    "verdict": Attacked("verdict --run WORK/run --csv WORK/verdict.csv"),
     "evaluate": Attacked("evaluate --ckpt WORK/run --n-images 8", prints=True),
     "verify": Attacked("verify WORK/run", prints=True),
     "cost": Attacked("cost --size demo --rows sit --macs-only --json", prints=True),

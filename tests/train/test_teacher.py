@@ -228,7 +228,7 @@ def test_fitting_writes_a_teacher_and_never_over_one(dino: Path, tmp_path: Path,
     assert (made["steps"], made["batch"], made["heldout_images"]) == (2, 4, 16) and 0 <= made["heldout_accuracy"] <= 1
     assert teachers.load(str(out)).channels == 128
     assert call(fit.main, "--check", "--out", out) == 0
-    with pytest.raises(ValueError, match="already holds a teacher"):
+    with pytest.raises(ValueError, match="is not empty; name a new folder"):
         call(fit.main, "--out", out)
     with pytest.raises(ValueError, match="name a folder that this command wrote"):
         call(fit.main, "--check", "--out", dino)
