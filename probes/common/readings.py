@@ -6,6 +6,7 @@ Shapes: B images, T tokens, P channels of all things side by side, K things.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class Readings:
         self.names, self.sizes = list(means), [mean_TC.shape[1] for mean_TC in means.values()]
         self.mean_TP = torch.cat(list(means.values()), dim=1).float()
         self.mean_P = self.mean_TP.mean(0)
+        self.runs = [(size, len(list(run)) * size) for size, run in groupby(self.sizes)]  # things of one size lie side by side
         self.total_BK: list[Array] = []
         self.constant_BK: list[Array] = []
         self.residual_BK: dict[int, list[Array]] = {}
@@ -44,7 +46,8 @@ class Readings:
 
     def _sums(self, x_xP: Tensor) -> Tensor:
         """(...,K): sums over the channels of each thing."""
-        return torch.stack([x_xC.sum(-1) for x_xC in x_xP.split(self.sizes, dim=-1)], dim=-1)
+        runs = x_xP.split([channels for _, channels in self.runs], dim=-1)
+        return torch.cat([x.unflatten(-1, (-1, size)).sum(-1) for (size, _), x in zip(self.runs, runs, strict=True)], dim=-1)
 
     def begin(self, y_BTP: Tensor) -> None:
         """A batch of what is to be read."""
