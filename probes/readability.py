@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from gsnr.options import option
 from gsnr.probes.common.options import NONE, SHUFFLED, BinOptions
-from gsnr.probes.common.readings import Readings, read
+from gsnr.probes.common.readings import Joined, Readings
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Reader, Ridge
 from gsnr.probes.common.streaming import streamed
@@ -44,6 +44,7 @@ KIND = "metrics"
 SCALES = ("bins", "train_images")  # the fits to train images take most of it
 LATENT, BETA = "latent", "beta"
 BATCH = 64
+AT_ONCE = {"cpu": 2**20, "cuda": 2**28}  # numbers of what is read that are held beside several of their kind: a cache, a share of memory
 CHOOSING = 8  # one in so many train images chooses the penalties
 Pairs = Iterator[tuple[Batch, Batch]]
 Layer = tuple[str, str]  # group of cached features, name
@@ -175,18 +176,23 @@ def _fit(subject: Subject, options: Options, low: float, high: float) -> tuple[d
 def _measure(subject: Subject, options: Options, parts: Parts, low: float, high: float) -> tuple[Readings, dict[str, Moments]]:
     """Readers of one bin on held-out images, and moments at the tap of each part of a mixture."""
     readers, means = _fit(subject, options, low, high)
+    joined = {block: Joined(of_block) for block, of_block in readers.items()}
     readings, moments = Readings(means), {part: Moments() for part in parts}
     for pair in _heldout(subject, options, low, high):
         y = _with_control(subject, *pair)
-        readings.begin(torch.cat(list(y.values()), dim=-1))
-        for block, h_BTD in _hidden(subject, pair[0]).items():
-            read_BTP = read(readers[block], h_BTD)
-            readings.add(block, read_BTP)
-            if block == subject.tap:
-                found = dict(zip(y, read_BTP.split(readings.sizes, dim=-1), strict=True))
-                for part, layers in parts.items():
-                    keys = [f"{_called(layer)} {NONE}" for layer in layers]
-                    moments[part].add(torch.stack([found[key] for key in keys]), torch.stack([y[key] for key in keys]))
+        y_BTP = torch.cat(list(y.values()), dim=-1)
+        hidden = _hidden(subject, pair[0])
+        for some in torch.arange(len(y_BTP)).split(max(1, AT_ONCE[y_BTP.device.type] // y_BTP[0].numel())):
+            images = slice(int(some[0]), int(some[-1]) + 1)
+            readings.begin(y_BTP[images])
+            for block, h_BTD in hidden.items():
+                read_BTP = joined[block](h_BTD[images])
+                readings.add(block, read_BTP)
+                if block == subject.tap:
+                    found = dict(zip(y, read_BTP.split(readings.sizes, dim=-1), strict=True))
+                    for part, layers in parts.items():
+                        keys = [f"{_called(layer)} {NONE}" for layer in layers]
+                        moments[part].add(torch.stack([found[key] for key in keys]), torch.stack([y[key][images] for key in keys]))
     return readings, moments
 
 

@@ -168,7 +168,7 @@ def _kernel(candidate: Candidate) -> int:
 
 @torch.no_grad()
 def _solve(subject: Subject, options: TargetOptions, made: list[Candidate], held: list[Step]) -> dict[str, Reader]:
-    """Closed-form fits in one pass: one set of sums and one factor a penalty for all projectors of one kernel. held: the first batches that choose."""
+    """Closed-form fits in one pass: one set of sums and one factor a penalty for all of one kernel. held: the first batches that choose."""
     kernels: dict[int, list[Candidate]] = {}
     for c in made:
         kernels.setdefault(_kernel(c), []).append(c)

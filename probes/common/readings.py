@@ -19,12 +19,22 @@ from gsnr.probes.common.vertex import Interval, interval
 Array = NDArray[np.float64]
 
 
-def read(readers: Mapping[str, Reader], h_BTD: Tensor) -> Tensor:
-    """(B,T,P) in the precision of h: what all readers make of it. About its mean, so that a large one cancels nothing."""
-    weight = torch.cat([reader.weight_PC for reader in readers.values()], dim=1)
-    bias = torch.cat([reader.bias_C for reader in readers.values()])
-    origin_D = h_BTD.mean((0, 1))
-    return (h_BTD - origin_D) @ weight.to(h_BTD.dtype) + (origin_D.to(weight.dtype) @ weight + bias).to(h_BTD.dtype)
+class Joined:
+    """Readers of one hidden state, side by side."""
+
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self.weight_DP = torch.cat([reader.weight_PC for reader in readers.values()], dim=1)
+        self.bias_P = torch.cat([reader.bias_C for reader in readers.values()])
+        self.origin_D: Tensor | None = None
+
+    def __call__(self, h_BTD: Tensor) -> Tensor:
+        """(B,T,P) in the precision of h: what all readers make of it. About the first batch's mean, so that a large one cancels nothing."""
+        if self.origin_D is None:
+            self.origin_D = h_BTD.mean((0, 1))
+            self.there_P = (self.origin_D.double() @ self.weight_DP + self.bias_P).to(h_BTD.dtype)
+            self.narrow_DP = self.weight_DP.to(h_BTD.dtype)
+        rows = (h_BTD - self.origin_D).flatten(0, 1)
+        return torch.addmm(self.there_P, rows, self.narrow_DP).unflatten(0, h_BTD.shape[:2])
 
 
 class Readings:

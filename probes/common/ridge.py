@@ -170,7 +170,8 @@ class Ridge:
                 cross = torch.cat([(w_PC * (held_xx @ w_PC - 2 * held_xy[:, c])).sum(0) for c, w_PC in each])
                 error[penalty] = held_yy + cross
         places = dict(zip(out.sizes, torch.arange(len(held_yy)).split(list(out.sizes.values())), strict=True))
-        of_output = {name: dict(zip(error, torch.stack([e_C[c].sum() for e_C in error.values()]).tolist(), strict=True)) for name, c in places.items()}
+        of_all = torch.stack([torch.stack([e_C[c].sum() for c in places.values()]) for e_C in error.values()]).T.tolist()
+        of_output = {name: dict(zip(error, of_one, strict=True)) for name, of_one in zip(places, of_all, strict=True)}
         chosen = {name: min(errors, key=errors.__getitem__) for name, errors in of_output.items()}
         final = {least: systems[1].first_factor(least) for least in set(chosen.values())}
         mean_x = both.x_P / both.n + self._origin_aD.flatten()
