@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from gsnr.options import option
 from gsnr.probes.common.options import NONE, SHUFFLED, BinOptions
-from gsnr.probes.common.readings import Readings, read
+from gsnr.probes.common.readings import Joined, Readings
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.ridge import CHOOSES, SOLVES, Reader, Ridge
+from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Reader, Ridge
+from gsnr.probes.common.streaming import streamed
 from gsnr.probes.common.subject import Subject, bin_columns
 from gsnr.probes.common.targets import own_target
 from gsnr.probes.common.vertex import MOST_LAYERS, Moments, choice, interval
@@ -43,6 +44,7 @@ KIND = "metrics"
 SCALES = ("bins", "train_images")  # the fits to train images take most of it
 LATENT, BETA = "latent", "beta"
 BATCH = 64
+AT_ONCE = {"cpu": 2**20, "cuda": 2**28}  # numbers of what is read that are held beside several of their kind: a cache, a share of memory
 CHOOSING = 8  # one in so many train images chooses the penalties
 Pairs = Iterator[tuple[Batch, Batch]]
 Layer = tuple[str, str]  # group of cached features, name
@@ -78,18 +80,37 @@ def _called(layer: Layer) -> str:
     return "/".join(layer)
 
 
+OWN, OTHER = "own", "other"  # a batch, and that of the shuffled control
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Train:
+    """`self[step]`: a batch of train images in random order, and others at the same times."""
+
+    subject: Subject
+    chunks: list[Index]
+    partner_N: Index
+    seed: int
+    low: float
+    high: float
+
+    def __getitem__(self, step: int) -> dict[str, Batch]:
+        split, groups, index = self.subject.splits["train"], tuple(self.subject.header.groups), self.chunks[step]
+        drawn = rng.draw(self.seed, "fit", index, self.subject.header.latent_shape)
+        t_N, other = self.low + (self.high - self.low) * drawn.u, self.partner_N[index]
+        others = rng.draw(self.seed, "fit", other, self.subject.header.latent_shape)
+        return {OWN: assemble(split, index, drawn, t_N, groups, mirror=False), OTHER: assemble(split, other, others, t_N, groups, mirror=False)}
+
+
 def _train(subject: Subject, options: Options, low: float, high: float, part: int) -> Pairs:
-    """Batches of train images in random order, and others for the shuffled control."""
-    split, groups = subject.splits["train"], tuple(subject.header.groups)
-    partner_N = partners(split.size, options.seed)
-    numbers = permutation.image_of(np.arange(min(options.train_images, split.size), dtype=np.int64), split.size, options.seed)
+    """Batches of train images in random order, and others for the shuffled control, on the device."""
+    size = subject.splits["train"].size
+    numbers = permutation.image_of(np.arange(min(options.train_images, size), dtype=np.int64), size, options.seed)
     chosen = len(numbers) // CHOOSING
     numbers = numbers[:chosen] if part == CHOOSES else numbers[chosen:]
-    for index in np.array_split(numbers, -(-len(numbers) // BATCH)):
-        drawn = rng.draw(options.seed, "fit", index, subject.header.latent_shape)
-        t_N, other = low + (high - low) * drawn.u, partner_N[index]
-        others = rng.draw(options.seed, "fit", other, subject.header.latent_shape)
-        yield assemble(split, index, drawn, t_N, groups, mirror=False), assemble(split, other, others, t_N, groups, mirror=False)
+    chunks = np.array_split(numbers, -(-len(numbers) // BATCH))
+    steps = _Train(subject=subject, chunks=chunks, partner_N=partners(size, options.seed), seed=options.seed, low=low, high=high)
+    return ((pair[OWN], pair[OTHER]) for pair in streamed(steps, 0, len(chunks), subject.device))
 
 
 def _heldout(subject: Subject, options: Options, low: float, high: float) -> Pairs:
@@ -132,37 +153,46 @@ def _with_control(subject: Subject, batch: Batch, other: Batch) -> dict[str, Ten
 
 def _fit(subject: Subject, options: Options, low: float, high: float) -> tuple[dict[int, dict[str, Reader]], dict[str, Tensor]]:
     """block -> its readers by "target control", and (T,C) means of what they read."""
+    outputs: Outputs | None = None
     ridges: dict[int, Ridge] = {}
-    sums: dict[str, Tensor] = {}
+    total_TP: Tensor | float = 0.0
     images = 0
     for part in (SOLVES, CHOOSES):
         for pair in _train(subject, options, low, high, part):
             y = _with_control(subject, *pair)
-            sums = {key: y_BTC.sum(0).double() + sums.get(key, 0) for key, y_BTC in y.items()}
-            images += len(pair[0]["t"])
-            y_NP = torch.cat(list(y.values()), dim=-1).flatten(0, 1)
+            outputs = outputs or Outputs({key: y_BTC.shape[-1] for key, y_BTC in y.items()})
+            y_BTP = torch.cat(list(y.values()), dim=-1)
+            total_TP = y_BTP.sum(0).double() + total_TP
+            images += len(y_BTP)
+            given = outputs.add(y_BTP.flatten(0, 1), part)  # once for all blocks
             for block, h_BTD in _hidden(subject, pair[0]).items():
-                ridge = ridges.setdefault(block, Ridge({key: y_BTC.shape[-1] for key, y_BTC in y.items()}))
-                ridge.add(h_BTD.flatten(0, 1), y_NP, part)
-    return {block: ridge.solve() for block, ridge in ridges.items()}, {key: sum_TC / images for key, sum_TC in sums.items()}
+                ridges.setdefault(block, Ridge(outputs)).add(h_BTD.flatten(0, 1), given)
+    assert outputs is not None and isinstance(total_TP, Tensor)
+    means = dict(zip(outputs.sizes, (total_TP / images).split(list(outputs.sizes.values()), dim=1), strict=True))
+    return {block: ridge.solve() for block, ridge in ridges.items()}, means
 
 
 @torch.no_grad()
 def _measure(subject: Subject, options: Options, parts: Parts, low: float, high: float) -> tuple[Readings, dict[str, Moments]]:
     """Readers of one bin on held-out images, and moments at the tap of each part of a mixture."""
     readers, means = _fit(subject, options, low, high)
+    joined = {block: Joined(of_block) for block, of_block in readers.items()}
     readings, moments = Readings(means), {part: Moments() for part in parts}
     for pair in _heldout(subject, options, low, high):
         y = _with_control(subject, *pair)
-        readings.begin(torch.cat(list(y.values()), dim=-1))
-        for block, h_BTD in _hidden(subject, pair[0]).items():
-            read_BTP = read(readers[block], h_BTD)
-            readings.add(block, read_BTP)
-            if block == subject.tap:
-                found = dict(zip(y, read_BTP.split(readings.sizes, dim=-1), strict=True))
-                for part, layers in parts.items():
-                    keys = [f"{_called(layer)} {NONE}" for layer in layers]
-                    moments[part].add(torch.stack([found[key] for key in keys]), torch.stack([y[key] for key in keys]))
+        y_BTP = torch.cat(list(y.values()), dim=-1)
+        hidden = _hidden(subject, pair[0])
+        for some in torch.arange(len(y_BTP)).split(max(1, AT_ONCE[y_BTP.device.type] // y_BTP[0].numel())):
+            images = slice(int(some[0]), int(some[-1]) + 1)
+            readings.begin(y_BTP[images])
+            for block, h_BTD in hidden.items():
+                read_BTP = joined[block](h_BTD[images])
+                readings.add(block, read_BTP)
+                if block == subject.tap:
+                    found = dict(zip(y, read_BTP.split(readings.sizes, dim=-1), strict=True))
+                    for part, layers in parts.items():
+                        keys = [f"{_called(layer)} {NONE}" for layer in layers]
+                        moments[part].add(torch.stack([found[key] for key in keys]), torch.stack([y[key][images] for key in keys]))
     return readings, moments
 
 

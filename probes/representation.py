@@ -10,26 +10,28 @@ Shapes: N images, D features.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 from tqdm import tqdm
 
 from gsnr.intervals import NORMAL_95
+from gsnr.probes.common.linear_probe import accuracies
 from gsnr.probes.common.options import BinOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, bin_columns
 from gsnr.table import NAN
 from gsnr.train.data import rng
-from gsnr.train.data.batches import assemble
-from gsnr.train.data.heldout import heldout_batches, partners
+from gsnr.train.data.batches import Batch, assemble
+from gsnr.train.data.cache import Split
+from gsnr.train.data.heldout import partners
 from gsnr.train.interpolant import interpolate
 
 SUMMARY = "CKNNA to a teacher's features, and accuracy of a linear probe, per block and bin of t"
@@ -39,6 +41,7 @@ Options = BinOptions
 NEIGHBOURS = 10
 TEACHER = "teacher"
 PROBE_TRAIN = 2048  # train images of the linear probe, at most
+BATCH = 64
 Array = NDArray[np.float64]
 
 
@@ -76,12 +79,20 @@ def _hsic(k_NN: Array, l_NN: Array) -> float:
     return (trace + sums - cross) / (n * (n - 3))
 
 
+def _kernel(x_ND: Array) -> Array:
+    """(N,N): cosines."""
+    unit = x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
 def cknna(a_ND: Array, b_NE: Array, k: int = NEIGHBOURS) -> float:
     """Centred kernel nearest-neighbour alignment of two sets of features of the same images (Huh et al. 2024, App. A); NaN where undefined."""
-    kernels = []
-    for x in (a_ND, b_NE):
-        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-        kernels.append(unit @ unit.T)
+    return _cknna(_kernel(a_ND), _kernel(b_NE), k)
+
+
+def _cknna(a_NN: Array, b_NN: Array, k: int = NEIGHBOURS) -> float:
+    """Of two kernels."""
+    kernels = [a_NN, b_NN]
     near = [_neighbours(kernel, k) for kernel in kernels]
 
     def similarity(i: int, j: int) -> float:
@@ -92,26 +103,54 @@ def cknna(a_ND: Array, b_NE: Array, k: int = NEIGHBOURS) -> float:
     return similarity(0, 1) / np.sqrt(product) if product > 0 else float("nan")
 
 
-@torch.no_grad()
-def _hidden(subject: Subject, batch: dict[str, torch.Tensor]) -> dict[int, Array]:
-    """block -> (N,D) hidden states, averaged over tokens."""
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """Images with the random numbers that every bin shares: read and drawn once."""
+
+    split: Split
+    numbers: NDArray[np.int64]
+    seed: int
+    stream: str
+    groups: tuple[str, ...] = ()
+
+    @cached_property
+    def batches(self) -> list[tuple[Batch, Array]]:
+        """(batch without its times, u)."""
+        found = []
+        for chunk in np.array_split(self.numbers, -(-len(self.numbers) // BATCH)):
+            drawn = rng.draw(self.seed, self.stream, chunk, self.split.header.latent_shape)
+            batch = assemble(self.split, chunk, drawn, drawn.u, self.groups, mirror=False)
+            found.append(({key: batch[key] for key in ("latent", "noise", "label", *self.groups)}, drawn.u))
+        return found
+
+    def between(self, low: float, high: float) -> Iterable[Batch]:
+        """The batches, at times of one bin."""
+        return (batch | {"t": torch.from_numpy((low + (high - low) * u_N).astype(np.float32))} for batch, u_N in self.batches)
+
+    @cached_property
+    def labels_N(self) -> Tensor:
+        return torch.cat([batch["label"] for batch, _ in self.batches])
+
+    @cached_property
+    def teacher_ND(self) -> Array:
+        """Its features, averaged over places."""
+        return np.concatenate([batch[TEACHER][:, 0].double().mean((2, 3)).numpy() for batch, _ in self.batches])
+
+
+@torch.inference_mode()
+def _hidden(subject: Subject, batch: Batch) -> Tensor:
+    """(K,N,D) hidden states of all K blocks, averaged over tokens."""
     model = subject.checkpoint.model.to(subject.device)
-    batch = {key: x.to(subject.device) for key, x in batch.items()}
-    x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
+    latent, noise, t, label = (batch[key].to(subject.device, non_blocking=True) for key in ("latent", "noise", "t", "label"))
     blocks = tuple(range(1, subject.checkpoint.config.model.depth + 1))
-    nothing = torch.full_like(batch["label"], subject.checkpoint.config.model.num_classes)
-    _, hidden = model.forward_with_taps(x_t, batch["t"], nothing, taps=blocks, stop=True)
-    return {block: h.mean(1).double().cpu().numpy() for block, h in hidden.items()}
+    nothing = torch.full_like(label, subject.checkpoint.config.model.num_classes)
+    _, hidden = model.forward_with_taps(interpolate(latent, noise, t), t, nothing, taps=blocks, stop=True)
+    return torch.stack([h_BTD.mean(1) for h_BTD in hidden.values()])
 
 
-def _gather(parts: list[dict[int, Array]]) -> dict[int, Array]:
-    return {block: np.concatenate([part[block] for part in parts]) for block in parts[0]}
-
-
-def _accuracy(train_ND: Array, train_N: NDArray, held_ND: Array, held_N: NDArray) -> float:
-    """Share of held-out images that the probe puts into their class."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, C=0.1))
-    return float(probe.fit(train_ND, train_N).score(held_ND, held_N))
+def _features(subject: Subject, images: _Images, low: float, high: float) -> Tensor:
+    """(K,N,D) float64, on the device."""
+    return torch.cat([_hidden(subject, batch) for batch in images.between(low, high)], dim=1).double().clone()
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
@@ -121,57 +160,57 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
     return min(share, (middle - half) / (1 + z * z / n)), max(share, (middle + half) / (1 + z * z / n))
 
 
-def _jackknife(a_ND: Array, b_NE: Array, value: float) -> tuple[float, float]:
-    """95 % interval from leaving out one of 16 parts of the images at a time."""
-    folds = np.array_split(np.arange(len(a_ND)), min(16, len(a_ND) - NEIGHBOURS - 3))
-    left_out = np.array([cknna(np.delete(a_ND, fold, 0), np.delete(b_NE, fold, 0)) for fold in folds])
+def _jackknife(a_NN: Array, b_NN: Array, value: float) -> tuple[float, float]:
+    """95 % interval of CKNNA from leaving out one of 16 parts of the images at a time."""
+    n = len(a_NN)
+    folds = np.array_split(np.arange(n), min(16, n - NEIGHBOURS - 3))
+    rest = [np.delete(np.arange(n), fold) for fold in folds]
+    left_out = np.array([_cknna(a_NN[np.ix_(kept, kept)], b_NN[np.ix_(kept, kept)]) for kept in rest])
     half = NORMAL_95 * float(np.sqrt((len(folds) - 1) * np.var(left_out)))
     return value - half, value + half
 
 
-def _bin(subject: Subject, options: Options, index: int) -> Rows:
-    low, high = options.edges(index)
-    groups = tuple(group for group in (TEACHER,) if group in subject.header.groups)
-    heldout = subject.splits["heldout"]
-    batches = heldout_batches(heldout, options.n_images, options.seed, "heldout", low, high, groups, first=options.first_image)
-    drawn = [batch for _, batch in batches]
-    held = _gather([_hidden(subject, batch) for batch in drawn])
-    held_labels = np.concatenate([batch["label"].numpy() for batch in drawn])
-    split = subject.splits["train"]
+def _images(subject: Subject, options: Options) -> tuple[_Images, _Images]:
+    """Train images of the linear probe, and held-out ones."""
+    split, groups = subject.splits["train"], tuple(group for group in (TEACHER,) if group in subject.header.groups)
     numbers = np.arange(min(PROBE_TRAIN, split.size), dtype=np.int64)
-    fits, fit_labels = [], []
-    for chunk in np.array_split(numbers, -(-len(numbers) // 64)):
-        noise = rng.draw(options.seed, "fit", chunk, subject.header.latent_shape)
-        batch = assemble(split, chunk, noise, low + (high - low) * noise.u, (), mirror=False)
-        fits.append(_hidden(subject, batch))
-        fit_labels.append(batch["label"].numpy())
-    train, train_labels = _gather(fits), np.concatenate(fit_labels)
+    train = _Images(split=split, numbers=numbers, seed=options.seed, stream="fit")
+    return train, _Images(split=subject.splits["heldout"], numbers=subject.images(options), seed=options.seed, stream="heldout", groups=groups)
+
+
+def _bin(subject: Subject, options: Options, train: _Images, heldout: _Images, index: int) -> Rows:
+    low, high = options.edges(index)
+    held_KND = _features(subject, heldout, low, high)
     shared = subject.columns("representation", options) | {"control": "none", "projector": "none"} | bin_columns(index, low, high)
-    rows = []
-    for block, h_ND in held.items():
-        here = shared | {"group": f"block {block}"}
-        if len(np.unique(train_labels)) > 1:
-            accuracy = _accuracy(train[block], train_labels, h_ND, held_labels)
-            ends = _wilson(accuracy, len(h_ND))
-            rows.append(here | {"target": "label", "metric": "linear_probe_accuracy", "value": accuracy, "low": ends[0], "high": ends[1]})
-            classes, counts = np.unique(train_labels, return_counts=True)
-            guess = float((held_labels == classes[counts.argmax()]).mean())
-            rows.append(rows[-1] | {"control": "constant", "value": guess, "low": NAN, "high": NAN})
-        if groups:
-            teacher = np.concatenate([batch[TEACHER][:, 0].double().mean((2, 3)).numpy() for batch in drawn])
-            value = cknna(h_ND, teacher)
-            ends = _jackknife(h_ND, teacher, value)
-            rows.append(here | {"target": TEACHER, "metric": "cknna", "value": value, "low": ends[0], "high": ends[1]})
-            other = teacher[partners(len(teacher), options.seed)]
+    about = [shared | {"group": f"block {block}"} for block in range(1, len(held_KND) + 1)]
+    rows: list[list[dict[str, Any]]] = [[] for _ in about]
+    classes, counts = torch.unique(train.labels_N, return_counts=True)
+    if len(classes) > 1:
+        device = held_KND.device
+        found = accuracies(_features(subject, train, low, high), train.labels_N.to(device), held_KND, heldout.labels_N.to(device))
+        guess = float((heldout.labels_N == classes[counts.argmax()]).double().mean())
+        for of_block, here, accuracy in zip(rows, about, found, strict=True):
+            ends = _wilson(accuracy, held_KND.shape[1])
+            of_block.append(here | {"target": "label", "metric": "linear_probe_accuracy", "value": accuracy, "low": ends[0], "high": ends[1]})
+            of_block.append(of_block[-1] | {"control": "constant", "value": guess, "low": NAN, "high": NAN})
+    if heldout.groups:
+        teacher = _kernel(heldout.teacher_ND)
+        other = partners(len(teacher), options.seed)
+        for of_block, here, h_ND in zip(rows, about, held_KND.cpu().numpy(), strict=True):
+            kernel = _kernel(h_ND)
+            value = _cknna(kernel, teacher)
+            ends = _jackknife(kernel, teacher, value)
+            of_block.append(here | {"target": TEACHER, "metric": "cknna", "value": value, "low": ends[0], "high": ends[1]})
             chance = here | {"target": TEACHER, "control": "shuffled", "metric": "cknna", "low": NAN, "high": NAN}
-            rows.append(chance | {"value": cknna(h_ND, other)})
-    return {"metrics": rows}
+            of_block.append(chance | {"value": _cknna(kernel, teacher[np.ix_(other, other)])})
+    return {"metrics": [row for of_block in rows for row in of_block]}
 
 
 def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "metrics": linear_probe_accuracy (target "label"; control "constant") and cknna (target "teacher"; control "shuffled"), group =
     block."""
     rows: Rows = {"metrics": []}
+    train, heldout = _images(subject, options)
     for index in tqdm(range(options.bins), desc="representation", unit="bin", leave=False):
-        rows["metrics"] += resume.rows(f"bin{index}", partial(_bin, subject, options, index))["metrics"]
+        rows["metrics"] += resume.rows(f"bin{index}", partial(_bin, subject, options, train, heldout, index))["metrics"]
     return rows, {"neighbours": NEIGHBOURS, "probe_train": min(PROBE_TRAIN, subject.splits["train"].size)}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -25,10 +26,12 @@ from tqdm import tqdm
 
 from gsnr.probes.common.candidates import Candidate, groups_of, hidden_at_tap, partners_of, ready
 from gsnr.probes.common.options import NONE, TargetOptions
-from gsnr.probes.common.ridge import CHOOSES, SOLVES, Reader, Ridge
+from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Reader, Ridge
+from gsnr.probes.common.streaming import streamed
 from gsnr.probes.common.subject import Subject
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.batches import Batch, assemble
+from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import REPEAT, order
 
 FIT_BATCH = 64
@@ -62,21 +65,43 @@ def images_of(subject: Subject, part: int) -> NDArray[np.int64]:
     return numbers[:eighth] if part == CHOOSES else numbers[eighth:]
 
 
-def fit_batches(subject: Subject, seed: int, made: list[Candidate], steps: int, part: int = SOLVES) -> Iterator[Step]:
-    """What projectors are fitted on: a pure function of (seed, part, step)."""
-    split, groups, images = subject.splits["train"], groups_of(made), images_of(subject, part)
-    partners = partners_of(split, seed, made)
-    for step in range(steps):
+OWN = ""  # the key of a sample's own batch, beside those of its controls
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """`self[step]`: OWN -> a batch, control -> other images with other noise at the same times. A pure function of (seed, part, step)."""
+
+    split: Split
+    images: NDArray[np.int64]
+    partners: dict[str, NDArray[np.int64]]
+    groups: tuple[str, ...]
+    seed: int
+    part: int
+
+    def __getitem__(self, step: int) -> dict[str, Batch]:
+        shape = self.split.header.latent_shape
         samples = np.arange(step * FIT_BATCH, (step + 1) * FIT_BATCH, dtype=np.int64)
-        index = images[permutation.image_of(samples, len(images), seed)]
-        numbers = samples + (HELDOUT_SAMPLES if part == CHOOSES else 0)
-        drawn = rng.draw(seed, "fit", numbers, subject.header.latent_shape)
-        batch = ready(subject, made, assemble(split, index, drawn, drawn.u, groups))
-        other = {}
-        for control, partner_N in partners.items():
-            others = rng.draw(seed, "fit", numbers + REPEAT, subject.header.latent_shape)  # another noise as well
-            other[control] = ready(subject, made, assemble(split, partner_N[index], others, drawn.u, groups))
-        yield batch, other, hidden_at_tap(subject, batch)
+        index = self.images[permutation.image_of(samples, len(self.images), self.seed)]
+        numbers = samples + (HELDOUT_SAMPLES if self.part == CHOOSES else 0)
+        drawn = rng.draw(self.seed, "fit", numbers, shape)
+        found = {OWN: assemble(self.split, index, drawn, drawn.u, self.groups)}
+        if self.partners:
+            others = rng.draw(self.seed, "fit", numbers + REPEAT, shape)  # another noise as well
+            found |= {control: assemble(self.split, of[index], others, drawn.u, self.groups) for control, of in self.partners.items()}
+        return found
+
+
+def fit_batches(subject: Subject, seed: int, made: list[Candidate], steps: int, part: int = SOLVES, first: int = 0) -> Iterator[Step]:
+    """What projectors are fitted on: steps first .. steps - 1, each a pure function of (seed, part, step)."""
+    split = subject.splits["train"]
+    samples = _Samples(
+        split=split, images=images_of(subject, part), partners=partners_of(split, seed, made), groups=groups_of(made), seed=seed, part=part
+    )
+    for batches in streamed(samples, first, steps, subject.device):
+        ready_of = {control: ready(subject, made, batch) for control, batch in batches.items()}
+        batch = ready_of.pop(OWN)
+        yield batch, ready_of, hidden_at_tap(subject, batch)
 
 
 def directional(candidate: Candidate, target_BTC: Tensor) -> bool:
@@ -87,10 +112,17 @@ def directional(candidate: Candidate, target_BTC: Tensor) -> bool:
     return torch.allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
-def _aim(candidate: Candidate, step: Step) -> Tensor:
-    """(B,T,C): what is regressed on."""
-    target_BTC = candidate.target_BTC(*step).float()
-    return F.normalize(target_BTC, dim=-1) if directional(candidate, target_BTC[:1]) else target_BTC
+class _Aims:
+    """What candidates' projectors are regressed on: (B,T,C) targets, or their directions where the loss reads no more of them."""
+
+    def __init__(self) -> None:
+        self.directional: dict[str, bool] = {}
+
+    def __call__(self, candidate: Candidate, step: Step) -> Tensor:
+        target_BTC = candidate.target_BTC(*step).float()
+        if candidate.name not in self.directional:  # asked once: the answer is a property of the loss
+            self.directional[candidate.name] = directional(candidate, target_BTC[:1])
+        return F.normalize(target_BTC, dim=-1) if self.directional[candidate.name] else target_BTC
 
 
 def affine_layer(projector: nn.Module) -> nn.Linear | nn.Conv2d | None:
@@ -127,25 +159,44 @@ def _is_affine(candidate: Candidate, h_BTD: Tensor) -> bool:
     return found.shape == plain.shape and torch.allclose(found, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
 
 
+def _kernel(candidate: Candidate) -> int:
+    """Taps along a side of what its affine layer reads."""
+    assert candidate.head is not None
+    layer = affine_layer(candidate.head)
+    return layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 1
+
+
 @torch.no_grad()
-def _solve(subject: Subject, options: TargetOptions, made: list[Candidate]) -> dict[str, Reader]:
-    """Closed-form fits: one set of sums for all projectors of one kernel."""
-    layers = {c.name: affine_layer(c.head) for c in made if c.head is not None}
+def _solve(subject: Subject, options: TargetOptions, made: list[Candidate], held: list[Step]) -> dict[str, Reader]:
+    """Closed-form fits in one pass: one set of sums and one factor a penalty for all of one kernel. held: the first batches that choose."""
     kernels: dict[int, list[Candidate]] = {}
     for c in made:
-        layer = layers[c.name]
-        kernels.setdefault(layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 0, []).append(c)
-    sums = {kernel: Ridge({c.name: len(layers[c.name].weight) for c in of_kernel}) for kernel, of_kernel in kernels.items()}  # type: ignore[union-attr]
+        kernels.setdefault(_kernel(c), []).append(c)
+    outputs = {kernel: Outputs({c.name: len(affine_layer(c.head).weight) for c in of_kernel}) for kernel, of_kernel in kernels.items()}  # type: ignore
+    ridges = {kernel: Ridge(outputs[kernel], kernel) for kernel in kernels}
     batches = -(-options.fit_samples // FIT_BATCH)
     judged = -(-batches // 8)
+    rest = fit_batches(subject, options.seed, made, judged, CHOOSES, len(held)) if judged > len(held) else ()
+    parts = {SOLVES: fit_batches(subject, options.seed, made, batches), CHOOSES: chain(held[:judged], rest)}
+    aims = _Aims()
     with tqdm(total=batches + judged, desc="fitting projectors", unit="batch", mininterval=1.0, leave=False) as bar:
-        for part, count in ((SOLVES, batches), (CHOOSES, judged)):
-            for step in fit_batches(subject, options.seed, made, count, part):
+        for part, steps in parts.items():
+            for step in steps:
                 for kernel, of_kernel in kernels.items():
-                    x_NP = inputs_of(layers[of_kernel[0].name], step[2].float())  # type: ignore[arg-type]
-                    sums[kernel].add(x_NP, {c.name: _aim(c, step).flatten(0, 1) for c in of_kernel}, part)
+                    ridges[kernel].add(step[2].float(), outputs[kernel].add({c.name: aims(c, step) for c in of_kernel}, part))
                 bar.update()
-    return {name: reader for ridge in sums.values() for name, reader in ridge.solve().items()}
+    return {name: reader for ridge in ridges.values() for name, reader in ridge.solve().items()}
+
+
+@torch.no_grad()
+def _take(candidate: Candidate, reader: Reader) -> None:
+    """Gives a projector the weights of a reader."""
+    layer = affine_layer(candidate.head) if candidate.head is not None else None
+    assert layer is not None and layer.bias is not None
+    k = _kernel(candidate)
+    weight = reader.weight_PC.unflatten(0, (k, k, -1)).permute(3, 2, 0, 1)  # inputs are ordered by row, column, channel
+    layer.weight.copy_(weight.reshape(layer.weight.shape))
+    layer.bias.copy_(reader.bias_C)
 
 
 def _last_layer(candidate: Candidate) -> nn.Linear | nn.Conv2d | None:
@@ -160,9 +211,10 @@ def means(subject: Subject, seed: int, made: list[Candidate]) -> dict[str, Tenso
     """target -> (C,) float32: the mean over train images, tokens and times of what it is regressed on (unit vectors under a cosine loss)."""
     true = [c for c in {c.target: c for c in made if c.control == NONE and c.aligned is not None}.values()]
     sums: dict[str, Tensor] = {}
+    aims = _Aims()
     for step in fit_batches(subject, seed, true, MEAN):
         for c in true:
-            mean = _aim(c, step).double().mean((0, 1)) / MEAN
+            mean = aims(c, step).double().mean((0, 1)) / MEAN
             sums[c.target] = sums[c.target] + mean if c.target in sums else mean
     return {target: mean.float() for target, mean in sums.items()}
 
@@ -201,7 +253,7 @@ class _Descent:
 
     def look(self, held: list[Step]) -> None:
         """After some steps: is there still a gain on the held-out part?"""
-        loss = _judged(self.candidate, held)
+        loss, _ = _judged(self.candidate, held)
         gains = loss < self.counted * (1 - GAIN)
         self.counted, self.stale = (loss, 0) if gains else (self.counted, self.stale + 1)
         if loss < self.best:
@@ -212,15 +264,17 @@ class _Descent:
 
 
 @torch.no_grad()
-def _judged(candidate: Candidate, held: list[Step], constant_C: Tensor | None = None) -> float:
-    """Mean loss on the held-out part of the projector, or of a constant."""
+def _judged(candidate: Candidate, held: list[Step], constant_C: Tensor | None = None) -> tuple[float, float]:
+    """Mean loss on the held-out part of the projector, and of a constant (NaN without one)."""
     assert candidate.aligned is not None
-    losses = []
+    losses: list[list[Tensor]] = [[], []]
     for step in held:
         target = candidate.target_BTC(*step)
-        made = candidate.aligned.projector(step[2]) if constant_C is None else constant_C.expand_as(target)
-        losses.append(candidate.aligned.discrepancy(made, target))
-    return float(torch.cat(losses).double().mean())
+        losses[0].append(candidate.aligned.discrepancy(candidate.aligned.projector(step[2]), target))
+        if constant_C is not None:
+            losses[1].append(candidate.aligned.discrepancy(constant_C.expand_as(target), target))
+    own, constant = (float(torch.cat(each).double().mean()) if each else float("nan") for each in losses)
+    return own, constant
 
 
 def _descend(subject: Subject, options: TargetOptions, runs: dict[str, _Descent], held: list[Step]) -> None:
@@ -250,12 +304,9 @@ def fit(subject: Subject, options: TargetOptions, made: list[Candidate], mean: M
         return {}
     held = list(fit_batches(subject, options.seed, to_fit, JUDGE, CHOOSES))
     affine = [c for c in to_fit if options.fit != DESCENT and _is_affine(c, held[0][2])]
-    readers = _solve(subject, options, affine) if affine else {}
+    readers = _solve(subject, options, affine, held) if affine else {}
     for c in affine:
-        layer = affine_layer(c.head) if c.head is not None else None
-        assert layer is not None and layer.bias is not None
-        layer.weight.data.copy_(readers[c.name].weight_PC.T.reshape(layer.weight.shape))
-        layer.bias.data.copy_(readers[c.name].bias_C)
+        _take(c, readers[c.name])
     exact = [c for c in affine if directional(c, c.target_BTC(*held[0])[:1])]
     descents = {c.name: _Descent(c, None if c in affine else mean[c.target]) for c in to_fit if c not in exact}
     if descents:
@@ -263,11 +314,12 @@ def fit(subject: Subject, options: TargetOptions, made: list[Candidate], mean: M
     found = {}
     for c in to_fit:
         run, reader = descents.get(c.name), readers.get(c.name)
+        loss, constant_loss = _judged(c, held, mean[c.target])
         found[c.name] = Fitted(
             how=" + ".join([RIDGE] * (reader is not None) + [DESCENT] * (run is not None)),
             steps=run.steps if run else -(-options.fit_samples // FIT_BATCH) * FIT_BATCH,
-            loss=_judged(c, held),
-            constant_loss=_judged(c, held, mean[c.target]),
+            loss=loss,
+            constant_loss=constant_loss,
             penalty=reader.penalty if reader else float("nan"),
             converged=run.done if run else True,
         )

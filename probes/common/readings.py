@@ -6,6 +6,7 @@ Shapes: B images, T tokens, P channels of all things side by side, K things.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,12 +19,22 @@ from gsnr.probes.common.vertex import Interval, interval
 Array = NDArray[np.float64]
 
 
-def read(readers: Mapping[str, Reader], h_BTD: Tensor) -> Tensor:
-    """(B,T,P) in the precision of h: what all readers make of it. About its mean, so that a large one cancels nothing."""
-    weight = torch.cat([reader.weight_PC for reader in readers.values()], dim=1)
-    bias = torch.cat([reader.bias_C for reader in readers.values()])
-    origin_D = h_BTD.mean((0, 1))
-    return (h_BTD - origin_D) @ weight.to(h_BTD.dtype) + (origin_D.to(weight.dtype) @ weight + bias).to(h_BTD.dtype)
+class Joined:
+    """Readers of one hidden state, side by side."""
+
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self.weight_DP = torch.cat([reader.weight_PC for reader in readers.values()], dim=1)
+        self.bias_P = torch.cat([reader.bias_C for reader in readers.values()])
+        self.origin_D: Tensor | None = None
+
+    def __call__(self, h_BTD: Tensor) -> Tensor:
+        """(B,T,P) in the precision of h: what all readers make of it. About the first batch's mean, so that a large one cancels nothing."""
+        if self.origin_D is None:
+            self.origin_D = h_BTD.mean((0, 1))
+            self.there_P = (self.origin_D.double() @ self.weight_DP + self.bias_P).to(h_BTD.dtype)
+            self.narrow_DP = self.weight_DP.to(h_BTD.dtype)
+        rows = (h_BTD - self.origin_D).flatten(0, 1)
+        return torch.addmm(self.there_P, rows, self.narrow_DP).unflatten(0, h_BTD.shape[:2])
 
 
 class Readings:
@@ -37,6 +48,7 @@ class Readings:
         self.names, self.sizes = list(means), [mean_TC.shape[1] for mean_TC in means.values()]
         self.mean_TP = torch.cat(list(means.values()), dim=1).float()
         self.mean_P = self.mean_TP.mean(0)
+        self.runs = [(size, len(list(run)) * size) for size, run in groupby(self.sizes)]  # things of one size lie side by side
         self.total_BK: list[Array] = []
         self.constant_BK: list[Array] = []
         self.residual_BK: dict[int, list[Array]] = {}
@@ -44,7 +56,8 @@ class Readings:
 
     def _sums(self, x_xP: Tensor) -> Tensor:
         """(...,K): sums over the channels of each thing."""
-        return torch.stack([x_xC.sum(-1) for x_xC in x_xP.split(self.sizes, dim=-1)], dim=-1)
+        runs = x_xP.split([channels for _, channels in self.runs], dim=-1)
+        return torch.cat([x.unflatten(-1, (-1, size)).sum(-1) for (size, _), x in zip(self.runs, runs, strict=True)], dim=-1)
 
     def begin(self, y_BTP: Tensor) -> None:
         """A batch of what is to be read."""

@@ -15,6 +15,7 @@ from torch import nn
 from gsnr.probes.common import fit
 from gsnr.probes.common.candidates import candidates
 from gsnr.probes.common.options import TargetOptions
+from gsnr.probes.common.streaming import streamed
 from gsnr.train import losses
 from tests.benchmarks import fits
 from tests.probes.subjects import subject_of
@@ -113,3 +114,33 @@ def test_sorted_and_rotating_labels_change_no_verdict_of_the_digits(smoke_run: P
     labels = split.take(fit.images_of(subject, fit.CHOOSES), ("label",))["label"]
     both = np.concatenate([fit.images_of(subject, part) for part in (fit.SOLVES, fit.CHOOSES)])
     assert sorted(both) == list(range(split.size)) and len(np.unique(labels)) >= 8
+
+
+def test_batches_of_other_processes_are_those_made_in_place(smoke_run: Path) -> None:
+    """As a GPU gets them: the same bits, in order, from any first step on."""
+    split = subject_of(smoke_run).splits["train"]
+    partner_N = np.roll(np.arange(split.size), 1)
+    samples = fit._Samples(split=split, images=np.arange(split.size), partners={"shuffled": partner_N}, groups=("G4",), seed=3, part=fit.CHOOSES)
+    one, two = (list(streamed(samples, 1, 4, "cpu", workers)) for workers in (0, 2))
+    assert len(one) == len(two) == 3 and one[0].keys() == two[0].keys() == {fit.OWN, "shuffled"}
+    for a, b in zip(one, two, strict=True):
+        for name, batch in a.items():
+            assert all(torch.equal(x, b[name][key]) for key, x in batch.items())
+
+
+def test_another_target_changes_no_bit_of_a_fit(smoke_run: Path) -> None:
+    """Nor does their order."""
+    subject = subject_of(smoke_run)
+    options = dataclasses.replace(OPTIONS, targets=("uniform_mid", "uniform_deep"), controls=("shuffled",))
+    together = candidates(subject, options)
+    alone = [c for c in candidates(subject, options) if c.name == "uniform_deep [shuffled]"]
+    reverse = list(reversed(candidates(subject, options)))
+    found = []
+    for made in (together, alone, reverse):
+        mean = fit.means(subject, 0, together)
+        fitted = fit.fit(subject, options, made, mean)["uniform_deep [shuffled]"]
+        head = next(c.head for c in made if c.name == "uniform_deep [shuffled]")
+        assert head is not None
+        found.append((fitted, [x.clone() for x in head.state_dict().values()]))
+    for fitted, weights in found[1:]:
+        assert fitted == found[0][0] and all(torch.equal(x, y) for x, y in zip(weights, found[0][1], strict=True))

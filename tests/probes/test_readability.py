@@ -17,8 +17,8 @@ from gsnr.intervals import NORMAL_95
 from gsnr.probes import readability
 from gsnr.probes.common import ridge, summary, vertex
 from gsnr.probes.common.command import main
-from gsnr.probes.common.readings import Readings, read
-from gsnr.probes.common.ridge import CHOOSES, SOLVES, Ridge
+from gsnr.probes.common.readings import Joined, Readings
+from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Ridge
 from gsnr.train.data import permutation
 from gsnr.train.data.heldout import order
 from gsnr.train.data.rng import draw
@@ -155,14 +155,15 @@ def test_a_known_share_of_variance() -> None:
         known = np.concatenate([h, np.tile(np.eye(4), (n, 1, 1))], axis=2) + 100  # the hidden state knows its position
         return torch.from_numpy(known).float(), {"own": torch.from_numpy(y).float(), "others": torch.from_numpy(np.roll(y, 1, 0)).float()}
 
-    ridge = Ridge({"own": 8, "others": 8})
+    outputs = Outputs({"own": 8, "others": 8})
+    ridge = Ridge(outputs)
     (h, y), (h_choose, y_choose), (h_held, y_held) = draw_some(300), draw_some(100), draw_some(300)
-    ridge.add(h.flatten(0, 1), {name: x.flatten(0, 1) for name, x in y.items()}, SOLVES)
-    ridge.add(h_choose.flatten(0, 1), {name: x.flatten(0, 1) for name, x in y_choose.items()}, CHOOSES)
+    ridge.add(h, outputs.add(y, SOLVES))
+    ridge.add(h_choose, outputs.add(y_choose, CHOOSES))
     readings = Readings({name: torch.cat([y[name], y_choose[name]]).mean(0) for name in y})
     for part in (slice(0, 100), slice(100, None)):
         readings.begin(torch.cat([x[part] for x in y_held.values()], dim=-1))
-        readings.add(7, read(ridge.solve(), h_held[part]))
+        readings.add(7, Joined(ridge.solve())(h_held[part]))
     found = {name: measures["readable_r2"] for name, measures in readings.measures(7).items()}
     assert found["own"][0] == pytest.approx(0.6, abs=0.03) and found["own"][1] < 0.6 < found["own"][2]
     assert abs(found["others"][0]) < 0.03

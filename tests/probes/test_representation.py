@@ -1,4 +1,4 @@
-"""CKNNA against sums written out in loops, the linear probe against a logistic regression by gradient descent, and the table."""
+"""CKNNA against sums written out in loops, linear probes against scikit-learn's, and the table."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from gsnr import table
 from gsnr.probes import representation
+from gsnr.probes.common import linear_probe
 from gsnr.probes.common.command import main
+from gsnr.train.data.heldout import heldout_batches
 from tests.conftest import call
 from tests.probes.subjects import subject_of
 
@@ -55,28 +60,45 @@ def test_the_interval_of_a_proportion_holds_it() -> None:
             assert low <= share <= high
 
 
-def test_the_linear_probe() -> None:
-    """Three noisy classes: the same predictions as a logistic regression fitted by gradient descent in torch, with the same penalty."""
+def test_linear_probes_solved_together() -> None:
+    """Those of scikit-learn at a tolerance that leaves nothing: weights within 1e-4, each as it is alone; a feature that never varies counts for
+    nothing, and one that hardly differs from another breaks nothing."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(3, 6))
+    centres = rng.normal(size=(3, 3, 6))
     y, y_held = rng.integers(0, 3, 300), rng.integers(0, 3, 200)
-    x, x_held = centres[y] + rng.normal(size=(300, 6)), centres[y_held] + rng.normal(size=(200, 6))
-    mean, std = x.mean(0), x.std(0)
-    inputs, labels = torch.from_numpy((x - mean) / std), torch.from_numpy(y)
-    weight, bias = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True), torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        total = torch.nn.functional.cross_entropy(inputs @ weight + bias, labels, reduction="sum") + 0.5 / 0.1 * weight.square().sum()
-        total.backward()
-        return total
-
-    optimizer.step(closure)
-    guess = (((x_held - mean) / std) @ weight.detach().numpy() + bias.detach().numpy()).argmax(1)
-    assert representation._accuracy(x, y, x_held, y_held) == pytest.approx(float((guess == y_held).mean()), abs=1e-9)
+    x, x_held = (centres[:, labels] * [[[0.5]], [[1]], [[3]]] + rng.normal(size=(3, len(labels), 6)) + 40 for labels in (y, y_held))
+    for each in (x, x_held):
+        each[1, :, 0] = 7
+        each[2, :, 0] = each[2, :, 1] + 1e-7 * rng.normal(size=each.shape[1])
+    found = linear_probe.accuracies(*map(torch.from_numpy, (x, 10 + 2 * y, x_held, 10 + 2 * y_held)))
+    scaled = [StandardScaler().fit_transform(each) for each in x]
+    weights, _ = linear_probe.fit(torch.from_numpy(np.stack(scaled)), torch.from_numpy(y), 3)
+    for k in range(3):
+        exact = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10000, C=0.1, tol=1e-10)).fit(x[k], y)
+        np.testing.assert_allclose(weights[k].T, exact[-1].coef_, atol=1e-4)
+        assert found[k] == exact.score(x_held[k], y_held)
+        alone, _ = linear_probe.fit(torch.from_numpy(scaled[k][None]), torch.from_numpy(y), 3)
+        torch.testing.assert_close(alone[0], weights[k], atol=1e-4, rtol=0)
     low, high = representation._wilson(0.5, 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+
+
+def test_a_linear_probe_that_does_not_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_probe, "STEPS", 2)
+    z = torch.randn(1, 50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="did not converge in 2 steps"):
+        linear_probe.fit(z, (z[0, :, 0] > 0).long(), 2)
+
+
+def test_images_are_read_once_and_are_those_of_heldout_batches(smoke_run: Path) -> None:
+    """Bit for bit, at the times of each bin."""
+    subject, options = subject_of(smoke_run), representation.Options(n_images=70, first_image=3, seed=5)
+    _, images = representation._images(subject, options)
+    for low, high in ((0.0, 0.5), (0.3, 0.7)):
+        plain = [batch for _, batch in heldout_batches(subject.splits["heldout"], 70, 5, "heldout", low, high, (), first=3)]
+        for key in ("latent", "noise", "t", "label"):
+            one, two = (torch.cat([batch[key] for batch in batches]) for batches in (plain, images.between(low, high)))
+            assert torch.equal(one, two), key
 
 
 def test_the_table(smoke_run: Path, tmp_path: Path) -> None:
@@ -97,5 +119,4 @@ def test_the_class_is_not_told(smoke_run: Path) -> None:
     g = torch.Generator().manual_seed(0)
     batch = {"latent": torch.randn(4, 4, 8, 8, generator=g), "noise": torch.randn(4, 4, 8, 8, generator=g), "t": torch.rand(4, generator=g)}
     one, two = (representation._hidden(subject, batch | {"label": torch.tensor(labels)}) for labels in ([0, 1, 2, 3], [9, 8, 7, 6]))
-    for block, h in one.items():
-        np.testing.assert_array_equal(h, two[block])
+    assert torch.equal(one, two)
