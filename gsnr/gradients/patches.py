@@ -106,9 +106,8 @@ class Patches(Factored):
         way = self._way(sums=True)
         if way == "form":
             return add_formed(self._formed(), plus, minus, signs)
-        for total, part in zip((plus, minus), signs.rows, strict=True):
-            if len(part):
-                total.add_(self._sum(part).view_as(total))
+        for total, part in signs.sums(plus, minus):
+            total.add_(self._sum(part).view_as(total))
         return self._gram(self, way)
 
     def square_norms(self) -> Tensor:

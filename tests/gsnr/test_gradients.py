@@ -54,6 +54,9 @@ def test_against_whole_gradients(name: str, way: None) -> None:
         for total, s in ((plus, 1), (minus, -1)):
             torch.testing.assert_close(total, 0.5 + dense[torch.from_numpy(sign_C == s)].sum(0), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(q, dense.flatten(1).square().sum(1), rtol=1e-6 if "float32" in name else 1e-12, atol=1e-12)
+    alone = torch.zeros(dense.shape[1:], dtype=torch.float64)  # one sum in both places, which signs of one kind allow
+    form.accumulate(alone, alone, Signs.of(np.ones(5), torch.device("cpu")))
+    torch.testing.assert_close(alone, dense.sum(0), rtol=1e-12, atol=1e-12)
     rows = torch.tensor([3, 0])
     taken = form.take(rows)
     assert taken.samples == 2
