@@ -155,7 +155,7 @@ def _chosen(flag: str, asked: str | None, known: tuple[str, ...], default: tuple
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr bench", __doc__)
-    parser.add_argument("--subjects", metavar="A,B", help=f"{', '.join(SUBJECTS)} (default: all; {' and '.join(ON_A_GPU)} only on a GPU)")
+    parser.add_argument("--subjects", metavar="A,B", help=f"{', '.join(SUBJECTS)} (default: all; {', '.join(ON_A_GPU)} only on a GPU)")
     parser.add_argument("--methods", metavar="A,B", help=f"{', '.join(METHODS)} (default: all)")
     parser.add_number("--rounds", 5, "turns of each method", low=1, high=10**4, metavar="R")
     parser.add_number("--batches", 4, "batches of 16 in one call", low=1, high=10**4)

@@ -119,13 +119,15 @@ def convnet(width: int, side: int = 32, batch: int = BATCH) -> Made:
 
 
 SUBJECTS: dict[str, Callable[[], Made]] = {
+    "sit-64": partial(sit, 64, 4, 3),
     "sit-384": partial(sit, 384, 6, 3),
     "sit-768": partial(sit, 768, 12, 3),
     "conv": partial(convnet, 64),
+    "sit-1152": partial(sit, 1152, 16, 3),
     "sit-b": partial(sit, 768, 12, 12),
     "sit-xl": partial(sit, 1152, 16, 28),
 }
-ON_A_GPU = ("sit-b", "sit-xl")  # without --subjects, measured only where there is one
+ON_A_GPU = ("sit-1152", "sit-b", "sit-xl")  # without --subjects, measured only where there is one
 
 
 def build(name: str, batches: int, device: torch.device, make: Callable[[], Made] | None = None) -> Subject:

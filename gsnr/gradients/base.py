@@ -62,8 +62,8 @@ def dots_formed(formed: Iterator[tuple[int, Tensor]], directions: Sequence[Tenso
 
 @dataclass(frozen=True)
 class Signs:
-    """Which of C samples count for which of two sums. positive: (C,) on the host; rows: the numbers of those of "plus" and of "minus", int64;
-    masks: (2, C) of 0 and 1, for the same."""
+    """Which of C samples count for which of two sums; one that gets none is left untouched. positive: (C,) on the host; rows: the numbers of
+    those of "plus" and of "minus", int64; masks: (2, C) of 0 and 1, for the same."""
 
     positive: tuple[bool, ...]
     rows: tuple[Tensor, Tensor]
@@ -76,6 +76,10 @@ class Signs:
         plus, minus = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in masks)
         return cls(tuple(masks[0].tolist()), (plus, minus), torch.from_numpy(masks.astype(np.float32)).to(device))
 
+    def sums(self, plus: Tensor, minus: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The sums that get any samples, each with their numbers."""
+        return ((total, part) for total, part in zip((plus, minus), self.rows, strict=True) if len(part))
+
 
 def add_formed(formed: Iterator[tuple[int, Tensor]], plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
     """`PerSample.accumulate` for whole gradients that come a few samples at a time; their sum is the weight gradient, for free."""
@@ -85,15 +89,17 @@ def add_formed(formed: Iterator[tuple[int, Tensor]], plus: Tensor, minus: Tensor
         if len(g) == 1:
             (plus if signs.positive[i] else minus).view(g.shape[1:]).add_(g[0])
         else:
-            add_masked(g, plus, minus, signs.masks[:, i : i + len(g)])
+            add_masked(g, plus, minus, signs, i)
     return torch.cat(norms)
 
 
-def add_masked(g: Tensor, plus: Tensor, minus: Tensor, masks: Tensor) -> None:
-    """Adds whole gradients to their sums by products with masks: gathering them would cost several times as much."""
+def add_masked(g: Tensor, plus: Tensor, minus: Tensor, signs: Signs, first: int = 0) -> None:
+    """Adds whole gradients, of samples from `first` on, to their sums by products with masks: gathering them would cost several times as much."""
     rows = g.reshape(len(g), -1).to(plus.dtype)
-    for total, mask in zip((plus, minus), masks.to(plus.dtype), strict=True):
-        total.view(-1).addmv_(rows.T, mask)
+    masks = signs.masks[:, first : first + len(g)].to(plus.dtype)
+    for total, mask, part in zip((plus, minus), masks, signs.rows, strict=True):
+        if len(part):
+            total.view(-1).addmv_(rows.T, mask)
 
 
 class PerSample(ABC):
@@ -181,7 +187,7 @@ class Dense(PerSample):
         return len(self.g)
 
     def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
-        add_masked(self.g, plus, minus, signs.masks)
+        add_masked(self.g, plus, minus, signs)
         return self.square_norms()
 
     def square_norms(self) -> Tensor:

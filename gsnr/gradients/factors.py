@@ -57,7 +57,7 @@ class Outer(Factored):
 
     def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
         if self._way(sums=True) == "gram":
-            for total, part in zip((plus, minus), signs.rows, strict=True):
+            for total, part in signs.sums(plus, minus):
                 a, b = (wide(x[part].transpose(0, 1).flatten(1, 2)) for x in (self.a, self.b))  # (G, C T, .)
                 if a.shape[0] == 1:
                     total.view(b.shape[-1], -1).addmm_(b[0].T, a[0])
@@ -124,7 +124,7 @@ class Rows(Factored):
     shape: torch.Size
 
     def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
-        for total, part in zip((plus, minus), signs.rows, strict=True):
+        for total, part in signs.sums(plus, minus):
             total.index_add_(0, self.index[part].flatten(), self.b[part].flatten(0, 1).to(total.dtype))
         return self.square_norms()
 

@@ -67,10 +67,10 @@ class Patches(Factored):
         (_, m, channels, h, w), p, cost = self.x.shape, self.b.shape[2], costs_of(self.x)
         y, (t, unfolded, size) = other or self, self._sizes
         s, both, shifts = y._sizes[0], 1 if other is None else 2, self.shape[-2:].numel()
-        over_patches = t * s * (unfolded // t + p) + both * cost.unfold * unfolded
-        over_pixels = (h * w) ** 2 * channels + t * t * (p + cost.element * shifts * self.groups)
+        over_patches = t * s * (unfolded // t + p) + both * cost.unfold * unfolded + 8 * cost.call
+        over_pixels = (h * w) ** 2 * channels + t * t * (p + cost.element * shifts * self.groups) + (8 + shifts) * cost.call
         costs = {
-            "form": both * min(self._forming().values()) + cost.element * size,
+            "form": both * min(self._forming().values()) + cost.element * size + 6 * cost.call,
             "unfold": over_patches,
             "pixels": over_pixels if m == 1 and y.x.shape == self.x.shape and y.b.shape == self.b.shape else math.inf,
         }
@@ -106,9 +106,8 @@ class Patches(Factored):
         way = self._way(sums=True)
         if way == "form":
             return add_formed(self._formed(), plus, minus, signs)
-        for total, part in zip((plus, minus), signs.rows, strict=True):
-            if len(part):
-                total.add_(self._sum(part).view_as(total))
+        for total, part in signs.sums(plus, minus):
+            total.add_(self._sum(part).view_as(total))
         return self._gram(self, way)
 
     def square_norms(self) -> Tensor:

@@ -54,6 +54,9 @@ def test_against_whole_gradients(name: str, way: None) -> None:
         for total, s in ((plus, 1), (minus, -1)):
             torch.testing.assert_close(total, 0.5 + dense[torch.from_numpy(sign_C == s)].sum(0), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(q, dense.flatten(1).square().sum(1), rtol=1e-6 if "float32" in name else 1e-12, atol=1e-12)
+    alone = torch.zeros(dense.shape[1:], dtype=torch.float64)  # one sum in both places, which signs of one kind allow
+    form.accumulate(alone, alone, Signs.of(np.ones(5), torch.device("cpu")))
+    torch.testing.assert_close(alone, dense.sum(0), rtol=1e-12, atol=1e-12)
     rows = torch.tensor([3, 0])
     taken = form.take(rows)
     assert taken.samples == 2
@@ -74,3 +77,40 @@ def test_products_against_whole_gradients(name: str, way: None) -> None:
     torch.testing.assert_close(torch.stack([form.dots(d) for d in directions]), expected, **close)
     torch.testing.assert_close(form.square_norms(), (dense * dense).sum(1).double(), **close)
     torch.testing.assert_close(inner(form, other), (dense * theirs).sum(1).double(), **close)
+
+
+def test_shapes_decide_the_way() -> None:
+    """Ghost's layers at the sizes of a SiT, and small ones: what is cheapest for one question need not be for another."""
+    outer = lambda t, d, p: Outer(torch.empty(2, 1, t, d), torch.empty(2, 1, t, p), torch.Size((p, d)))
+    wide, narrow, few = outer(256, 768, 3072), outer(256, 64, 64), outer(1, 768, 3072)
+    assert [wide._way(sums=True), narrow._way(sums=True), few._way(sums=True)] == ["form", "form", "gram"]
+    assert [wide._way(sums=False), narrow._way(sums=False), few._way(sums=False)] == ["gram", "form", "gram"]
+    assert [wide._way(False, wide), narrow._way(False, narrow), few._way(False, wide)] == ["gram", "form", "gram"]
+    image = lambda channels, side: Patches(
+        torch.empty(2, 1, channels, side + 2, side + 2),
+        torch.empty(2, 1, channels, side, side),
+        torch.Size((channels, channels, 3, 3)),
+        (1, 1),
+        (1, 1),
+        1,
+    )
+    head, early = image(768, 16), image(32, 32)
+    assert [head._way(sums=True), head._way(sums=False), head._way(False, head)] == ["form", "pixels", "pixels"]
+    assert [early._way(sums=True), early._way(sums=False), early._way(False, early)] == ["form", "form", "form"]
+    assert [min(x._forming(), key=lambda way: x._forming()[way]) for x in (head, early)] == ["unfold", "convolve"]
+
+
+def test_a_way_changes_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 products with S and norms, formed or not: within 1e-6 of |g||S| of float64 (1e-8 to 1e-7 measured at widths 64 to 768)."""
+    made = torch.Generator().manual_seed(0)
+    a, b, s = (torch.randn(*shape, generator=made) for shape in ((3, 1, 64, 96), (3, 1, 64, 128), (128, 96)))
+    exact = torch.einsum("cgtp,cgtd->cpd", b.double(), a.double()).flatten(1)
+    norm = exact.norm(dim=1)
+    for way in ("form", "turn", "gram"):
+        monkeypatch.setattr(base, "PREFERRED", (way,))
+        outer = Outer(a, b, torch.Size((128, 96)))
+        off = (outer.products([s, -s]) - torch.stack([exact @ s.double().flatten(), -exact @ s.double().flatten()])).abs() / (
+            norm * s.double().norm()
+        )
+        assert off.max() < 1e-6
+        torch.testing.assert_close(outer.square_norms(), norm.square(), rtol=1e-6, atol=0)
