@@ -7,7 +7,7 @@ the tap, P those of one projector. In `gsnr.compare`, by the ghost engine, with 
     denoising          F + B + W_k                          forward; gradients down to the first layer; per-sample gradients, summed
     each target        2 P + B_k + W_k + P + G_k            projector, there and back; gradients from the tap down; sums; products with the first's
     second look        (K + 1) W_k + K P                    gradients are formed again, for products with the sums of their own and of others
-    64 samples         (K + 1) W_k + K P                    products with D, for tr(Cov^2)
+    64 samples         (K + 1) W_k + K P                    products with D, for tr(Cov^2), where they are few among all
 
 B is F with attention's backward in place of its forward. G_k takes token by token products, T^2 (d + p) a layer. Before, every target took samples,
 denoising and its second look for itself, and products with each sum apart (`together=False`).
@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from gsnr.passes import COV_SAMPLES
+from gsnr.passes import COV_SAMPLES, MANY_TAKEN
 from gsnr.train.models.sit import SiT
 
 ATTENTION_BACKWARD = 2  # products of attention's backward, of those of its forward; flash kernels make the scores once more
@@ -64,13 +64,13 @@ def account(model: SiT, tap: int, heads: Sequence[nn.Module], samples: int, *, t
     head = sum(p.numel() for h in heads for name, p in h.named_parameters() if p.ndim > 1) * tokens / max(1, count)
     met = sum(t**2 * (d + p) for t, d, p in below)
     size = 4 * 2 * sum(p.numel() for name, p in model.named_parameters() if _is_below(name, tap))
-    signed = min(samples, COV_SAMPLES)
+    signed = COV_SAMPLES if samples > MANY_TAKEN * COV_SAMPLES else 0  # of fewer, D takes part in the second look
     if together:
         again = (count + 1) * weights + count * head
         macs = to_tap + forward + backward + weights + count * (3 * head + from_tap + weights + met)
         return Account(macs=samples * (macs + again) + signed * again, sums_bytes=(count + 1) * size)
     each = to_tap + to_tap + 3 * head + from_tap + weights + forward + backward + weights + 2 * weights + 4 * weights + 2 * head
-    return Account(macs=count * (samples * each + signed * (2 * weights + head)), sums_bytes=2 * size)
+    return Account(macs=count * (samples * each + min(samples, COV_SAMPLES) * (2 * weights + head)), sums_bytes=2 * size)
 
 
 def _is_below(name: str, tap: int) -> bool:

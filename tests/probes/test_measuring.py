@@ -43,13 +43,12 @@ def cells_of(out: Path) -> pd.DataFrame:
 def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the last bin: two bins and the fits stay, and neither is done again."""
     words = ("--ckpt", smoke_run, *WORDS, "--targets", "own", "--controls", "shuffled,constant")
-    measured = 5  # the target, fitted and own, its shuffled control, fitted and own, and the constant
     assert call(main, *words, "--out", tmp_path / "whole") == 0
     real, calls = aligned.measure, []
 
-    def stops(*arguments: object) -> gsnr.ComparisonResult:
+    def stops(*arguments: object) -> dict[str, gsnr.ComparisonResult]:
         calls.append(1)
-        if len(calls) > 2 * measured + 3:
+        if len(calls) > 2:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
@@ -69,7 +68,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(smoke_run: Path, tmp_path:
     monkeypatch.setattr(aligned, "measure", lambda *a: again.append(1) or real(*a))
     monkeypatch.setattr(aligned, "fit", lambda *a: pytest.fail("fitted again"))
     assert call(main, *words, "--out", out, "--resume") == 0
-    assert len(again) == measured
+    assert len(again) == 1
     pd.testing.assert_frame_equal(cells_of(tmp_path / "whole"), cells_of(out), check_exact=True)
     assert not kept.exists()
     one, two = (table.provenance(o / "alignment.parquet")["checkpoints"] for o in (tmp_path / "whole", out))
