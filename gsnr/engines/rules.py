@@ -130,7 +130,8 @@ def _conv(function: Callable[..., Tensor], spatial: int) -> Callable[[Any, Any, 
                     stride, dilation = (1, stride[1]), (1, dilation[1])
                     padding = padding if isinstance(padding, str) else (0, _pair(padding)[1])
                 image = _padded(image, padding, w.shape[2:], dilation)
-                yield "weight", Patches(split(image), split(b), w.shape, stride, dilation, v["groups"])
+                patches = Patches(split(image), split(b), w.shape, stride, dilation, v["groups"])
+                yield "weight", patches if patches.overlap else patches.outer()
             if "bias" in slots:
                 yield "bias", Dense(_per_channel(gy.movedim(1, -1), split))
 

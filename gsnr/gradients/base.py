@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PREFERRED: tuple[str, ...] = ()  # ways to take whatever they cost, for tests: "form", "convolve", "gram", "turn", "unfold", "pixels"
-LONG_ROW = 4096  # elements from which on a CPU takes the products of rows one by one
-SLICE_BYTES = 1 << 28  # what materialised gradients may take at once on a GPU; a CPU takes one sample at a time, which stays in cache
+LONG_ROW = 1 << 16  # elements from which on a CPU takes the products of rows one by one
+SLICE_BYTES, SLICE_BYTES_CUDA = 1 << 20, 1 << 28  # what materialised gradients may take at once: on a CPU they stay in cache
 
 
 def wide(x: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ def square(x: Tensor) -> Tensor:
 
 
 def slices(x: Tensor, shape: torch.Size) -> Iterator[tuple[int, int]]:
-    """Samples of x whose whole gradients, of that shape, are formed at once: as many as fit SLICE_BYTES on a GPU, one on a CPU."""
-    step = max(1, SLICE_BYTES // (4 * shape.numel())) if x.is_cuda else 1
+    """Samples of x whose whole gradients, of that shape, are formed at once: one at least."""
+    step = max(1, (SLICE_BYTES_CUDA if x.is_cuda else SLICE_BYTES) // (4 * shape.numel()))
     return ((i, min(i + step, len(x))) for i in range(0, len(x), step))
 
 

@@ -46,8 +46,9 @@ class Outer(Factored):
 
     def _formed(self) -> Iterator[tuple[int, Tensor]]:
         """(number of the first, gradients (k, G, p, d)), a few samples at a time; each is to be used up before the next is asked for."""
-        if self.a.is_cuda or self.a.shape[1] > 1:
-            for i, j in slices(self.a, self.shape):
+        pieces = list(slices(self.a, self.shape))
+        if self.a.is_cuda or self.a.shape[1] > 1 or len(pieces) < self.samples:
+            for i, j in pieces:
                 yield i, wide(self.b[i:j]).transpose(-1, -2) @ wide(self.a[i:j])
             return
         out = None

@@ -29,6 +29,11 @@ class Patches(Factored):
     dilation: tuple[int, int]
     groups: int
 
+    @property
+    def overlap(self) -> bool:
+        """Whether unfolding would copy any input more than once; not so for single pixels and for images cut into tokens."""
+        return any(k > s for k, s in zip(self.shape[-2:], self.stride, strict=True))
+
     def outer(self, i: int = 0, j: int | None = None) -> Outer:
         """Samples i..j with their inputs unfolded: kh kw times the memory."""
         x, b = wide(self.x[i:j]), wide(self.b[i:j])
@@ -45,9 +50,10 @@ class Patches(Factored):
 
     def _formed(self) -> Iterator[tuple[int, Tensor]]:
         """(number of the first, gradients (k, p, d / groups, kh, kw)), a few samples at a time."""
-        convolves = cheapest(self._forming()) == "convolve"
-        for i, j in slices(self.x, self.shape):
-            yield i, self._sum(slice(i, j))[None] if convolves else self.outer(i, j).dense()
+        if cheapest(self._forming()) == "convolve":
+            yield from ((i, self._sum(slice(i, i + 1))[None]) for i in range(self.samples))
+        else:
+            yield from ((i, self.outer(i, j).dense()) for i, j in slices(self.x, self.shape))
 
     @property
     def _sizes(self) -> tuple[int, int, int]:
