@@ -53,7 +53,11 @@ class Patches(Factored):
         if cheapest(self._forming()) == "convolve":
             yield from ((i, self._sum(slice(i, i + 1))[None]) for i in range(self.samples))
         else:
-            yield from ((i, self.outer(i, j).dense()) for i, j in slices(self.x, self.shape))
+            yield from ((i, self.outer(i, j).dense()) for i, j in self._pieces())
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        """Samples that are unfolded at once."""
+        return slices(self.x, torch.Size((max(self._sizes),)))
 
     @property
     def _sizes(self) -> tuple[int, int, int]:
@@ -86,7 +90,7 @@ class Patches(Factored):
     def _gram(self, other: Patches, way: str) -> Tensor:
         if way == "pixels":
             return self._pixel_gram(other)
-        pieces = slices(self.x, self.shape)
+        pieces = self._pieces()
         if other is self:
             return torch.cat([o.gram(o) for o in (self.outer(i, j) for i, j in pieces)])
         return torch.cat([self.outer(i, j).gram(other.outer(i, j)) for i, j in pieces])
