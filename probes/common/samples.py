@@ -6,6 +6,7 @@ What fits in memory is kept from the first time on; the rest is made anew each t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor
 from gsnr.engines import default_memory
 from gsnr.probes.common.candidates import Candidate, groups_of, hidden_at_tap, partners_of, ready
 from gsnr.probes.common.options import TargetOptions
+from gsnr.probes.common.streaming import streamed
 from gsnr.probes.common.subject import Subject
 from gsnr.train.data.batches import Batch
-from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.data.cache import Split
+from gsnr.train.data.heldout import heldout_batches, require
 from gsnr.train.interpolant import interpolate, velocity
 
+OWN = ""  # the key of a sample's own batch, beside those of its controls
 HIDDEN = "hidden"  # entry of a batch: (B,T,D) at the tap, no gradient
 
 
@@ -28,45 +32,57 @@ def target_of(k: int) -> str:
     return f"target {k}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Steps:
+    """`self[step]`: OWN -> a batch, control -> other images with other noise at the same times; on the CPU."""
+
+    split: Split
+    options: TargetOptions
+    groups: tuple[str, ...]
+    partners: dict[str, NDArray[np.int64]]
+    bounds: tuple[float, float]
+
+    @property
+    def together(self) -> int:
+        """Images of a batch."""
+        return max(1, self.options.batch // self.options.draws)
+
+    def __getitem__(self, step: int) -> dict[str, Batch]:
+        o, done = self.options, step * self.together
+
+        def one(partner_N: NDArray[np.int64] | None) -> Batch:
+            few = {"images": min(self.together, o.n_images - done), "first": o.first_image + done, "batch": o.batch, "repeats": o.draws}
+            stream = {"seed": o.seed, "stream": "heldout", "low": self.bounds[0], "high": self.bounds[1], "groups": self.groups}
+            index, batch = next(heldout_batches(self.split, **few, **stream, partner_N=partner_N))  # type: ignore[arg-type]
+            return batch | {"image": torch.from_numpy(index)}
+
+        return {OWN: one(None)} | {control: one(partner_N) for control, partner_N in self.partners.items()}
+
+
 class Samples:
     """Batches of `t`, `label`, `image` (its number), `x` (the noised latent), `velocity`, HIDDEN and `target_of(k)` for candidates with a target;
     where any has none, all that its loss may read. Can be iterated over again, with the same result."""
 
     def __init__(self, subject: Subject, options: TargetOptions, made: list[Candidate], low: float, high: float) -> None:
-        self.subject, self.options, self.made, self.bounds = subject, options, made, (low, high)
-        self.partners = partners_of(subject.splits["heldout"], options.seed, made)
+        split = subject.splits["heldout"]
+        require(split, options.n_images, options.first_image)
+        partners = partners_of(split, options.seed, made)
+        self.subject, self.made = subject, made
+        self.steps = _Steps(split=split, options=options, groups=groups_of(made), partners=partners, bounds=(low, high))
+        self.count = -(-options.n_images // self.steps.together)
         self.kept: list[Batch] = []
         self.room = default_memory(dict(subject.checkpoint.model.named_parameters()))
 
     def __iter__(self) -> Iterator[Batch]:
-        place, images = 0, 0
-        for batch in self.kept:
-            yield batch
-            place, images = place + 1, images + len(batch["t"]) // self.options.draws
-        for batch in self._new(images):
+        yield from self.kept
+        for step, batches in enumerate(streamed(self.steps, len(self.kept), self.count, self.subject.device), start=len(self.kept)):
+            ready_of = {control: ready(self.subject, self.made, batch) for control, batch in batches.items()}
+            batch = self._sample(ready_of.pop(OWN), ready_of)
             size = sum(x.nbytes for x in batch.values())
-            if place == len(self.kept) and size <= self.room:
+            if step == len(self.kept) and size <= self.room:
                 self.kept.append(batch)
                 self.room -= size
-            place += 1
             yield batch
-
-    def _drawn(self, done: int, partner_N: NDArray[np.int64] | None) -> Iterator[Batch]:
-        o = self.options
-        drawn = heldout_batches(
-            self.subject.splits["heldout"],
-            o.n_images - done,
-            o.seed,
-            "heldout",
-            *self.bounds,
-            groups_of(self.made),
-            batch=o.batch,
-            repeats=o.draws,
-            partner_N=partner_N,
-            first=o.first_image + done,
-        )
-        for index, batch in drawn:
-            yield ready(self.subject, self.made, batch) | {"image": torch.from_numpy(index).to(self.subject.device)}
 
     @torch.no_grad()
     def _sample(self, batch: Batch, others: dict[str, Batch]) -> Batch:
@@ -80,11 +96,3 @@ class Samples:
             else:
                 targets[target_of(k)] = candidate.target_BTC(batch, others, h_BTD)
         return made | targets
-
-    def _new(self, done: int) -> Iterator[Batch]:
-        """All but the first `done` images."""
-        if done == self.options.n_images:
-            return
-        others = {control: self._drawn(done, partner_N) for control, partner_N in self.partners.items()}
-        for batch in self._drawn(done, None):
-            yield self._sample(batch, {control: next(of_control) for control, of_control in others.items()})
