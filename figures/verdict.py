@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gsnr import commands, files, table, verdicts
+from gsnr import commands, files, verdicts
 from gsnr.commandline import Parser, a_path
 from gsnr.figures import command as drawing
 
@@ -41,14 +41,9 @@ def main(argv: list[str]) -> int:
 def of_run(folder: Path, group: str = "all") -> list[verdicts.Verdict]:
     """On every checkpoint of a run's or folder's alignment table. Raises ValueError where there is none, naming it, or no such group."""
     found = drawing.tables_in(folder)
-    path, beside = found / "alignment.parquet", found / "alignment.metrics.parquet"
-    if not path.exists():
-        raise ValueError(f"{path}: no such table; measure first with `gsnr probe --ckpt {folder} --probe alignment`")
-    cells, metrics = table.read(path, "alignment"), table.read(beside) if beside.exists() else None
-    try:
-        return verdicts.each(cells, metrics, group)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    if not (found / "alignment.parquet").exists():
+        raise ValueError(f"{found / 'alignment.parquet'}: no such table; measure first with `gsnr probe --ckpt {folder} --probe alignment`")
+    return verdicts.of_tables(found, group)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from gsnr import table
 from gsnr.intervals import student_interval
 from gsnr.table import EASY, target_name
 
@@ -168,3 +170,13 @@ def each(cells: pd.DataFrame, metrics: pd.DataFrame | None = None, group: str = 
         of_run = metrics[(metrics["run"] == key[0]) & (metrics["checkpoint"] == key[1])] if metrics is not None else None
         found.append(verdict(own, of_run, group=group))
     return found
+
+
+def of_tables(folder: Path, group: str = "all") -> list[Verdict]:
+    """`each` on the alignment table in a folder. Raises ValueError, naming the table, where there is none, it is damaged or has no such group."""
+    path, beside = folder / "alignment.parquet", folder / "alignment.metrics.parquet"
+    cells, metrics = table.read(path, "alignment"), table.read(beside) if beside.exists() else None
+    try:
+        return each(cells, metrics, group)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

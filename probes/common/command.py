@@ -232,8 +232,7 @@ def _summarise(chosen: list[Measurement], out: Path) -> None:
     if "readability" in named and (said := summary.readable(table.read(out / "readability.parquet"))):
         print(said)
     if "alignment" in named:
-        cells, metrics = (table.read(out / f"alignment{kind}.parquet") for kind in ("", ".metrics"))
-        print("", *verdicts.each(cells, metrics), sep="\n")
+        print("", *verdicts.of_tables(out), sep="\n")
 
 
 def main(argv: list[str]) -> int:
