@@ -14,7 +14,10 @@ READING = (
     "G-SNR = ||E g||² / tr Cov(g) of the per-sample gradient of one loss. At a perfectly learnt target it is 0, and a wrong target can score "
     "high: read a target against its controls, and rank targets only with projectors fitted alike on a backbone that none of them trained."
 )
-HEADINGS = {"t_low": "from t", "t_high": "to t", "easy": "a constant does", "underfit": "projector below a constant", "sure": "sure"}
+MARKS = (
+    "Easy: a constant vector does nearly as well as the projector. Underfit: the projector does worse than a constant vector. Sure: found at 95 % "
+    "for all cells of the table at once."
+)
 
 
 def judgement(folder: Path, run: str) -> list[Part]:
@@ -29,10 +32,11 @@ def judgement(folder: Path, run: str) -> list[Part]:
     except ValueError as error:
         return [Part(f"{run}: no verdict", paragraphs(str(error)))]
     parts = []
-    for one in found:
+    for one, checkpoint in zip(found, cells[["run", "checkpoint"]].drop_duplicates()["checkpoint"], strict=True):
         ranges: pd.DataFrame = one.to_frame()
-        name = one.title.partition(",")[0].removeprefix("verdict on ")
-        shown = listing(ranges.rename(columns=HEADINGS), f"{name} verdict", ranges)
-        about = f"{one.title}. Sure: found at 95 % for all cells of the table at once."
-        parts.append(Part(name, paragraphs(*one.sentences, lead=True) + paragraphs(verdicts.CAVEAT) + shown + paragraphs(about)))
+        name = run if len(found) == 1 else f"{run}, checkpoint {checkpoint}"
+        shown = ranges.drop(columns=["t_low", "t_high", "bins"])
+        shown.insert(1, "t", [f"{r.t_low:g} to {r.t_high:g}" for r in one.ranges])
+        body = paragraphs(*one.sentences, lead=True) + paragraphs(verdicts.CAVEAT) + listing(shown, f"{name} verdict", ranges)
+        parts.append(Part(name, body + paragraphs(f"{one.title[0].upper()}{one.title[1:]}. {MARKS}")))
     return parts

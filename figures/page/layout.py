@@ -89,7 +89,7 @@ _PAGE = template("""<!doctype html>
 <nav aria-label="Contents"><ul>
 {% for s in sections %}<li><a href="#s{{ loop.index }}">{{ s.title }}</a>
 {% set outer = loop.index %}
-<details{% if sections | length <= 3 %} open{% endif %}><summary>{{ s.parts | length }} parts</summary><ul>
+<details><summary>{{ s.parts | length }} parts</summary><ul>
 {% for p in s.parts %}<li><a href="#s{{ outer }}-{{ loop.index }}">{{ p.heading }}</a></li>
 {% endfor %}</ul></details></li>
 {% endfor %}

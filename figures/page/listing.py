@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from gsnr.figures.page.layout import render, template
 
-NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?( \[.*\])?")  # 1.5, or 1.5 [1.2, 1.8]
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?( (\[|to ).*)?")  # 1.5, or 1.5 [1.2, 1.8], or 1.5 to 2
 LONG = 60  # letters; a column with a longer text may break its lines
 _TABLE = template(
     """<div class="box" tabindex="0" role="region" aria-label="Table: {{ name }}"><table>

@@ -22,7 +22,7 @@ SHOWN_PER_INCH = 140  # of CSS pixels, where there is room: a figure of the full
 PADDING = 0.03  # inches
 QUALITY = 80  # of samples, which are photographs
 LARGEST = 50_000_000  # pixels of a picture that is read
-WIDEST = 1100  # pixels of one that is shown
+WIDEST = 1280  # pixels of one that is shown, at half its size
 _PICTURE = template(
     """<figure><div class="plot"><img alt="{{ alt }}" width="{{ width }}" height="{{ height }}" src="data:image/webp;base64,{{ data }}">
 {% if marks %}<svg viewBox="0 0 {{ across }} {{ up }}" preserveAspectRatio="none" aria-hidden="true">{% for m in marks %}<rect x="{{ m[0] }}"
@@ -81,4 +81,4 @@ def photographed(path: Path, alt: str, caption: str) -> Markup:
         raise ValueError(f"{path}: cannot be shown ({error})") from error
     picture.thumbnail((WIDEST, 10 * WIDEST))
     data = _encoded(picture, quality=QUALITY)
-    return render(_PICTURE, alt=alt, caption=caption, width=picture.width, height=picture.height, data=data, marks=[], across=1, up=1)
+    return render(_PICTURE, alt=alt, caption=caption, width=picture.width // 2, height=picture.height // 2, data=data, marks=[], across=1, up=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from gsnr import files
 from gsnr.figures.page.layout import Part, paragraphs
@@ -60,6 +61,9 @@ def draw(curves: dict[str, list[tuple[float, float]]]) -> Figure:
             axes.set(xlabel="training step", ylabel=name)
             if 0 < 3 * min(values) < values[0]:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

@@ -89,12 +89,12 @@ def test_its_policy_lets_its_own_script_run_and_nothing_else(page: Path) -> None
 
 
 def test_it_begins_with_contents_and_verdict(page: Path, probed_run: Path) -> None:
-    text = page.read_text()
+    text = html.unescape(page.read_text())
     cells, metrics = (table.read(probed_run / "probes" / f"alignment{kind}.parquet") for kind in ("", ".metrics"))
     said = verdicts.verdict(cells, metrics)
-    places = [text.index(html.escape(part, quote=False)) for part in (*said.sentences, verdicts.CAVEAT, said.title)]
+    places = [text.index(part) for part in (*said.sentences, verdicts.CAVEAT, said.title[1:])]
     assert [text.index("<nav"), *places] == sorted([text.index("<nav"), *places])
-    headings = Page(text).headings
+    headings = Page(page.read_text()).headings
     order = ["Verdict", "smoke", "Losses", drawing.find("fig2_gsnr").TITLE, "Averages over t: alignment", "Provenance"]
     assert [headings.index(one) for one in order] == sorted(headings.index(one) for one in order)
     assert text.index("<h2>Verdict</h2>") < text.index("<img")
@@ -199,4 +199,5 @@ def test_a_browser_shows_it_without_errors_at_both_widths(page: Path, tmp_path: 
         assert one["box"] == "auto" and one["marked"] == 1
         up, down, numbers = one["sorted"]
         assert up == sorted(up) and down == sorted(up, reverse=True)
-        assert [float(x) for x in numbers] == sorted(float(x) for x in numbers)
+        starts = [float(text.split()[0]) for text in numbers]
+        assert starts == sorted(starts)
