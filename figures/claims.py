@@ -63,10 +63,10 @@ def crossing(cells: pd.DataFrame, samples: pd.DataFrame, mid: str = "uniform_mid
         return found
     names, row = found["name"].tolist(), {str(key): value for key, value in found.iloc[1].items()}
     who = {1: f"{names[1]} is ahead", -1: f"{names[0]} is ahead", 0: "neither is ahead"}
-    parts = [f"at {part}, {who[_ahead(row, part)]} ({_interval(row, f'{part} minus first')})" for part in (NOISY, CLEAN)]
+    parts = [f"At {part}, {who[_ahead(row, part)]} ({_interval(row, f'{part} minus first')})." for part in (NOISY, CLEAN)]
     crosses = (_ahead(row, NOISY), _ahead(row, CLEAN)) == (1, -1)
     end = "They cross, as the paper says." if crosses else "That is not the crossing of the paper."
-    return f"{names[1]} minus {names[0]}, paired by image: {'; '.join(parts)}. {end}"
+    return "\n".join([f"{names[1]} minus {names[0]}, paired by image:", *parts, end])
 
 
 def envelope(cells: pd.DataFrame, samples: pd.DataFrame, mixture: str = "ahpa", others: tuple[str, ...] = ("uniform_mid", "uniform_deep")) -> str:
@@ -79,13 +79,13 @@ def envelope(cells: pd.DataFrame, samples: pd.DataFrame, mixture: str = "ahpa", 
         f"{row['name']} at {part} (by {_interval(row, f'{part} minus first')})" for row in rest for part in (NOISY, CLEAN) if _ahead(row, part) > 0
     ]
     if ahead:
-        return f"Ahead of {first['name']}, paired by image: {'; '.join(ahead)}. So it is not at the top over all t."
+        return f"Ahead of {first['name']}, paired by image: {'; '.join(ahead)}.\nSo it is not at the top over all t."
     return f"Neither half of t shows one of its parts ahead of {first['name']}: no contradiction to the paper."
 
 
 def handover(router: pd.DataFrame) -> str:
-    """Fig. 5: mid layers near the data, deep layers at high noise. One line a run of a table `router`; a run without a log of its router gives the
-    reason."""
+    """Fig. 5: mid layers near the data, deep layers at high noise. One sentence a run of a table `router`, its numbers below it. A table without
+    a log of its router gives the reason."""
     try:
         found = verdicts(router)
     except ValueError as error:
@@ -94,8 +94,8 @@ def handover(router: pd.DataFrame) -> str:
 
 
 def _handed(row: dict[str, Any]) -> str:
-    ends = f"at step {row['step']}, beta of the deep group is {row['low_t']:.3f} at t = {LOW_T} and {row['high_t']:.3f} at t = {HIGH_T}"
-    way = f"the largest difference on the way is {row['largest']:+.2f}, at step {row['largest_at']}"
+    ends = f"At step {row['step']}, beta of the deep group is {row['low_t']:.3f} at t = {LOW_T} and {row['high_t']:.3f} at t = {HIGH_T}"
+    way = f"The largest difference on the way is {row['largest']:+.2f}, at step {row['largest_at']}"
     if row["slope"] < STUCK:
         said = "Stuck, no verdict: no gradient reaches this router any more, so where it stands says nothing of where it would rest"
     elif not row["moving"] < STILL:
@@ -107,4 +107,4 @@ def _handed(row: dict[str, Any]) -> str:
         said = "No handover: a transient. Beta varied with t on the way, and no longer does"
     else:
         said = "No handover, at rest or on the way"
-    return f"{row['run']}: {said}; {ends}; {way}."
+    return f"{row['run']}: {said}.\n  {ends}.\n  {way}."

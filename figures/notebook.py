@@ -49,7 +49,9 @@ def show(figure: ModuleType, frame: pd.DataFrame) -> Shown | str:
 def laid_out(frame: pd.DataFrame) -> Styler:
     """A table without its index whose cells keep to one line; the first column to the left, the others to the right."""
     lines = {"white-space": "nowrap"}
-    heads: Any = [{"selector": "th", "props": [("white-space", "nowrap"), ("text-align", "right")]}]
+    heads: Any = [
+        {"selector": f"th{which}", "props": f"white-space: nowrap; text-align: {side}"} for which, side in (("", "right"), (".col0", "left"))
+    ]
     styled = frame.style.hide(axis="index").format(precision=3, na_rep="").set_table_styles(heads)
     return styled.set_properties(**lines, **{"text-align": "right"}).set_properties(subset=list(frame.columns[:1]), **{"text-align": "left"})
 

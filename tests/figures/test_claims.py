@@ -33,7 +33,7 @@ def test_a_crossing_is_said_where_both_halves_show_it() -> None:
     low_to_high = {"uniform_mid": [2.0, 2.0, 1.0, 1.0], "uniform_deep": [1.0, 1.0, 2.0, 2.0]}
     said = claims.crossing(*measured(**low_to_high))
     assert (
-        "at t > 0.5, uniform deep is ahead" in said and "at t < 0.5, uniform mid is ahead" in said and said.endswith("They cross, as the paper says.")
+        "At t > 0.5, uniform deep is ahead" in said and "At t < 0.5, uniform mid is ahead" in said and said.endswith("They cross, as the paper says.")
     )
     same = claims.crossing(*measured(uniform_mid=[1.0] * 4, uniform_deep=[1.0] * 4))
     assert same.count("neither is ahead") == 2 and same.endswith("That is not the crossing of the paper.")
