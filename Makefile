@@ -125,8 +125,9 @@ docs: $(DOCS) ## builds the site into site/, which opens from the disk; a link t
 hashes: $(STAMP) ## writes .ci/hashes.txt, after a change of constraints.txt, on a machine like CI's (Linux x86-64, Python 3.11)
 	$(BIN)/python .ci/hashes.py
 
-notebooks: demo ## executes the notebooks on RUN, in place
-	GSNR_RUN=$(abspath $(RUN)) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False analysis_notebooks/*.ipynb
+notebooks: demo ## executes the notebooks on RUN, in place; fig2_gsnr on the vanilla run of `make figures`, where there is one
+	GSNR_RUN=$(abspath $(RUN)) GSNR_VANILLA=$(patsubst %/probes,%,$(abspath $(wildcard $(FIGURES)/sit-s0/probes))) \
+		$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False analysis_notebooks/*.ipynb
 
 clean: ## removes the environment and tool caches; runs/ and the data cache (~/.cache/gsnr) stay
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -144,6 +144,8 @@ def verdict(cells: pd.DataFrame, metrics: pd.DataFrame | None = None, *, group: 
     if group not in set(cells["group"]):
         raise ValueError(f"group {group!r} is not in the table; choose from {', '.join(dict.fromkeys(cells['group']))}")
     here = cells[(cells["group"] == group) & (cells["control"] == "none")]
+    if here.empty:
+        raise ValueError("a verdict is about targets; the table has nothing but controls")
     kind = next(kind for kind in ("fit", "ckpt", "fresh", "none") if kind in set(here["projector"]))
     here = here[here["projector"].isin([kind, "none"])].sort_values("bin", kind="stable")
     easy: set[tuple[Any, ...]] = set()

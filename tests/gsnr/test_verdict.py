@@ -94,5 +94,7 @@ def test_refusals() -> None:
         gsnr.verdict(cells, group="head")
     with pytest.raises(ValueError, match="about one checkpoint; the table has 2"):
         gsnr.verdict(pd.concat([cells, cells.assign(run="s")]))
+    with pytest.raises(ValueError, match="nothing but controls"):
+        gsnr.verdict(table(x=[RESOLVED] * 5).assign(control="shuffled"))
     with pytest.raises(ValueError, match="table of probe 'alignment', not vae_swap"):
         gsnr.verdict(cells.assign(probe="vae_swap"))
