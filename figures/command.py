@@ -1,4 +1,4 @@
-"""`gsnr figures`: draws every figure that a run's tables allow, as PNG and PDF.
+"""`gsnr figures`: draws every figure that a run's tables allow, as PNG, PDF and SVG.
 
 gsnr figures --run runs/demo                     into runs/demo/figures
 gsnr figures --run runs/demo --figure fig5_router --out figures-for-the-paper
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gsnr import files, plugins, table
 from gsnr.commandline import Parser, a_path
-from gsnr.figures.style import save
+from gsnr.figures.style import FORMATS, save
 
 
 def names() -> list[str]:
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
                     raise
                 left_out.append(f"{name} is left out: {str(error).removeprefix(f'{name}: ')}")
                 continue
-            for suffix in ("png", "pdf"):
+            for suffix in FORMATS:
                 written.append(out / f"{name}.{suffix}")
                 save(drawn, written[-1], replacing)
     print("\n".join([*(f"wrote {path}" for path in written), *left_out]))
