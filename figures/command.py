@@ -57,7 +57,7 @@ def having(runs: list[Path], figure: ModuleType) -> list[Path]:
 
 
 def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
-    """What the figure draws: the tables of the runs, one after another, attrs["labels"] merged (the first run's count most).
+    """What the figure draws: the tables of the runs, one after another, attrs["labels"] merged (the first run's count most), attrs["beside"] the rows of BESIDE.
 
     Raises ValueError naming the command that makes one that is missing."""
     for folder in runs:
@@ -67,6 +67,8 @@ def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
     tables = [_read(path, figure.TABLE, path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
     together = pd.concat(tables, ignore_index=True)
     together.attrs["labels"] = {target: label for one in reversed(tables) for target, label in one.attrs["labels"].items()}
+    beside = [tables_in(folder) / f"{figure.BESIDE}.parquet" for folder in runs] if hasattr(figure, "BESIDE") else []
+    together.attrs["beside"] = [row for path in beside if path.is_file() for row in table.read(path, figure.BESIDE).to_dict("records")]
     return together
 
 

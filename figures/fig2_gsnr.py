@@ -8,7 +8,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gsnr.figures._curves import ABOVE_FLOOR, GSNR, floor_band, grid, keys_of, legend_below, legend_of_signs, less_floor, panel, rows_of, single, symlog
+from gsnr.figures._curves import (
+    ABOVE_FLOOR,
+    GSNR,
+    floor_band,
+    grid,
+    keys_of,
+    legend_below,
+    legend_of_signs,
+    less_floor,
+    panel,
+    rows_of,
+    single,
+    symlog,
+)
 from gsnr.figures.style import COLUMN, PAGE, paper
 from gsnr.figures.targets import Key, Targets
 

@@ -22,10 +22,10 @@ from gsnr.figures.targets import Key, Targets
 TABLE = "alignment"
 TITLE = "Does alignment pull the same way as denoising?"
 CAPTION = (
-    "Left: the cosine between the alignment and the denoising gradient; orange: they agree, purple: they pull apart; bold: the 95 % interval does "
-    "not hold 0; a triangle: the interval reaches beyond 1 or -1. Hatched: nothing can be said, as the alignment gradient is not detected or not "
-    "above its floor, or the interval is as wide as the range. Right, in the same cells: sign(cos) cos^2 G-SNR, times B: an unbiased estimate without an "
-    "interval, so a small one may have either sign. Projectors are fitted alike."
+    "Left: the cosine between the alignment and the denoising gradient; orange: they agree, purple: they pull apart; bold: the 95 % interval "
+    "does not hold 0; a triangle: the interval reaches beyond 1 or -1. Hatched: nothing can be said, as the alignment gradient is not detected "
+    "or not above its floor, or the interval is as wide as the range. Right, in the same cells: sign(cos) cos^2 G-SNR, times B: an unbiased "
+    "estimate without an interval, so a small one may have either sign. Projectors are fitted alike."
 )
 COSINE = ("cos_denoise", "cos_low", "cos_high")
 WIDEST = 2.0  # an interval wider than the range of a cosine says nothing
@@ -86,7 +86,7 @@ def draw(cells: pd.DataFrame) -> Figure:
         right.set_title(rf"(b) {batch_ref} $\times$ sign(cos) cos$^2$ G-SNR", loc="left")
         for axes, norm in zip((left, right), norms, strict=True):
             axes.set(xlabel=T_LABEL, ylabel="target" if axes is left else "")
-            figure.colorbar(ScalarMappable(norm, "PuOr_r"), ax=axes, pad=0.02, aspect=15)
+            figure.colorbar(ScalarMappable(norm, "PuOr_r"), ax=axes, pad=0.02, aspect=15, label="cosine" if axes is left else "signal")
         handles = [hatched("nothing can be said", EMPTY)]
         handles += [Line2D([], [], **BEYOND, label="interval reaches beyond 1 or -1")] if beyond else []  # type: ignore[list-item]
         note = "orange: with denoising, purple: against; bold: the 95 % interval does not hold 0"

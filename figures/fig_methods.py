@@ -17,10 +17,10 @@ TABLE = "alignment"
 SEVERAL_RUNS = True
 TITLE = "Each run's own target, on the run's own backbone: its signal, and its direction"
 CAPTION = (
-    "A run's first target is what it was aligned to, if anything; projectors are fitted. The backbones differ, so this is no ranking of targets: "
-    "fig2_gsnr of one vanilla backbone is. Left: B x G-SNR, linear up to 10, logarithmic beyond; shaded: 95 % intervals of bins; open markers: not "
-    "detected, or not above its floor. Right: cosines whose interval is wider than the range, or whose alignment gradient is not above its floor, "
-    "are left out; open markers: the interval holds 0."
+    "A run's first target is what it was aligned to, if anything; projectors are fitted. The backbones differ, so this is no ranking of "
+    "targets: fig2_gsnr of one vanilla backbone is. Left: B x G-SNR, linear up to 10, logarithmic beyond; shaded: 95 % intervals of bins; open "
+    "markers: not detected, or not above its floor. Right: cosines whose interval is wider than the range, or whose alignment gradient is not "
+    "above its floor, are left out; open markers: the interval holds 0."
 )
 MOST = 7  # curves that can be told apart
 
