@@ -59,9 +59,9 @@ def numbers(axes: Axes, edges: NDArray[Any], mesh: QuadMesh, texts: NDArray[Any]
     """A text a cell, black or white by the colour below; none where there is no room for them. bold: the others are thin."""
     if len(edges) - 1 > MOST_NUMBERS:
         return
-    values = np.ma.getdata(mesh.get_array()).reshape(texts.shape)
+    values: NDArray[Any] = np.ma.getdata(np.ma.asarray(mesh.get_array())).reshape(texts.shape)
     for i, j in np.ndindex(texts.shape):
         red, green, blue, _ = mesh.cmap(mesh.norm(values[i, j]))
         dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
         look: dict[str, Any] = {"color": "white" if dark else "black", "fontweight": "bold" if bold is not None and bold[i, j] else "normal"}
-        axes.text((edges[j] + edges[j + 1]) / 2, i + 0.52, texts[i, j], ha="center", va="center", fontsize=5, **look)
+        axes.text((edges[j] + edges[j + 1]) / 2, i + 0.52, str(texts[i, j]), ha="center", va="center", fontsize=5, **look)

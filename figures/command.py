@@ -57,9 +57,8 @@ def having(runs: list[Path], figure: ModuleType) -> list[Path]:
 
 
 def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
-    """What the figure draws: the tables of the runs, one after another, attrs["labels"] merged (the first run's count most), attrs["beside"] the rows of BESIDE.
-
-    Raises ValueError naming the command that makes one that is missing."""
+    """What the figure draws: the tables of the runs, one after another; attrs["labels"] merged, the first run's count most; attrs["beside"]: the
+    rows of BESIDE. Raises ValueError naming the command that makes one that is missing."""
     for folder in runs:
         if not _path(folder, figure).is_file():
             raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `gsnr probe --ckpt {folder} --probe {figure.TABLE}`")

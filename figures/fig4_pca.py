@@ -39,7 +39,9 @@ def _head(group: str, explained: list[dict[str, Any]]) -> str:
 
 
 def draw(maps: pd.DataFrame) -> Figure:
-    """maps: a `vae_pca.maps` table of one checkpoint's data, attrs["beside"] the rows of `vae_pca`. Raises ValueError for one without rows, or of several."""
+    """maps: a `vae_pca.maps` table of one checkpoint's data, attrs["beside"] the rows of `vae_pca`.
+
+    Raises ValueError for a table without rows, or of several checkpoints."""
     one_checkpoint(maps)
     groups = list(dict.fromkeys(maps["group"]))
     images = sorted(maps["image_id"].unique())[:ROWS]

@@ -70,7 +70,7 @@ def draw(cells: pd.DataFrame) -> Figure:
     batch_ref = int(cells["batch_ref"].iloc[0])
     named = {key: targets.name(key) for key in keys}
     cells = resolved_only(cells[cells["control"] == "none"])
-    cells = cells.assign(name=[named.get(key) for key in zip(cells["target"], cells["control"], cells["projector"], strict=True)])
+    cells = cells.assign(name=[named[key] for key in zip(cells["target"], cells["control"], cells["projector"], strict=True)])
     names, edges = list(named.values()), edges_of(cells)
     part = batch_ref * by_bin(cells, "name", names, "gsnr_constructive")
     largest = max(10.0, float(np.nanmax(np.abs(part), initial=0.0)))

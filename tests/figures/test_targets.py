@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from gsnr import table
 from gsnr.figures import _examples, command, fig2_gsnr, fig_blocks, fig_controls, fig_direction, fig_methods, tables
@@ -29,7 +30,8 @@ def drawn(figure: Figure) -> dict[str, set[tuple[str, str, str]]]:
     found: dict[str, set[tuple[str, str, str]]] = {}
     for axes in figure.axes:
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, set()).add((to_hex(line.get_color()), str(line.get_marker()), line.get_linestyle()))
+            assert isinstance(line, Line2D)
+            found.setdefault(label, set()).add((to_hex(line.get_color()), str(line.get_marker()), str(line.get_linestyle())))
     return found
 
 
