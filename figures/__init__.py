@@ -8,6 +8,7 @@ draw(table) -> Figure  a function of that table alone; never touches torch or th
 and, where they are needed,
 
 KIND                   "metrics", "samples" or "maps": it reads `<TABLE>.<KIND>.parquet` instead
+BESIDE                 another probe's name: the rows of its table, where the run has it, are `table.attrs["beside"]`, a list of dicts
 SEVERAL_RUNS = True    it compares runs, and gets their tables one after another
 example() -> rows      dicts as `gsnr.table.write` takes them, such as TABLE holds, for the contract test; where no probe of ours makes that table
 

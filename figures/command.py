@@ -1,4 +1,4 @@
-"""`gsnr figures`: draws every figure that a run's tables allow, as PNG and PDF.
+"""`gsnr figures`: draws every figure that a run's tables allow, as PNG, PDF and SVG.
 
 gsnr figures --run runs/demo                     into runs/demo/figures
 gsnr figures --run runs/demo --figure fig5_router --out figures-for-the-paper
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gsnr import files, plugins, table
 from gsnr.commandline import Parser, a_path
-from gsnr.figures.style import save
+from gsnr.figures.style import FORMATS, save
 
 
 def names() -> list[str]:
@@ -57,9 +57,8 @@ def having(runs: list[Path], figure: ModuleType) -> list[Path]:
 
 
 def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
-    """What the figure draws: the tables of the runs, one after another, attrs["labels"] merged (the first run's count most).
-
-    Raises ValueError naming the command that makes one that is missing."""
+    """What the figure draws: the tables of the runs, one after another; attrs["labels"] merged, the first run's count most; attrs["beside"]: the
+    rows of BESIDE. Raises ValueError naming the command that makes one that is missing."""
     for folder in runs:
         if not _path(folder, figure).is_file():
             raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `gsnr probe --ckpt {folder} --probe {figure.TABLE}`")
@@ -67,6 +66,8 @@ def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
     tables = [_read(path, figure.TABLE, path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
     together = pd.concat(tables, ignore_index=True)
     together.attrs["labels"] = {target: label for one in reversed(tables) for target, label in one.attrs["labels"].items()}
+    beside = [tables_in(folder) / f"{figure.BESIDE}.parquet" for folder in runs] if hasattr(figure, "BESIDE") else []
+    together.attrs["beside"] = [row for path in beside if path.is_file() for row in table.read(path, figure.BESIDE).to_dict("records")]
     return together
 
 
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> int:
                     raise
                 left_out.append(f"{name} is left out: {str(error).removeprefix(f'{name}: ')}")
                 continue
-            for suffix in ("png", "pdf"):
+            for suffix in FORMATS:
                 written.append(out / f"{name}.{suffix}")
                 save(drawn, written[-1], replacing)
     print("\n".join([*(f"wrote {path}" for path in written), *left_out]))

@@ -5,19 +5,35 @@ from __future__ import annotations
 from string import ascii_lowercase
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gsnr.figures._curves import GSNR, floor_band, grid, keys_of, panel, rows_of, single
+from gsnr.figures._curves import (
+    ABOVE_FLOOR,
+    GSNR,
+    floor_band,
+    grid,
+    keys_of,
+    legend_below,
+    legend_of_signs,
+    less_floor,
+    panel,
+    rows_of,
+    single,
+    symlog,
+)
 from gsnr.figures.style import COLUMN, PAGE, paper
 from gsnr.figures.targets import Key, Targets
 
 TABLE = "alignment"
-TITLE = "G-SNR of the alignment gradient over t, per target (AHPA Fig. 2)"
+TITLE = "How far each target's alignment gradient stands above its floor, over t (AHPA Fig. 2)"
 CAPTION = (
-    "B x G-SNR with 95 % intervals. Shaded: the floor, what controls reach, with its interval (the same targets of other images; with the "
-    "checkpoint's own projector a constant vector, too). Open markers: not detected, or not above the floor on the same images, times and noise; "
-    "crossed: the projector reaches less than a constant. Projectors are fitted alike unless a panel says otherwise. fig_controls shows each control."
+    "G-SNR of a batch of B images, B x G-SNR, less the floor: what the controls of the same target reach (targets of other images). Shaded in "
+    "colour: the 95 % interval of a bin; in grey: that of the floor. Open markers: not detected, or not above the floor by a paired test on the "
+    "same images, times and noise; crossed: the projector reaches less than a constant. Projectors are fitted alike unless a panel says otherwise: "
+    "with the checkpoint's own, the G-SNR itself is drawn beside its floor. The axis is linear up to 10 and logarithmic beyond."
 )
+COLUMNS = 3
 FIXED = ("repa", "irepa", "sra", "sra2")  # targets that are no VAE layers: Fig. 2(a)
 LAYERS = ("uniform_G1", "uniform_G2", "uniform_mid", "uniform_deep")  # one group of VAE layers each: Fig. 2(b)
 MIXTURES = ("ahpa", "static", "heuristic", "uniform_both", "uniform_G1-G4")
@@ -34,7 +50,7 @@ def _kinds(true: list[Key]) -> dict[str, list[Key]]:
     def named(names: tuple[str, ...]) -> list[Key]:
         return [key for key in true if key[0] in names]
 
-    kinds = {"targets beside the VAE's layers": named(FIXED), "groups of VAE layers": named(LAYERS)}
+    kinds = {"targets outside the VAE": named(FIXED), "groups of VAE layers": named(LAYERS)}
     if named(MIXTURES):
         kinds["mixtures"] = named((*MIXTURES, *MIXED))
     others = [key for key in true if key[0] not in (*FIXED, *LAYERS, *MIXTURES)]
@@ -62,23 +78,38 @@ def panels_of(keys: list[Key]) -> dict[str, list[Key]]:
     return panels
 
 
+def _panel(axes: Axes, cells: pd.DataFrame, keys: list[Key], targets: Targets, batch_ref: int, apart: bool) -> bool:
+    """Draws true targets, less their floor where all have one; raw ones with their floor or their controls otherwise, and with a projector that was
+    not fitted alike. Whether there is a floor in it."""
+    true = [key for key in keys if key[1] == "none"]
+    floored = [key for key in true if key[2] == keys[-1][2] and rows_of(cells, key)["floor"].notna().any()]
+    less = floored == true and not apart
+    shown = true if floored else keys
+    panel(axes, cells, shown, ABOVE_FLOOR if less else GSNR, targets, batch_ref)
+    axes.set_ylabel(f"{batch_ref} $\\times$ (G-SNR $-$ floor)" if less else f"{batch_ref} $\\times$ G-SNR")
+    if floored:
+        floor_band(axes, cells, floored, batch_ref, less)
+    legend_below(axes, 2)
+    return bool(floored)
+
+
 def draw(cells: pd.DataFrame) -> Figure:
     """cells: an `alignment` table of one checkpoint. Raises ValueError for a table of several, or of controls alone."""
-    targets, cells = Targets(cells), single(cells)
+    targets, cells = Targets(cells), less_floor(single(cells))
     panels = panels_of(keys_of(cells))
     if not panels:
         raise ValueError("fig2_gsnr: the table has nothing but controls; measure a target beside them")
     batch_ref = int(cells["batch_ref"].iloc[0])
-    columns = 2 if len(panels) > 2 else 1
+    columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with paper():
-        figure = Figure(figsize=(PAGE if columns == 2 else COLUMN, 2.3 * rows), layout="constrained")
-        all_axes = grid(figure, len(panels), columns)
+        figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, 0.5 + 2.6 * rows), layout="constrained")
+        all_axes = grid(figure, len(panels), columns, sharey=True)
+        floors = []
         for axes, letter, (title, keys) in zip(all_axes, ascii_lowercase, panels.items(), strict=False):
-            floored = [key for key in keys if key[1] == "none" and key[2] == keys[-1][2] and rows_of(cells, key)["floor"].notna().any()]
-            ncols = panel(axes, cells, [key for key in keys if key[1] == "none" or not floored], GSNR, targets, batch_ref)
-            if floored:
-                floor_band(axes, cells, floored, batch_ref, ncols)
+            floors.append(_panel(axes, cells, keys, targets, batch_ref, title in APART.values()))
             axes.set_title(f"({letter}) {title}", loc="left")
-            axes.set_ylabel(f"{batch_ref} $\\times$ G-SNR")
+            axes.tick_params(labelbottom=True)
+        symlog(all_axes)
+        legend_of_signs(figure, cells, "floor: what controls reach, and its interval" if any(floors) else "", 2 if columns > 1 else 1)
     return figure

@@ -2,90 +2,135 @@
 
 from __future__ import annotations
 
-from string import ascii_lowercase
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from gsnr.figures._curves import one_checkpoint
+from gsnr.figures._maps import ROW, heat
 from gsnr.figures.style import COLOURS, GREY, LINES, MARKERS, PAGE, T_LABEL, paper
 
 TABLE = "router"
-TITLE = "What the router chose, over t and over training (AHPA Fig. 5)"
+TITLE = "Which layers the router chose, over t and over training (AHPA Fig. 5)"
 CAPTION = (
-    "The weights beta of the groups and alpha of the layers within each, over t at the checkpoint, and beta over training. Dotted grey: the "
-    "uniform mixture that training starts from. The axis of steps is logarithmic."
+    "The weights beta of the groups and, below them, alpha of the layers within each. Left: over t, at the checkpoint. Middle: the same over "
+    "training, averaged over t. Right: beta of the deep group at three times; dotted grey: the uniform mixture that training starts from. The axis "
+    "of steps is logarithmic."
 )
 WEIGHT_LIMITS = (-0.03, 1.03)
 HISTORY_TIMES = (0.1, 0.5, 0.9)
-BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 6}  # a legend, for curves run along the edges
+LAST = ("alpha_mid", "alpha_deep")  # groups other than mid and deep stand above them
+Row = tuple[str, str]  # metric, group or layer
+SCALE: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1}
 
 
-def _lines(axes: Axes, rows: pd.DataFrame, title: str, uniform: float) -> None:
-    for i, (name, curve) in enumerate(rows.groupby("group", sort=False)):
-        curve = curve.sort_values("t_low")
-        axes.plot(curve["t_low"], curve["value"], color=COLOURS[i % len(COLOURS)], ls=LINES[i % len(LINES)], label=_short(str(name)))
-    axes.set(xlim=(0, 1), ylim=WEIGHT_LIMITS, xlabel=T_LABEL)
-    axes.set_title(title, loc="left")
-    if rows.empty:
-        axes.text(0.5, 0.5, "not in this target", ha="center", va="center", transform=axes.transAxes)
-        return
-    axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
-    axes.legend(**BESIDE)
-
-
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """ "8:down_blocks.2.resnets.0" -> "8 down 2 res 0"."""
     number, _, rest = name.partition(":")
-    for long, short in (("down_blocks", "down"), ("resnets", "res"), ("downsamplers.0", "downsample"), ("mid_block", "mid"), ("attentions", "attn")):
-        rest = rest.replace(long, short)
+    for long, brief in (("down_blocks", "down"), ("resnets", "res"), ("downsamplers.0", "downsample"), ("mid_block", "mid"), ("attentions", "attn")):
+        rest = rest.replace(long, brief)
     return f"{number} {rest.replace('.', ' ')}".strip()
 
 
-def draw(metrics: pd.DataFrame) -> Figure:
-    """metrics: a `router` table of one checkpoint. Groups other than mid and deep have panels of their own where they are in the target.
+def weights_of(metrics: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Rows of beta and alpha: kind "router" at the checkpoint, "router_log" over training."""
+    rows = metrics[(metrics["target"] == kind) & metrics["value"].notna()]
+    return rows[(rows["metric"] == "beta") | rows["metric"].str.startswith("alpha_")]
 
-    Raises ValueError for a table without the router's weights, or of several checkpoints."""
-    metrics = metrics[metrics["value"].notna()]
-    now, log = metrics[metrics["target"] == "router"], metrics[metrics["target"] == "router_log"]
-    now = now[(now["metric"] == "beta") | now["metric"].str.startswith("alpha_")]
+
+def lines_of(rows: pd.DataFrame) -> dict[Row, str]:
+    """(metric, group) -> how it is called: beta of each group, then alpha of the layers of each."""
+    metrics = list(dict.fromkeys(rows["metric"]))
+    order = ["beta", *(m for m in metrics if m not in ("beta", *LAST)), *LAST]
+    found = [(metric, str(group)) for metric in order for group in dict.fromkeys(rows.loc[rows["metric"] == metric, "group"])]
+    return {row: rf"$\beta$ {row[1]}" if row[0] == "beta" else short(row[1]) for row in found}
+
+
+def over(rows: pd.DataFrame, lines: dict[Row, str], column: str) -> pd.DataFrame:
+    """A row a line, over "t_low" or "step", the mean over all else."""
+    table = rows.pivot_table(index=["metric", "group"], columns=column, values="value", aggfunc="mean")
+    return table.reindex(pd.MultiIndex.from_tuples(lines))
+
+
+def _edges(places: NDArray[Any], low: float, high: float) -> NDArray[Any]:
+    """Of cells around increasing places, from low to high."""
+    return np.concatenate([[low], (places[1:] + places[:-1]) / 2, [high]])
+
+
+def heat_over_t(axes: Axes, rows: pd.DataFrame, lines: dict[Row, str]) -> QuadMesh:
+    """Lines between beta and the layers of each group."""
+    table = over(rows, lines, "t_low")
+    mesh = heat(axes, _edges(table.columns.to_numpy(), 0.0, 1.0), list(lines.values()), table.to_numpy(), **SCALE)
+    _parts(axes, lines)
+    axes.set(xlabel=T_LABEL, xticks=(0, 0.5, 1))
+    return mesh
+
+
+def _parts(axes: Axes, lines: dict[Row, str]) -> None:
+    metrics = [metric for metric, _ in lines]
+    for i in range(1, len(metrics)):
+        if metrics[i] != metrics[i - 1]:
+            axes.axhline(i, color="white", lw=2)
+
+
+def draw(metrics: pd.DataFrame) -> Figure:
+    """metrics: a `router` table of one checkpoint. Raises ValueError for a table without the router's weights, or of several checkpoints."""
+    now, log = weights_of(metrics, "router"), weights_of(metrics, "router_log")
     one_checkpoint(now)
+    lines = lines_of(now)
     with paper():
-        beta = now[now["metric"] == "beta"]
-        others = [metric.removeprefix("alpha_") for metric in dict.fromkeys(now["metric"]) if metric not in ("beta", "alpha_mid", "alpha_deep")]
-        groups = [*others, "mid", "deep"]
-        rows = -(-(len(groups) + 2) // 2)
-        figure = Figure(figsize=(PAGE, 2.2 * rows), layout="constrained")
-        axes = figure.subplots(rows, 2, sharey=True).ravel()
-        _lines(axes[0], beta, r"(a) $\beta$ over t", 1 / max(1, beta["group"].nunique()))
-        for panel, part, letter in zip(axes[1:], groups, ascii_lowercase[1:], strict=False):
-            layers = now[now["metric"] == f"alpha_{part}"]
-            _lines(panel, layers, rf"({letter}) $\alpha$ {part} over t", 1 / max(1, layers["group"].nunique()))
-        for panel in axes[::2]:
-            panel.set_ylabel("weight")
-        last = log[(log["metric"] == "beta") & (log["group"] == "deep")]
-        _history(axes[len(groups) + 1], ascii_lowercase[len(groups) + 1], last, 1 / max(1, beta["group"].nunique()))
-        for panel in axes[len(groups) + 2 :]:
-            panel.set_visible(False)
+        figure = Figure(figsize=(PAGE, max(2.2, 0.75 + ROW * len(lines))), layout="constrained")
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.1))
+        mesh = heat_over_t(left, now, lines)
+        left.set_ylabel("group, and layer within it")
+        left.set_title("(a) weight over t", loc="left")
+        middle.set_title("(b) weight over training", loc="left")
+        right.set_title(r"(c) $\beta$ deep over training", loc="left")
+        if (log["step"] > 0).any():
+            _history(middle, log, lines)
+            history(right, log)
+        for axes in (middle, right):
+            axes.set_xlabel("training step")
+            if not (log["step"] > 0).any():
+                axes.text(0.5, 0.5, "no step of training\nwas logged", ha="center", va="center", transform=axes.transAxes)
+        middle.set_yticks([])
+        middle.set_ylabel("the same rows")
+        right.set(ylim=WEIGHT_LIMITS, ylabel="weight")
+        figure.colorbar(mesh, ax=middle, label="weight", pad=0.03, aspect=20)
     return figure
 
 
-def _history(axes: Axes, letter: str, rows: pd.DataFrame, uniform: float) -> None:
-    """beta deep over training steps, at three times; the step axis is logarithmic because a router may settle within tens of steps."""
-    axes.set_title(rf"({letter}) $\beta$ deep over training", loc="left")
-    axes.set(xlabel="training step", ylim=WEIGHT_LIMITS)
-    if not (rows["step"] > 0).any():
-        axes.text(0.5, 0.5, "no step of training was logged", ha="center", va="center", transform=axes.transAxes)
-        return
+def _history(axes: Axes, log: pd.DataFrame, lines: dict[Row, str]) -> None:
+    """The mean over t of each weight over steps."""
+    table = over(log, lines, "step")
+    steps = table.columns.to_numpy(float)
+    heat(axes, _edges(steps, steps[0], steps[-1]), list(lines.values()), table.to_numpy(), **SCALE)
+    _parts(axes, lines)
+    _step_axis(axes, log)
+
+
+def _step_axis(axes: Axes, log: pd.DataFrame) -> None:
+    """Logarithmic, because a router may settle within tens of steps."""
+    axes.set_xscale("symlog", linthresh=log.loc[log["step"] > 0, "step"].min())
+    axes.set_xlim(log["step"].min(), log["step"].max())
+
+
+def history(axes: Axes, log: pd.DataFrame) -> None:
+    """beta of the deep group over training steps, at three times, mean over runs."""
+    rows = log[(log["metric"] == "beta") & (log["group"] == "deep")]
     times = rows["t_low"].unique()
-    for i, wanted in enumerate(HISTORY_TIMES):
+    for i, wanted in enumerate(HISTORY_TIMES if len(times) else ()):
         t = times[abs(times - wanted).argmin()]
-        curve = rows[rows["t_low"] == t].sort_values("step")
-        axes.plot(curve["step"], curve["value"], color=COLOURS[i], ls=LINES[i], marker=MARKERS[i], markevery=0.1, label=f"t = {t:.2f}")
+        curve = rows[rows["t_low"] == t].groupby("step")["value"].mean()
+        style: dict[str, Any] = {"color": COLOURS[i], "ls": LINES[i], "marker": MARKERS[i], "markevery": 0.1}
+        axes.plot(curve.index, curve, label=f"t = {t:.2f}", **style)
+    uniform = 1 / max(1, log.loc[log["metric"] == "beta", "group"].nunique())
     axes.axhline(uniform, color=GREY, lw=0.6, ls=(0, (1, 2)), zorder=0)
-    first = rows.loc[rows["step"] > 0, "step"].min()
-    axes.set_xscale("symlog", linthresh=first)
-    axes.set_xlim(0, rows["step"].max())
-    axes.legend(**BESIDE)
+    _step_axis(axes, log)
+    if len(times):
+        axes.legend(loc="best")

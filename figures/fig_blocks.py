@@ -8,13 +8,14 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from gsnr.figures._curves import grid, keys_of, one_checkpoint, rows_of
+from gsnr.figures._maps import by_bin, edges_of, hatch, hatched, heat
 from gsnr.figures.style import COLUMN, PAGE, paper
 from gsnr.figures.targets import Targets
 
 TABLE = "alignment"
-TITLE = "G-SNR of the alignment gradient per parameter group and t, per target"
+TITLE = "Where in the network the alignment gradient has signal"
 CAPTION = (
-    "B x G-SNR. Projectors are fitted alike. Shuffled: the first target, of other images. A dot marks cells whose interval does not lie above 0. "
+    "B x G-SNR. Projectors are fitted alike. Shuffled: the first target, of other images. Hatched: not detected. "
     "The colour scale is linear below 1 and logarithmic beyond. Blocks end at the tap, above which the alignment gradient is zero."
 )
 COLUMNS = 4
@@ -43,24 +44,21 @@ def draw(cells: pd.DataFrame) -> Figure:
     columns = min(COLUMNS, len(keys))
     rows = -(-len(keys) // columns)
     with paper():
-        figure = Figure(figsize=(max(COLUMN, PAGE * columns / COLUMNS), 0.4 + (0.5 + 0.16 * len(groups)) * rows), layout="constrained")
+        figure = Figure(figsize=(max(COLUMN, PAGE * columns / COLUMNS), 0.6 + (0.5 + 0.16 * len(groups)) * rows), layout="constrained")
         all_axes = grid(figure, len(keys), columns, "t  (1 = noise)", sharey=True)
         mesh = None
-        for i, (axes, key) in enumerate(zip(all_axes, keys, strict=True)):
+        for axes, key in zip(all_axes, keys, strict=True):
             here = rows_of(cells, key)
-            value = here.pivot(index="group", columns="bin", values="gsnr_batch").reindex(groups).to_numpy()
+            value = by_bin(here, "group", groups, "gsnr_batch")
             unseen = here.pivot(index="group", columns="bin", values="below_detection").reindex(groups, fill_value=False).to_numpy(dtype=bool)
-            bins = here.drop_duplicates("bin")
-            edges = np.append(bins["t_low"].to_numpy(), bins["t_high"].iloc[-1])
-            mesh = axes.pcolormesh(edges, np.arange(len(groups) + 1), value, norm=norm, cmap="PuOr_r", rasterized=True)
-            row, column = np.nonzero(unseen)
-            axes.plot((edges[column] + edges[column + 1]) / 2, row + 0.5, ".", color="black", markersize=2)
-            axes.set_yticks(np.arange(len(groups)) + 0.5, groups)
-            axes.invert_yaxis() if i == 0 else None
+            edges = edges_of(here)
+            mesh = heat(axes, edges, groups, value, norm=norm, cmap="PuOr_r")
+            hatch(axes, edges, unseen)
             axes.set_title(targets.name(key), loc="left")
         for axes in all_axes[::columns]:
             axes.set_ylabel("parameter group")
         assert mesh is not None
         bar = figure.colorbar(mesh, ax=figure.axes, shrink=0.9, aspect=30)
         bar.set_label(f"{int(cells['batch_ref'].iloc[0])} $\\times$ G-SNR")
+        figure.legend(handles=[hatched("not detected: the 95 % interval does not lie above 0")], loc="outside lower center")
     return figure

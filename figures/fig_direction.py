@@ -2,52 +2,93 @@
 
 from __future__ import annotations
 
-from string import ascii_lowercase
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
-from gsnr.figures._curves import grid, keys_of, panel, rows_of, single
+from gsnr.figures._curves import keys_of, single
+from gsnr.figures._maps import ROW, as_text, by_bin, edges_of, hatch, hatched, heat, numbers
 from gsnr.figures.fig2_gsnr import panels_of
-from gsnr.figures.style import PAGE, paper
-from gsnr.figures.targets import Targets
+from gsnr.figures.style import PAGE, T_LABEL, paper
+from gsnr.figures.targets import Key, Targets
 
 TABLE = "alignment"
-TITLE = "The angle between the alignment and the denoising gradient, and the part of the alignment signal that also denoises"
+TITLE = "Does alignment pull the same way as denoising?"
 CAPTION = (
-    "Projectors are fitted alike. Left: the cosine with its 95 % interval (not clipped to the grey range), where that is narrower than 2 and the "
-    "alignment gradient is resolved above the noise. Right, in the same bins: sign(cos) cos^2 G-SNR, times B, which has no interval."
+    "Left: the cosine between the alignment and the denoising gradient; orange: they agree, purple: they pull apart; bold: the 95 % interval "
+    "does not hold 0; a triangle: the interval reaches beyond 1 or -1. Hatched: nothing can be said, as the alignment gradient is not detected "
+    "or not above its floor, or the interval is as wide as the range. Right, in the same cells: sign(cos) cos^2 G-SNR, times B: an unbiased "
+    "estimate without an interval, so a small one may have either sign. Projectors are fitted alike."
 )
 COSINE = ("cos_denoise", "cos_low", "cos_high")
-CONSTRUCTIVE = ("gsnr_constructive", "no_low", "no_high")
 WIDEST = 2.0  # an interval wider than the range of a cosine says nothing
+EMPTY = "0.94"  # the colour below hatched cells
+BEYOND: dict[str, Any] = {"marker": "^", "ls": "", "color": "black", "markersize": 2.2}
 
 
 def resolved_only(cells: pd.DataFrame) -> pd.DataFrame:
-    """The same without the angles that say nothing, so that lines break there: those of an alignment gradient that is not resolved above the
-    noise, and those with an interval as wide as the range."""
-    said = (cells["cos_high"] - cells["cos_low"] < WIDEST) & ~cells["below_detection"]
+    """The same without the angles that say nothing: those of an alignment gradient that is not detected, or not above its floor, and those with an
+    interval as wide as the range."""
+    own = ~cells["below_detection"].astype(bool) & (cells["floor"].isna() | cells["above_floor"].astype(bool))
+    said = (cells["cos_high"] - cells["cos_low"] < WIDEST) & own
     return cells.assign(**{column: cells[column].where(said) for column in (*COSINE, "gsnr_constructive")})
+
+
+def _order(cells: pd.DataFrame) -> list[Key]:
+    """True targets, those of one kind together."""
+    panels = panels_of(keys_of(cells))
+    return [key for key in dict.fromkeys(key for keys in panels.values() for key in keys) if key[1] == "none"]
+
+
+def _angles(axes: Axes, edges: NDArray[Any], names: list[str], cells: pd.DataFrame, norm: Normalize) -> bool:
+    """Whether an interval reaches beyond 1."""
+    value, low, high = (by_bin(cells, "name", names, column) for column in COSINE)
+    mesh = heat(axes, edges, names, value, norm=norm, cmap="PuOr_r")
+    hatch(axes, edges, np.isnan(value), EMPTY)
+    with np.errstate(invalid="ignore"):
+        beyond, sure = (high > 1) | (low < -1), (low > 0) | (high < 0)
+    numbers(axes, edges, mesh, as_text(value, "+.2f"), sure)
+    row, column = np.nonzero(beyond)
+    axes.plot(edges[column] + 0.85 * (edges[column + 1] - edges[column]), row + 0.15, **BEYOND)
+    return bool(beyond.any())
 
 
 def draw(cells: pd.DataFrame) -> Figure:
     """cells: an `alignment` table of one checkpoint. Raises ValueError for one of several, or without fitted projectors."""
     targets, cells = Targets(cells), single(cells)
-    panels = panels_of(keys_of(cells[cells["projector"].isin(("fit", "none"))]))
-    if not panels:
+    cells = cells[cells["projector"].isin(("fit", "none"))]
+    keys = _order(cells)
+    if not keys:
         raise ValueError("fig_direction: the table has no projectors that were fitted alike; measure again with --projector fit")
     batch_ref = int(cells["batch_ref"].iloc[0])
-    cells = resolved_only(cells)
-    cells = cells.assign(no_low=cells["gsnr_constructive"], no_high=cells["gsnr_constructive"])
+    named = {key: targets.name(key) for key in keys}
+    cells = resolved_only(cells[cells["control"] == "none"])
+    cells = cells.assign(name=[named[key] for key in zip(cells["target"], cells["control"], cells["projector"], strict=True)])
+    names, edges = list(named.values()), edges_of(cells)
+    part = batch_ref * by_bin(cells, "name", names, "gsnr_constructive")
+    largest = max(10.0, float(np.nanmax(np.abs(part), initial=0.0)))
+    norms = Normalize(-1, 1), SymLogNorm(linthresh=1.0, vmin=-largest, vmax=largest)
     with paper():
-        figure = Figure(figsize=(PAGE, 2.5 * len(panels)), layout="constrained")
-        all_axes = grid(figure, 2 * len(panels), 2)
-        for left, right, letter, (title, keys) in zip(all_axes[::2], all_axes[1::2], ascii_lowercase, panels.items(), strict=False):
-            panel(left, cells, [k for k in keys if k[1] == "none" and rows_of(cells, k)["cos_denoise"].notna().any()], COSINE, targets)
-            left.axhspan(-1, 1, color="0.95", zorder=-1)
-            left.set_ylabel("cosine to the denoising gradient")
-            left.set_title(f"({letter}1) {title}: angle", loc="left")
-            panel(right, cells, [key for key in keys if key[1] == "none"], CONSTRUCTIVE, targets, batch_ref)
-            right.set_ylabel(f"{batch_ref} $\\times$ constructive G-SNR")
-            right.set_title(rf"({letter}2) sign(cos) cos$^2$ G-SNR", loc="left")
+        figure = Figure(figsize=(PAGE, 1.35 + ROW * len(names)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        beyond = _angles(left, edges, names, cells, norms[0])
+        mesh = heat(right, edges, names, part, norm=norms[1], cmap="PuOr_r")
+        hatch(right, edges, np.isnan(part), EMPTY)
+        numbers(right, edges, mesh, np.where(abs(part) < 10, as_text(part, "+.1f"), as_text(part, "+.0f")))
+        left.set_title("(a) cosine of the two gradients", loc="left")
+        right.set_title(rf"(b) {batch_ref} $\times$ sign(cos) cos$^2$ G-SNR", loc="left")
+        for axes, norm in zip((left, right), norms, strict=True):
+            axes.set(xlabel=T_LABEL, ylabel="target" if axes is left else "")
+            figure.colorbar(ScalarMappable(norm, "PuOr_r"), ax=axes, pad=0.02, aspect=15, label="cosine" if axes is left else "signal")
+        handles = [hatched("nothing can be said", EMPTY)]
+        handles += [Line2D([], [], **BEYOND, label="interval reaches beyond 1 or -1")] if beyond else []  # type: ignore[list-item]
+        note = "orange: with denoising, purple: against; bold: the 95 % interval does not hold 0"
+        figure.legend(handles=handles, title=note, loc="outside lower center", ncols=2)
     return figure

@@ -8,19 +8,19 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gsnr.figures._curves import curve, keys_of, rows_of
-from gsnr.figures.fig2_gsnr import GSNR
+from gsnr.figures._curves import GSNR, curve, keys_of, rows_of, symlog
 from gsnr.figures.fig_direction import COSINE, resolved_only
 from gsnr.figures.style import LINES, PAGE, T_LABEL, paper
 from gsnr.figures.targets import MARKERS, Key, Targets
 
 TABLE = "alignment"
 SEVERAL_RUNS = True
-TITLE = "G-SNR and direction of each run's first target, on the run's own backbone"
+TITLE = "Each run's own target, on the run's own backbone: its signal, and its direction"
 CAPTION = (
-    "A run's first target is what it was aligned to, if anything; projectors are fitted. The backbones differ, so this is no ranking of targets: "
-    "fig2_gsnr of one vanilla backbone is. Left: B x G-SNR with 95 % intervals, linear below 10, logarithmic beyond; open markers: the interval "
-    "reaches 0. Right: cosines whose interval is wider than the range, or whose alignment gradient is not resolved, are left out."
+    "A run's first target is what it was aligned to, if anything; projectors are fitted. The backbones differ, so this is no ranking of "
+    "targets: fig2_gsnr of one vanilla backbone is. Left: B x G-SNR, linear up to 10, logarithmic beyond; shaded: 95 % intervals of bins; open "
+    "markers: not detected, or not above its floor. Right: cosines whose interval is wider than the range, or whose alignment gradient is not "
+    "above its floor, are left out; open markers: the interval holds 0."
 )
 MOST = 7  # curves that can be told apart
 
@@ -58,11 +58,10 @@ def draw(cells: pd.DataFrame) -> Figure:
         for i, (here, key, style) in enumerate(zip(each, keys, styles_of(keys, targets), strict=True)):
             rows = rows_of(here, key)
             style |= {"label": f"{runs[i][0]}: {targets.name(key)}"}
-            shift = 0.09 * (i - (len(runs) - 1) / 2)
-            curve(left, rows, GSNR, batch_ref, style, shift)
-            curve(right, resolved_only(rows), COSINE, 1.0, style, shift)
+            curve(left, rows, GSNR, batch_ref, style)
+            curve(right, resolved_only(rows), COSINE, 1.0, style)
         left.set_ylabel(f"{batch_ref} $\\times$ G-SNR")
-        left.set_yscale("symlog", linthresh=10)
+        symlog([left])
         left.set_title("(a) of each run's first target", loc="left")
         right.axhspan(-1, 1, color="0.95", zorder=-1)
         right.set_ylabel("cosine to the denoising gradient")

@@ -1,51 +1,40 @@
-"""What hidden states know over t, one curve a block."""
+"""What hidden states know over t, block by block."""
 
 from __future__ import annotations
 
-import matplotlib as mpl
+from string import ascii_lowercase
+from typing import Any
+
+import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from gsnr.figures._curves import one_checkpoint
-from gsnr.figures.style import MARKERS, PAGE, T_LABEL, paper
-from gsnr.figures.targets import CONTROL_LINES, CONTROLS
+from gsnr.figures._maps import ROW, as_text, by_bin, edges_of, hatch, hatched, heat, numbers
+from gsnr.figures.style import COLUMN, PAGE, T_LABEL, paper
 
 TABLE = "representation"
-TITLE = "What hidden states know: a linear probe's accuracy and CKNNA to the image teacher, over t"
+TITLE = "What each block knows of the image, from noise to data"
 CAPTION = (
-    "One curve a block, the model is told no class. Bars are 95 % intervals (Wilson; jackknife over sixteenths of the images). Grey: what knowing "
-    "nothing gives, which is always guessing the most frequent class, and the teacher's features of other images."
+    "Left: held-out accuracy of a linear probe for the class, which the model is not told. Right: CKNNA to the features of the image teacher "
+    "(k = 10). Hatched: the 95 % interval (Wilson; jackknife over sixteenths of the images) does not lie above what knowing nothing gives, which is "
+    "always guessing the most frequent class, and the teacher's features of other images."
 )
 TITLES = {"linear_probe_accuracy": "linear probe, held-out accuracy", "cknna": "CKNNA to the teacher (k = 10)"}
-CHANCE = {"linear_probe_accuracy": ("constant", "always the most frequent class"), "cknna": ("shuffled", "teacher of other images, mean over blocks")}
-MOST = 8  # curves in a panel; more blocks are thinned evenly, the last kept
+UNITS = {"linear_probe_accuracy": "accuracy", "cknna": "CKNNA"}
+NOTHING = {"linear_probe_accuracy": "guessing", "cknna": "other images"}
 
 
 def _number(group: str) -> int:
     return int(group.split()[1])
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, chance: pd.DataFrame, metric: str) -> None:
-    blocks = sorted(rows["group"].unique(), key=_number)
-    step = -(-len(blocks) // MOST)
-    shown = blocks[::-1][::step][::-1]
-    palette = mpl.colormaps["viridis"]
-    for i, block in enumerate(shown):
-        curve = rows[rows["group"] == block].sort_values("bin")
-        t = (curve["t_low"] + curve["t_high"]) / 2 + (i - (len(shown) - 1) / 2) * 0.06 * (curve["t_high"] - curve["t_low"])
-        errors = [curve["value"] - curve["low"], curve["high"] - curve["value"]]
-        colour = palette(0.92 * i / max(1, len(shown) - 1))
-        axes.errorbar(t, curve["value"], errors, color=colour, marker=MARKERS[i % len(MARKERS)], elinewidth=0.6, label=block)
-    if not chance.empty:
-        control, of_what = CHANCE[metric]
-        grey, _ = CONTROLS[control][0]
-        level = chance.groupby("bin")[["t_low", "t_high", "value"]].mean()
-        axes.plot((level["t_low"] + level["t_high"]) / 2, level["value"], color=grey, ls=CONTROL_LINES[control], label=of_what)
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
-        axes.legend(handles=axes.get_lines()[-1:], loc="upper right")
-    axes.set(xlim=(0, 1), xlabel=T_LABEL, ylabel=TITLES[metric])
+def _known(rows: pd.DataFrame, nothing: pd.DataFrame, blocks: list[str]) -> NDArray[np.bool_]:
+    """(blocks, bins): whether an interval lies above what knowing nothing gives, and above the interval of that where it has one."""
+    low, value, high = by_bin(rows, "group", blocks, "low"), *(by_bin(nothing, "group", blocks, c) for c in ("value", "high"))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(low > np.where(np.isnan(high), value, high))
 
 
 def draw(metrics: pd.DataFrame) -> Figure:
@@ -56,13 +45,22 @@ def draw(metrics: pd.DataFrame) -> Figure:
     panels = [(name, rows) for name in TITLES if not (rows := true[true["metric"] == name]).empty]
     if not panels:
         raise ValueError(f"fig_representation: the table has no rows of {' or '.join(TITLES)}")
+    blocks = sorted(true["group"].unique(), key=_number, reverse=True)
     with paper():
-        figure = Figure(figsize=(PAGE * len(panels) / 2, 2.8), layout="constrained")
+        figure = Figure(figsize=(PAGE if len(panels) > 1 else COLUMN, 1.15 + ROW * len(blocks)), layout="constrained")
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, letter, (name, rows) in zip(all_axes, "ab", panels, strict=False):
-            _panel(axes, rows, controls[controls["metric"] == name], name)
-            axes.set_title(f"({letter})", loc="left")
-        handles, labels = all_axes[0].get_legend_handles_labels()
-        blocks = [i for i, label in enumerate(labels) if label.startswith("block ")]
-        figure.legend([handles[i] for i in blocks], [labels[i] for i in blocks], loc="outside upper center", ncols=len(blocks))
+        for axes, letter, (name, rows) in zip(all_axes, ascii_lowercase, panels, strict=False):
+            edges, value = edges_of(rows), by_bin(rows, "group", blocks, "value")
+            colours: dict[str, Any] = {"cmap": "cividis", "vmin": min(0.0, float(np.nanmin(value))), "vmax": float(np.nanmax(value))}
+            mesh = heat(axes, edges, blocks, value, **colours)
+            nothing = controls[controls["metric"] == name]
+            level = f"; {NOTHING[name]}: {nothing['value'].mean():.2f}" if not nothing.empty else ""
+            if not nothing.empty:
+                hatch(axes, edges, ~_known(rows, nothing, blocks))
+            numbers(axes, edges, mesh, as_text(value, ".2f" if np.nanmax(value) > 0.1 else ".3f"))
+            axes.set_title(f"({letter}) {TITLES[name]}{level}", loc="left")
+            axes.set(xlabel=T_LABEL, ylabel="block, the last on top")
+            axes.set_yticklabels([str(_number(block)) for block in blocks])
+            figure.colorbar(mesh, ax=axes, pad=0.02, aspect=15, label=UNITS[name])
+        figure.legend(handles=[hatched("not above what knowing nothing gives (95 %)")], loc="outside lower center")
     return figure

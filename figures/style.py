@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 
 from gsnr import files
 
-COLUMN, PAGE = 3.4, 7.0  # inches: one column, the full page
+COLUMN, PAGE = 3.3, 6.9  # inches: one column, the full page
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 CONTROL, GREY = "#666666", "#999999"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 T_LABEL = "t  (0 = data, 1 = noise)"
+FORMATS = ("png", "pdf", "svg")
+DATELESS: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 _RC: Any = {
     "figure.dpi": 150,
@@ -30,6 +32,7 @@ _RC: Any = {
     "axes.titlesize": 8,
     "axes.labelsize": 8,
     "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "axes.spines.top": False,
@@ -37,6 +40,8 @@ _RC: Any = {
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
+    "hatch.linewidth": 0.4,
+    "svg.hashsalt": "gsnr",  # the same names inside, whenever it is drawn
     "legend.frameon": True,
     "legend.framealpha": 0.85,
     "legend.edgecolor": "none",
@@ -52,9 +57,9 @@ def paper() -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path, replacing: files.Replacing = files.replacing) -> None:
-    """Replaces a PNG or PDF, by the path's ending, with the style's resolution and embedded fonts; a PDF carries no date.
+    """Replaces a PNG, PDF or SVG, by the path's ending, with the style's resolution and embedded fonts; none carries a date.
 
     replacing: that of `gsnr.files.together`, for several figures that appear together."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with paper(), replacing(path) as aside:
-        figure.savefig(aside, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+        figure.savefig(aside, metadata=DATELESS.get(path.suffix))

@@ -59,7 +59,7 @@ def test_a_strangers_figure_is_drawn(stranger: Path, tmp_path: Path, capsys: pyt
     run = tmp_path / "run"
     table.write(run / "probes" / "alignment.parquet", "cells", _examples.EXAMPLES["alignment"]("run", "alignment"), {"labels": _examples.LABELS})
     assert call(command.main, "--run", run, "--figure", stranger.stem) == 0
-    assert {path.name for path in (run / "figures").iterdir()} == {f"{stranger.stem}.{suffix}" for suffix in ("png", "pdf")}
+    assert {path.name for path in (run / "figures").iterdir()} == {f"{stranger.stem}.{suffix}" for suffix in ("png", "pdf", "svg")}
     drawn = command.find(stranger.stem).draw(command.table_of([run], command.find(stranger.stem)))
     labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
     assert "Unheard of" in labels and "AHPA, own projector" in labels

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from gsnr import table
 from gsnr.figures import _examples, command, fig2_gsnr, fig_blocks, fig_controls, fig_direction, fig_methods, tables
@@ -24,18 +25,13 @@ def cells_of(keys: list[tuple[str, str, str]], run: str = "run") -> pd.DataFrame
     return pd.concat([one.assign(target=t, control=c, projector=p) for t, c, p in keys], ignore_index=True)
 
 
-FLOOR = ("floor (controls)", "floor: above this view")
-
-
 def drawn(figure: Figure) -> dict[str, set[tuple[str, str, str]]]:
     """label -> (colour, marker, line) of every legend of the figure."""
     found: dict[str, set[tuple[str, str, str]]] = {}
     for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label in FLOOR:
-                continue
-            line = handle[0]
-            found.setdefault(label, set()).add((to_hex(line.get_color()), str(line.get_marker()), line.get_linestyle()))
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            assert isinstance(line, Line2D)
+            found.setdefault(label, set()).add((to_hex(line.get_color()), str(line.get_marker()), str(line.get_linestyle())))
     return found
 
 
@@ -79,13 +75,15 @@ def test_every_target_is_drawn_in_some_panel(few: bool) -> None:
     cells = cells_of(keys)
     targets = Targets(cells)
     everywhere: dict[str, set] = {}
-    for figure in (fig2_gsnr, fig_direction, fig_controls):
+    for figure in (fig2_gsnr, fig_controls):
         for label, styles in drawn(figure.draw(cells)).items():
             everywhere.setdefault(label, set()).update(styles)
     for name in names:
         assert {(colour, marker) for colour, marker, _ in everywhere[targets.name((name, "none", "fit"))]} == {
             (to_hex(colour), marker) for colour, marker in [targets.looks[name]]
         }
+    rows = [text.get_text() for text in fig_direction.draw(cells).axes[0].get_yticklabels()]
+    assert len(set(rows)) == len(rows) and set(rows) >= {targets.name((name, "none", "fit")) for name in names}
     titles = {axes.get_title(loc="left") for axes in fig_blocks.draw(cells).axes}
     assert titles >= {targets.name((name, "none", "fit")) for name in names}
 
@@ -94,7 +92,7 @@ def test_controls_stand_beside_their_targets() -> None:
     keys = [(name, control, "fit") for name in ("repa", "sra", "ahpa", "uniform_both", "of_mine") for control in ("none", "shuffled")]
     panels = fig2_gsnr.panels_of(keys)
     assert panels["other targets"] == [("of_mine", "none", "fit"), ("of_mine", "shuffled", "fit")]
-    assert ("sra", "shuffled", "fit") in panels["targets beside the VAE's layers"]
+    assert ("sra", "shuffled", "fit") in panels["targets outside the VAE"]
 
 
 def test_runs_of_one_target_are_told_apart() -> None:
