@@ -25,9 +25,9 @@ def _averages(cells: pd.DataFrame, samples: pd.DataFrame, targets: tuple[str, ..
     labels, there = labels_of(cells), set(mine[0]["target"])
     if missing := [target_name(target, "none", "fit", labels=labels) for target in targets if target not in there]:
         return f"Not measured in this run: {', '.join(missing)}."
-    ordered = [pd.concat([frame[frame["target"] == target] for target in targets], ignore_index=True) for frame in mine]
-    ordered[0].attrs["labels"] = labels
-    found = trajectory(*ordered)
+    ordered, theirs = (pd.concat([frame[frame["target"] == target] for target in targets], ignore_index=True) for frame in mine)
+    ordered.attrs["labels"] = labels
+    found = trajectory(ordered, theirs)
     return found if NOISY in found and CLEAN in found else "The bins of this table do not reach both halves of t."
 
 

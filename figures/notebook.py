@@ -48,12 +48,13 @@ def show(figure: ModuleType, frame: pd.DataFrame) -> Shown | str:
 
 def laid_out(frame: pd.DataFrame) -> Styler:
     """A table without its index whose cells keep to one line; the first column to the left, the others to the right."""
-    lines = {"white-space": "nowrap"}
+    right: dict[str, Any] = {"white-space": "nowrap", "text-align": "right"}
+    left: dict[str, Any] = {"text-align": "left"}
     heads: Any = [
         {"selector": f"th{which}", "props": f"white-space: nowrap; text-align: {side}"} for which, side in (("", "right"), (".col0", "left"))
     ]
     styled = frame.style.hide(axis="index").format(precision=3, na_rep="").set_table_styles(heads)
-    return styled.set_properties(**lines, **{"text-align": "right"}).set_properties(subset=list(frame.columns[:1]), **{"text-align": "left"})
+    return styled.set_properties(**right).set_properties(subset=list(frame.columns[:1]), **left)
 
 
 def by_bin(cells: pd.DataFrame, group: str = "all") -> pd.DataFrame:
@@ -91,7 +92,8 @@ def weights(router: pd.DataFrame, times: tuple[float, ...] = (0.0, 0.25, 0.5, 0.
     """The router's weights at the measured times next to these: one row a group or a layer. router: a table `router`."""
     now = router[(router["target"] == "router") & ((router["metric"] == "beta") | router["metric"].str.startswith("alpha_"))]
     at = now.pivot_table(index=["metric", "group"], columns="t_low", values="value", sort=False)
-    measured = sorted({min(at.columns, key=lambda t: abs(t - time)) for time in times})
+    there = [float(t) for t in at.columns]
+    measured = sorted({min(there, key=lambda t: abs(t - time)) for time in times})
     shown = at[measured].rename(columns=lambda t: f"t = {t:g}").reset_index()
     of_layer = shown["group"].str.contains(":")
     named = shown["group"].where(~of_layer, "layer " + shown["group"].str.partition(":")[0])

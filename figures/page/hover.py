@@ -92,7 +92,8 @@ def _points(axes: Axes, line: Any, label: Any, ends: dict[int, str]) -> Iterator
 
 
 def _mesh(axes: Axes, mesh: QuadMesh) -> Iterator[Mark]:
-    corners, values = mesh.get_coordinates(), np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
+    corners: Any = mesh.get_coordinates()
+    values = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             low, high = corners[row, column], corners[row + 1, column + 1]
