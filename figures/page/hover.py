@@ -51,7 +51,8 @@ def _of_axes(axes: Axes) -> Iterator[Mark]:
         if line not in taken and not str(line.get_label()).startswith("_") and line.get_transform() == axes.transData:
             yield from _points(axes, line, line.get_label(), {})
     for mesh in axes.collections:
-        if isinstance(mesh, QuadMesh) and np.ndim(mesh.get_array()) == 2:
+        values = mesh.get_array() if isinstance(mesh, QuadMesh) else None
+        if isinstance(mesh, QuadMesh) and values is not None and values.ndim == 2:
             yield from _mesh(axes, mesh)
 
 
