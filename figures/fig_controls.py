@@ -14,8 +14,8 @@ TITLE = "A high G-SNR by itself proves nothing: what targets of other images rea
 CAPTION = (
     "B x G-SNR of true targets, of the same target of other images (shuffled) and, where it was measured, of a constant vector. A projector "
     "that was fitted to the shuffled control leaves no signal but what all images share. With the checkpoint's own projector controls have "
-    "signal, so a high G-SNR by itself does not speak for a target. Shaded: 95 % intervals of bins; grey: the floor, the highest control. Open "
-    "markers: not detected, or not above the floor. The axis is linear up to 10 and logarithmic beyond."
+    "signal, so a high G-SNR by itself does not speak for a target. Shaded: 95 % intervals of bins; grey: the floors, each target's highest control. "
+    "Open markers: not detected, or not above the floor. The axis is linear up to 10 and logarithmic beyond."
 )
 TITLES = {"fit": "projectors fitted alike", "ckpt": "the checkpoint's own projector", "fresh": "fresh projectors"}
 OTHERS = {"shuffled": "targets of other images", "shuffled_class": "of other images of its class", "constant": "a constant vector"}
@@ -55,7 +55,7 @@ def draw(cells: pd.DataFrame) -> Figure:
         for axes, letter, projector in zip(all_axes, "abc", projectors, strict=False):
             keys = _chosen(cells, projector, controlled)
             panel(axes, cells, keys, GSNR, targets, batch_ref)
-            own = [key for key in keys if key[0] == controlled and key[1] == "none" and rows_of(cells, key)["floor"].notna().any()]
+            own = [key for key in keys if key[1] == "none" and rows_of(cells, key)["floor"].notna().any()]
             if own:
                 floor_band(axes, cells, own, batch_ref)
                 floored = True

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from gsnr import table
 from gsnr.figures import _examples, command, fig2_gsnr, fig4_pca, fig5_router, fig_controls, fig_direction, fig_easy, fig_representation, style
 from gsnr.figures._maps import as_text
-from tests.figures.test_targets import cells_of
+from tests.figures.made import cells_of
 
 FIT, SHUFFLED = ("ahpa", "none", "fit"), ("ahpa", "shuffled", "fit")
 

@@ -14,15 +14,9 @@ from matplotlib.lines import Line2D
 from gsnr import table
 from gsnr.figures import _examples, command, fig2_gsnr, fig_blocks, fig_controls, fig_direction, fig_methods, tables
 from gsnr.figures.targets import FREE, KNOWN, Targets, looks
+from tests.figures.made import cells_of
 
 MINE = [f"of_mine_{i}" for i in range(20)]
-
-
-def cells_of(keys: list[tuple[str, str, str]], run: str = "run") -> pd.DataFrame:
-    """An `alignment` table of these targets, controls and projectors."""
-    frame = pd.DataFrame(_examples.EXAMPLES["alignment"](run, "alignment"))
-    one = frame[(frame["target"] == "ahpa") & (frame["control"] == "none") & (frame["projector"] == "fit")]
-    return pd.concat([one.assign(target=t, control=c, projector=p) for t, c, p in keys], ignore_index=True)
 
 
 def drawn(figure: Figure) -> dict[str, set[tuple[str, str, str]]]:
