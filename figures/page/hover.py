@@ -46,7 +46,8 @@ def _of_axes(axes: Axes) -> Iterator[Mark]:
         if isinstance(container, BarContainer):
             for bar in container.patches:
                 value = bar.get_height() if container.orientation == "vertical" else bar.get_width()
-                yield _mark(axes, bar.get_window_extent().extents, f"{_named(container.get_label())}{value:.3g}")
+                if np.isfinite(value):  # a bar of nothing has no place
+                    yield _mark(axes, bar.get_window_extent().extents, f"{_named(container.get_label())}{value:.3g}")
     for line in axes.lines:
         if line not in taken and not str(line.get_label()).startswith("_") and line.get_transform() == axes.transData:
             yield from _points(axes, line, line.get_label(), {})

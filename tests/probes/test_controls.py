@@ -81,7 +81,7 @@ def test_the_table(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
     assert len(weights) == 8 and weights["value"].sum() == pytest.approx(1, rel=1e-5)
     assert set(layers[layers["metric"] == "constant_cosine"]["group"]) >= set(weights["group"])
     drawn = [text.get_text() for text in fig_easy.draw(rows).axes[0].get_legend().get_texts()]
-    assert drawn == ["G1 (not routed)", "G2 (not routed)", "G3", "G4", "teacher (not routed)"]
+    assert drawn == ["G1 (not offered)", "G2 (not offered)", "G3", "G4", "teacher (not offered)", "weight that the router gave it"]
     with pytest.raises(ValueError, match="no layers of the VAE encoder"):
         fig_easy.draw(rows[rows["metric"] == "norm"])
     target = rows[rows["group"] == "target"]
