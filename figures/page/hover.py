@@ -50,8 +50,9 @@ def _of_axes(axes: Axes) -> Iterator[Mark]:
     for line in axes.lines:
         if line not in taken and not str(line.get_label()).startswith("_") and line.get_transform() == axes.transData:
             yield from _points(axes, line, line.get_label(), {})
-    for mesh in axes.collections:
-        if isinstance(mesh, QuadMesh) and mesh.get_array() is not None and mesh.get_array().ndim == 2:
+    collections: list[Any] = list(axes.collections)
+    for mesh in collections:
+        if isinstance(mesh, QuadMesh) and np.ndim(mesh.get_array()) == 2:
             yield from _mesh(axes, mesh)
 
 
@@ -81,7 +82,7 @@ def _ends(container: ErrorbarContainer) -> dict[int, str]:
 
 
 def _points(axes: Axes, line: Any, label: Any, ends: dict[int, str]) -> Iterator[Mark]:
-    xy = np.ma.filled(np.ma.asarray(line.get_xydata(), dtype=float), np.nan)
+    xy: Any = np.ma.filled(np.ma.asarray(line.get_xydata(), dtype=float), np.nan)
     dpi = axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     for i in range(0, len(xy), -(-len(xy) // OF_A_LINE) or 1):
         place = axes.transData.transform(xy[i])
@@ -93,7 +94,7 @@ def _points(axes: Axes, line: Any, label: Any, ends: dict[int, str]) -> Iterator
 
 def _mesh(axes: Axes, mesh: QuadMesh) -> Iterator[Mark]:
     corners: Any = mesh.get_coordinates()
-    values = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
+    values: Any = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             low, high = corners[row, column], corners[row + 1, column + 1]
