@@ -50,9 +50,8 @@ def _of_axes(axes: Axes) -> Iterator[Mark]:
     for line in axes.lines:
         if line not in taken and not str(line.get_label()).startswith("_") and line.get_transform() == axes.transData:
             yield from _points(axes, line, line.get_label(), {})
-    collections: list[Any] = list(axes.collections)
-    for mesh in collections:
-        if isinstance(mesh, QuadMesh) and np.ndim(mesh.get_array()) == 2:
+    for mesh in axes.collections:
+        if isinstance(mesh, QuadMesh):
             yield from _mesh(axes, mesh)
 
 
@@ -94,7 +93,10 @@ def _points(axes: Axes, line: Any, label: Any, ends: dict[int, str]) -> Iterator
 
 def _mesh(axes: Axes, mesh: QuadMesh) -> Iterator[Mark]:
     corners: Any = mesh.get_coordinates()
-    values: Any = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
+    values: Any = mesh.get_array()
+    if np.ndim(values) != 2:
+        return
+    values = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             low, high = corners[row, column], corners[row + 1, column + 1]
