@@ -49,7 +49,7 @@ BASES = {
     "tables": "--run run --out new",
     "report": "--run run --out new.html",
     "check-plugin": "text.txt",
-    "bench": "--subjects mlp --methods ghost --rounds 1 --no-memory",
+    "bench": "--subjects sit-64 --methods ghost --rounds 1 --no-memory",
     "coverage": "--repeats 1 --only normal",
     "fit-demo-vae": "--steps 1 --out new",
     "fit-demo-teacher": "--steps 1 --out new",
