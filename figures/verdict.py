@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
 def of_run(folder: Path, group: str = "all") -> list[verdicts.Verdict]:
     """On every checkpoint of a run's or folder's alignment table. Raises ValueError where there is none, naming it, or no such group."""
     found = drawing.tables_in(folder)
-    if not (found / "alignment.parquet").exists():
-        raise ValueError(f"{found / 'alignment.parquet'}: no such table; measure first with `gsnr probe --ckpt {folder} --probe alignment`")
+    if not (found / verdicts.TABLE).exists():
+        raise ValueError(f"{found / verdicts.TABLE}: no such table; measure first with `gsnr probe --ckpt {folder} --probe alignment`")
     return verdicts.of_tables(found, group)
 
 

@@ -17,7 +17,7 @@ from gsnr.identity import Index
 from gsnr.moments import Moments
 from gsnr.passes import Plan, Products
 from gsnr.results import ComparisonResult, Result
-from gsnr.running import make_plan, run
+from gsnr.running import Passes, make_plan, run
 from gsnr.selection import Groups, Parameters
 from gsnr.surroundings import FLOAT32
 
@@ -89,9 +89,9 @@ def measure(
     return _result(moments, look, used)
 
 
-def _compared(plan: Plan, names: Sequence[str], engine: str, distributed: bool) -> dict[str, ComparisonResult]:
+def _compared(found_of_all: Passes, names: Sequence[str]) -> dict[str, ComparisonResult]:
     """By name, each of the losses after the first, compared with the first."""
-    (of_b, *moments), x, (look_b, *looks), used = run(plan, engine, True, distributed)
+    (of_b, *moments), x, (look_b, *looks), used = found_of_all
     assert look_b is not None
     b, found = _result(of_b, look_b, used), {}
     for k, name in enumerate(names):
@@ -192,17 +192,21 @@ def compare(
     a flag `resolved`; `.constructive` is the part of loss a's G-SNR that also descends loss b. See `gsnr.comparison`.
 
     loss_a      one loss, or several by name: each is compared with loss_b, whose gradients are taken once, and the answer is a dict by name.
-                As many as have room for their sums in `memory_bytes` are measured at a time, loss_b anew each time.
+                As many as have room for their sums in `memory_bytes` are measured at a time, loss_b anew each time; sums of those that are
+                done are moved to the CPU.
     common      what all losses start from, common(model, batch): hidden states, say. Each loss is then called as loss(model, batch, common(model,
                 batch)). The ghost engine computes it once a batch for all losses; the others once for each.
     """
     firsts = dict(loss_a) if isinstance(loss_a, Mapping) else {"": loss_a}
+    if not firsts:
+        raise ValueError("loss_a: no loss to compare; name -> loss")
     options = (engine, parameters, groups, draws, chunk, memory_bytes, device, index, precision)
     losses = Losses((loss_b, *firsts.values()), common)
     plan = ranks.together(lambda: make_plan(model, losses, batches, *options), distributed)
-    if not firsts:
-        raise ValueError("loss_a: no loss to compare; name -> loss")
     found: dict[str, ComparisonResult] = {}
     for part, names in _rounds(plan, list(firsts)):
-        found |= _compared(part, names, engine, distributed)
+        for before in found.values():
+            before.a.moments.to_host()
+            before.b.moments.to_host()
+        found |= _compared(run(part, engine, True, distributed), names)
     return found if isinstance(loss_a, Mapping) else found[""]

@@ -98,6 +98,11 @@ class Moments:
         """D of one parameter."""
         return self.plus[name] - self.minus[name] if self.reached(name) else self.plus[name]
 
+    def to_host(self) -> None:
+        """Moves the sums to the CPU."""
+        for half in (self.plus, self.minus):
+            half.update({name: s.cpu() for name, s in half.items() if s.device.type != "cpu"})
+
     def named(self, names: Mapping[str, str]) -> Moments:
         """Of some parameters only, by other names: old -> new. ||g_i||^2 stay those of all; so it is for leaving out what no gradient reaches."""
         labels = {new: self.labels[old] for old, new in names.items()}

@@ -47,8 +47,9 @@ def make_plan(
     precision = ALSO.get(precision, precision)
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} does not exist; choose from {', '.join(PRECISIONS)}")
-    for name, given in (*(("loss", loss) for loss in losses.each), ("common", losses.common)):
-        if not callable(given) and not (name == "common" and given is None):
+    functions = [("loss", loss) for loss in losses.each] + ([] if losses.common is None else [("common", losses.common)])
+    for name, given in functions:
+        if not callable(given):
             raise ValueError(f"{name} must be a function, not {type(given).__name__}")
     if not (index is None or isinstance(index, str) or callable(index)):
         raise ValueError(f"index must be the name of a batch entry or a function batch -> (B,) integers, not {type(index).__name__}")

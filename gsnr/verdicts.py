@@ -23,6 +23,7 @@ from gsnr import table
 from gsnr.intervals import student_interval
 from gsnr.table import EASY, target_name
 
+TABLE, METRICS = "alignment.parquet", "alignment.metrics.parquet"
 FIVE_BINS = 5
 UNRESOLVED, NO_FLOOR, AT_FLOOR, ABOVE = "not resolved", "resolved, no control", "not above its control", "above its control"
 WITH, AGAINST, UNCLEAR = "with", "against", "unclear"
@@ -174,10 +175,15 @@ def each(cells: pd.DataFrame, metrics: pd.DataFrame | None = None, group: str = 
     return found
 
 
+def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The alignment table in a folder, and its metrics where there are some. Raises ValueError, naming the file, as `gsnr.table.read` does."""
+    beside = folder / METRICS
+    return table.read(folder / TABLE, "alignment"), table.read(beside) if beside.exists() else None
+
+
 def of_tables(folder: Path, group: str = "all") -> list[Verdict]:
     """`each` on the alignment table in a folder. Raises ValueError, naming the table, where there is none, it is damaged or has no such group."""
-    path, beside = folder / "alignment.parquet", folder / "alignment.metrics.parquet"
-    cells, metrics = table.read(path, "alignment"), table.read(beside) if beside.exists() else None
+    path, (cells, metrics) = folder / TABLE, read(folder)
     try:
         return each(cells, metrics, group)
     except ValueError as error:

@@ -27,7 +27,7 @@ from gsnr.probes.common.options import NONE, SHUFFLED, BinOptions
 from gsnr.probes.common.readings import Joined, Readings
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Reader, Ridge
-from gsnr.probes.common.streaming import streamed
+from gsnr.probes.common.streaming import OWN, streamed
 from gsnr.probes.common.subject import Subject, bin_columns
 from gsnr.probes.common.targets import own_target
 from gsnr.probes.common.vertex import MOST_LAYERS, Moments, choice, interval
@@ -80,7 +80,7 @@ def _called(layer: Layer) -> str:
     return "/".join(layer)
 
 
-OWN, OTHER = "own", "other"  # a batch, and that of the shuffled control
+OTHER = "other"  # the name of the shuffled control's batch
 
 
 @dataclass(frozen=True, kw_only=True)

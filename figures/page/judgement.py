@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gsnr import table, verdicts
+from gsnr import verdicts
 from gsnr.figures.page.layout import Part, paragraphs
 from gsnr.figures.page.listing import listing
 
@@ -22,11 +22,9 @@ MARKS = (
 
 def judgement(folder: Path, run: str) -> list[Part]:
     """One part a checkpoint of the table; [] where none was measured. A table of which nothing can be said gives the reason."""
-    path, beside = folder / "alignment.parquet", folder / "alignment.metrics.parquet"
-    if not path.is_file():
+    if not (folder / verdicts.TABLE).is_file():
         return []
-    cells = table.read(path, "alignment")
-    metrics = table.read(beside) if beside.is_file() else None
+    cells, metrics = verdicts.read(folder)
     try:
         found = verdicts.each(cells, metrics)
     except ValueError as error:

@@ -221,24 +221,19 @@ def _backward(capture: _Capture, scalar: Tensor, again: bool = False) -> None:
     engine.run_backward((scalar,), (torch.ones_like(scalar),), again, False, (capture.anchor,), allow_unreachable=True, accumulate_grad=True)
 
 
-def _require_no_hooks(selected: dict[str, nn.Parameter]) -> None:
+def several(model: nn.Module, losses: Losses, batch: Batch, selected: dict[str, nn.Parameter], visits: Sequence[Visit]) -> list[Tensor]:
+    """`per_sample` of several losses: one forward of their common part for all, and one backward for each, in their order."""
     for name, p in selected.items():
         if p._backward_hooks:
             raise NotCovered(f"parameter {name!r} has a gradient hook, which needs its whole gradient")
-
-
-def several(model: nn.Module, losses: Losses, batch: Batch, selected: dict[str, nn.Parameter], visits: Sequence[Visit]) -> list[Tensor]:
-    """`per_sample` of losses with a common part: one forward of that for all, and one backward for each, in their order."""
-    assert losses.common is not None
-    _require_no_hooks(selected)
     capture, found = _Capture(selected, batch, visits[0]), []
     with _on(capture):
-        common = losses.common(model, batch)
+        common = () if losses.common is None else (losses.common(model, batch),)
         capture.end_common()
         for k, (loss, visit) in enumerate(zip(losses.each, visits, strict=True)):
             capture.begin(visit)
-            values = check_losses(loss(model, batch, common), capture.samples)
-            _backward(capture, values.sum(), again=k + 1 < len(visits))
+            values = check_losses(loss(model, batch, *common), capture.samples)
+            _backward(capture, values.sum(), again=bool(common) and k + 1 < len(visits))
             capture.finish(selected)
             found.append(values.detach())
     return found
@@ -246,14 +241,7 @@ def several(model: nn.Module, losses: Losses, batch: Batch, selected: dict[str, 
 
 def per_sample(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter], visit: Visit) -> Tensor:
     """See `gsnr.engines`. Raises NotCovered, naming the parameter, where a rule is missing."""
-    b = batch_size(batch)
-    _require_no_hooks(selected)
-    capture = _Capture(selected, batch, visit)
-    with _on(capture):
-        losses = check_losses(loss(model, batch), b)
-        _backward(capture, losses.sum())
-    capture.finish(selected)
-    return losses.detach()
+    return several(model, Losses((loss,)), batch, selected, (visit,))[0]
 
 
 def verify(model: nn.Module, loss: Loss, batch: Batch, selected: dict[str, nn.Parameter]) -> None:

@@ -6,7 +6,7 @@ Shapes: B samples, T tokens, D width, C target channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsnr.probes.common.options import CONSTANT, NONE, SHUFFLED, WITHIN_CLASS, TargetOptions
+from gsnr.probes.common.streaming import OWN, Steps, streamed
 from gsnr.probes.common.subject import Subject
 from gsnr.probes.common.targets import chosen, own_target
 from gsnr.train.alignments import AlignmentModule, TargetAlignment
@@ -143,6 +144,13 @@ def ready(subject: Subject, made: list[Candidate], batch: Batch) -> Batch:
     for candidate in {c.target: c for c in made}.values():
         batch = candidate.alignment.prepare(batch, subject.ema)
     return batch
+
+
+def prepared(subject: Subject, made: list[Candidate], steps: Steps, first: int, last: int) -> Iterator[tuple[Batch, dict[str, Batch]]]:
+    """(a batch; control -> other images at the same times) of the steps first .. last - 1, each `ready`."""
+    for batches in streamed(steps, first, last, subject.device):
+        ready_of = {name: ready(subject, made, batch) for name, batch in batches.items()}
+        yield ready_of.pop(OWN), ready_of
 
 
 @torch.no_grad()

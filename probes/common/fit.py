@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gsnr.probes.common.candidates import Candidate, groups_of, hidden_at_tap, partners_of, ready
+from gsnr.probes.common.candidates import Candidate, groups_of, hidden_at_tap, partners_of, prepared
 from gsnr.probes.common.options import NONE, TargetOptions
 from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Reader, Ridge
-from gsnr.probes.common.streaming import streamed
+from gsnr.probes.common.streaming import OWN
 from gsnr.probes.common.subject import Subject
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.batches import Batch, assemble
@@ -65,9 +65,6 @@ def images_of(subject: Subject, part: int) -> NDArray[np.int64]:
     return numbers[:eighth] if part == CHOOSES else numbers[eighth:]
 
 
-OWN = ""  # the key of a sample's own batch, beside those of its controls
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
     """`self[step]`: OWN -> a batch, control -> other images with other noise at the same times. A pure function of (seed, part, step)."""
@@ -98,10 +95,8 @@ def fit_batches(subject: Subject, seed: int, made: list[Candidate], steps: int, 
     samples = _Samples(
         split=split, images=images_of(subject, part), partners=partners_of(split, seed, made), groups=groups_of(made), seed=seed, part=part
     )
-    for batches in streamed(samples, first, steps, subject.device):
-        ready_of = {control: ready(subject, made, batch) for control, batch in batches.items()}
-        batch = ready_of.pop(OWN)
-        yield batch, ready_of, hidden_at_tap(subject, batch)
+    for batch, others in prepared(subject, made, samples, first, steps):
+        yield batch, others, hidden_at_tap(subject, batch)
 
 
 def directional(candidate: Candidate, target_BTC: Tensor) -> bool:

@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsnr.engines import default_memory
-from gsnr.probes.common.candidates import Candidate, groups_of, hidden_at_tap, partners_of, ready
+from gsnr.probes.common.candidates import Candidate, groups_of, hidden_at_tap, partners_of, prepared
 from gsnr.probes.common.options import TargetOptions
-from gsnr.probes.common.streaming import streamed
+from gsnr.probes.common.streaming import OWN
 from gsnr.probes.common.subject import Subject
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import heldout_batches, require
 from gsnr.train.interpolant import interpolate, velocity
 
-OWN = ""  # the key of a sample's own batch, beside those of its controls
 HIDDEN = "hidden"  # entry of a batch: (B,T,D) at the tap, no gradient
 
 
@@ -75,9 +74,8 @@ class Samples:
 
     def __iter__(self) -> Iterator[Batch]:
         yield from self.kept
-        for step, batches in enumerate(streamed(self.steps, len(self.kept), self.count, self.subject.device), start=len(self.kept)):
-            ready_of = {control: ready(self.subject, self.made, batch) for control, batch in batches.items()}
-            batch = self._sample(ready_of.pop(OWN), ready_of)
+        for step, pair in enumerate(prepared(self.subject, self.made, self.steps, len(self.kept), self.count), start=len(self.kept)):
+            batch = self._sample(*pair)
             size = sum(x.nbytes for x in batch.values())
             if step == len(self.kept) and size <= self.room:
                 self.kept.append(batch)

@@ -11,6 +11,7 @@ import torch
 from gsnr.train.data.batches import loader
 
 WORKERS = 8  # processes at most
+OWN = ""  # the name of a step's own batch, beside those of its controls
 
 
 class Steps(Protocol):
