@@ -14,8 +14,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: each, and every process that a test starts, takes one
-    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: each, and every process that a test starts, takes one (`tests.forked` needs that)
 REPO = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess]
 

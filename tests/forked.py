@@ -1,6 +1,7 @@
 """A command of ours in a forked process: it need not import anything, and what becomes of it stays there.
 
-The process that forks has one thread, and has imported what the commands need (`imported`).
+The process that forks has imported what the commands need (`imported`), and computes with one thread: a child of one that has used several waits
+for the others for ever. So this is imported before torch is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 
 from gsnr import commands
+
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def imported(names: Iterable[str]) -> None:

@@ -1,0 +1,1 @@
+from tests import forked as forked  # before anything imports torch
