@@ -1,4 +1,4 @@
-"""Commands of ours that another one starts: they end with it, however it ends, and a training saves first."""
+"""Processes that one of ours starts end with it, however it ends: commands are asked to, and a training saves first; data workers are killed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def _bound() -> None:
     """In the child, before it becomes the command."""
     if sys.platform == "linux":
         LIBC.prctl(PARENT_DEATH, signal.SIGTERM)
+
+
+def bind_worker(number: int) -> None:
+    """In a data worker, first: torch's own watch takes five seconds, and then the worker waits for ever where its pipe is full."""
+    if sys.platform == "linux":
+        LIBC.prctl(PARENT_DEATH, signal.SIGKILL)
 
 
 class Children:

@@ -28,6 +28,8 @@ SMALL = "--data.demo-train 256 --data.demo-heldout 256 --trackers none --sample-
 TINY = "--data.demo-train 32 --data.demo-heldout 8"
 GRID = f"grid --rows sit --steps 2 --out WORK/grid {SMALL}"
 FOLDER = "a folder"
+PRINTED, TIMED = "printed", "timed"
+NUMBER = re.compile(rb"-?\d+\.\d+(e[-+]\d+)?")
 LEFT = re.compile(r"(^|/)\.[^/]+\.(\d+|gone)(/|$)")  # a checkpoint or cache that was being written, by process, or deleted
 
 
@@ -46,17 +48,24 @@ def _own_caches() -> None:
 @dataclass(frozen=True)
 class Attacked:
     """words: of the command line; WORK in one is the folder. grows: what of that folder it may add to or go on with, beside new files.
-    prints: what it makes is what it prints, here into WORK/printed. once: its output must be new; called again, it refuses. ready: see `forked`."""
+    prints: what it makes is what it prints, here into WORK/printed. timed: numbers in it are the clock's. once: its output must be new; called
+    again, it refuses. ready: see `forked`."""
 
     words: str
     grows: tuple[str, ...] = ()
     prints: bool = False
+    timed: bool = False
     once: bool = False
     ready: Callable[[], object] = int
 
     @property
     def command(self) -> str:
         return self.words.split()[0]
+
+    @property
+    def printed(self) -> str:
+        """The name of the file that holds what it prints."""
+        return TIMED if self.timed else PRINTED
 
 
 COMMANDS = {
@@ -79,7 +88,7 @@ COMMANDS = {
     "evaluate": Attacked("evaluate --ckpt WORK/run --n-images 8", prints=True),
     "verify": Attacked("verify WORK/run", prints=True),
     "cost": Attacked("cost --size demo --rows sit --macs-only --json", prints=True),
-    "bench": Attacked("bench --subjects sit-64 --methods ghost --rounds 1 --batches 1 --no-memory --json", prints=True),
+    "bench": Attacked("bench --subjects sit-64 --methods ghost --rounds 1 --batches 1 --no-memory --json", prints=True, timed=True),
     "coverage": Attacked("coverage --repeats 2 --only claim", prints=True),
     "check-plugin": Attacked("check-plugin tests/strangers/wide.py", prints=True),
 }
@@ -95,7 +104,7 @@ def start(attacked: Attacked, work: Path, ready: Callable[[], object] = int) -> 
         attacked.ready()
         ready()
 
-    return forked.Forked(words, work, work / "printed" if attacked.prints else Path(os.devnull), both)
+    return forked.Forked(words, work, work / attacked.printed if attacked.prints else Path(os.devnull), both)
 
 
 def error_of(command: forked.Forked) -> str:
@@ -152,7 +161,7 @@ def _content(path: Path) -> Any:
             return json.loads(path.read_text()) | {"minutes": None}
     except ValueError as error:
         return f"damaged: {error}"
-    return path.read_bytes()
+    return NUMBER.sub(b"N", path.read_bytes()) if path.name == TIMED else path.read_bytes()
 
 
 def hidden(name: str) -> bool:

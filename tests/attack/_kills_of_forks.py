@@ -32,12 +32,18 @@ class Watched:
 
     def __init__(self, folder: Path, fatal: int = 0) -> None:
         self.folder, self.fatal = str(folder), fatal
-        self.shared = mmap.mmap(-1, 8)
+        self.shared = mmap.mmap(-1, 16)
 
     @property
     def calls(self) -> int:
         count: int = struct.unpack("q", self.shared[:8])[0]
         return count
+
+    @property
+    def first(self) -> float:
+        """When the first of them was, by time.monotonic(); 0 for never."""
+        moment: float = struct.unpack("d", self.shared[8:])[0]
+        return moment
 
     def begin(self) -> None:
         """In the process itself, for as long as it lives."""
@@ -47,14 +53,14 @@ class Watched:
         writes = event == "open" and isinstance(args[2], int) and args[2] & WRITES
         if (writes or event in CHANGES) and self.folder in str(args[0]):
             calls = self.calls + 1
-            self.shared[:8] = struct.pack("q", calls)
+            self.shared[:] = struct.pack("qd", calls, self.first or time.monotonic())
             if calls == self.fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a command leaves, by how many calls that change the disk, and how long these take."""
+    """What a command leaves, by how many calls that change the disk, and how long these take (or all of it, where there are none)."""
 
     after: dict[str, Any]
     calls: int
@@ -66,12 +72,9 @@ class Undisturbed:
         watched = Watched(work)
         command = _commands.start(attacked, work, watched.begin)
         begun = time.monotonic()
-        while not watched.calls and time.monotonic() < begun + 2:
-            time.sleep(0.001)
-        first = time.monotonic()
         code = command.end()
         assert code == 0, f"gsnr {attacked.words}: exit code {code}: {_commands.error_of(command)[-500:]}"
-        return cls(after=contents(work), calls=watched.calls, seconds=time.monotonic() - first)
+        return cls(after=contents(work), calls=watched.calls, seconds=time.monotonic() - (watched.first or begun))
 
 
 def _killed(attacked: Attacked, work: Path, whole: Undisturbed, fatal: int, seconds: float) -> str | None:
@@ -103,7 +106,7 @@ def once(attacked: Attacked, before: Path, work: Path, whole: Undisturbed, fatal
     where = _killed(attacked, work, whole, fatal, seconds)
     old, after = contents(before), contents(work)
     if attacked.prints:
-        after.pop("printed", None)
+        after.pop(attacked.printed, None)
     for name in {**old, **after}:
         if not _commands.hidden(name) and not _underway(name, after.get(name), old.get(name), whole.after.get(name), after):
             return f"{name}: neither as before nor as undisturbed", where

@@ -31,7 +31,7 @@ def _wrong(attacked: Attacked, work: Path, before: dict[str, Any], code: int | N
     if code and (STDOUT if attacked.prints else str(work)) not in said:
         return f"names no path: {said[:300]}"
     after = contents(work)
-    new = [name for name in after if name not in before and after[name] != _commands.FOLDER and name != "printed"]
+    new = [name for name in after if name not in before and after[name] != _commands.FOLDER and name not in (_commands.PRINTED, _commands.TIMED)]
     if left := [name for name in new if _commands.leftover(name) or (code and not name.startswith(attacked.grows))]:
         return f"left {left[0]}"
     changed = [name for name, content in before.items() if after.get(name) != content]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
+import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
+from gsnr.train import children
 from gsnr.train.data import cache, permutation, rng
 from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.heldout import heldout_batches, order, partners
@@ -212,6 +217,38 @@ def test_an_error_keeps_its_lines(opened, workers: int) -> None:
     _, _, splits = opened
     with pytest.raises(ValueError, match=r"^shard: damaged\nin its second row$"):
         next(loader(step_batches(splits, made=Damaged), 0, 1, workers))
+
+
+class Idle(torch.utils.data.Dataset):
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        return {"pid": torch.tensor(os.getpid()), "full": torch.zeros(1)}
+
+
+def _at_work(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.is_file() and "State:\tZ" not in status.read_text()
+
+
+def _reads_until_killed(begin: Callable[[int], None], tell: Connection) -> None:
+    reading = loader(Idle(), 0, 10**6, 1, begin)  # type: ignore[arg-type]
+    tell.send(int(next(reading)["pid"]))
+    time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems leave it to torch, whose watch takes five seconds")
+@pytest.mark.parametrize("begin", [children.bind_worker, left_to_the_trainer])
+def test_a_data_worker_ends_with_a_process_that_was_killed(begin: Callable[[int], None]) -> None:
+    heard, tell = multiprocessing.Pipe()
+    reader = multiprocessing.get_context("fork").Process(target=_reads_until_killed, args=(begin, tell))
+    reader.start()
+    worker = heard.recv()
+    assert _at_work(worker)
+    reader.kill()
+    reader.join()
+    deadline = time.monotonic() + 3
+    while _at_work(worker) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _at_work(worker)
 
 
 def test_step_does_not_depend_on_world_size_or_workers(opened) -> None:

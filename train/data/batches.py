@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from gsnr.train import children
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.cache import Split
 
@@ -64,7 +65,9 @@ class StepBatches(Dataset):
         return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
 
 
-def loader(batches: StepBatches, first: int, last: int, workers: int, begin: Callable[[int], None] | None = None) -> Generator[Batch, None, None]:
+def loader(
+    batches: StepBatches, first: int, last: int, workers: int, begin: Callable[[int], None] = children.bind_worker
+) -> Generator[Batch, None, None]:
     """Batches of steps first .. last-1 in order, prefetched by `workers` processes (0: made in place). begin: what each of them does first.
 
     At the end, or when it is closed, the processes end; one that is stuck is killed. Raises ValueError naming damaged data."""

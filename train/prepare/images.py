@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 
+from gsnr.train import children
 from gsnr.train.prepare.contents import Content, content_of
 from gsnr.train.prepare.modes import RULES, rgb
 from gsnr.train.prepare.sources import Source
@@ -103,4 +104,5 @@ def _collate(items: list[tuple[Content, NDArray[np.uint8] | str]]) -> Crops:
 def loader(source: Source, side: int, batches: Sequence[NDArray[np.int64]], workers: int) -> DataLoader:
     """Batches of crops in order, read ahead by `workers` processes (0: in place)."""
     numbers = [batch.tolist() for batch in batches]
-    return DataLoader(_Cropped(source=source, side=side), batch_sampler=numbers, collate_fn=_collate, num_workers=workers)
+    cropped = _Cropped(source=source, side=side)
+    return DataLoader(cropped, batch_sampler=numbers, collate_fn=_collate, num_workers=workers, worker_init_fn=children.bind_worker)

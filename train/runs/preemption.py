@@ -18,6 +18,8 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 
+from gsnr.train import children
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 LAST_MOMENTS_MS = 200
 AGREE_EVERY = 10  # steps between the processes' asking one another; alone, every step counts
@@ -25,6 +27,7 @@ AGREE_EVERY = 10  # steps between the processes' asking one another; alone, ever
 
 def left_to_the_trainer(worker: int) -> None:
     """For the processes that read data: a signal to all of the group, such as Ctrl-C, is the trainer's, who needs them for its step."""
+    children.bind_worker(worker)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
