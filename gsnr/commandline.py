@@ -162,13 +162,22 @@ def seed(text: str) -> int:
     return int(text)
 
 
+STDOUT = Path("standard output")
+
+
+def tell(text: str) -> None:
+    """Prints what is to be read before the command ends, through a pipe too. Raises OSError, which names standard output."""
+    with files.naming(STDOUT):
+        print(text, flush=True)
+
+
 def run(command: Callable[[], int], name: str, extra: str) -> NoReturn:
     """Runs a command and exits with its code; 2 and one line for bad input, 130 for Ctrl-C. GSNR_TRACEBACK=1 shows tracebacks.
 
     extra: what `pip install 'gsnr[EXTRA]'` brings the packages that the command needs; "" for none."""
     try:
         code = _code(command)
-        with files.naming(Path("standard output")):
+        with files.naming(STDOUT):
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         _say(f"\ninterrupted{f'; {stop}' if stop.args else ''}")  # the terminal shows ^C where the cursor is

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         kind = plugins.kind_of(path)
         assert kind is not None  # or `add` had refused it
         plugins.get(kind, path.stem)
-        print(f"{path}: {kind.removesuffix('s')} {path.stem!r}", flush=True)
+        print(f"{path}: {kind.removesuffix('s')} {path.stem!r}")
         print("\n".join(f"  {line}" for line in _check(path, kind)))
     return 0
 

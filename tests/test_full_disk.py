@@ -19,7 +19,16 @@ def before(probed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("train", 3000), ("probe", 10), ("probe", 9000), ("figures", 30_000), ("tables", 900), ("fit-demo-teacher", 5000), ("evaluate", 10)],
+    [
+        ("train", 3000),
+        ("probe", 10),
+        ("probe", 9000),
+        ("figures", 30_000),
+        ("tables", 900),
+        ("fit-demo-teacher", 5000),
+        ("evaluate", 10),
+        ("check-plugin", 10),
+    ],
 )
 def test_a_full_disk(name: str, size: int, before: Path, tmp_path: Path) -> None:
     assert full_disk.once(_commands.COMMANDS[name], before, tmp_path / "work", size) == (None, True)

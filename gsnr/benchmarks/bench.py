@@ -42,7 +42,7 @@ from gsnr.batches import batch_size
 from gsnr.benchmarks import peers
 from gsnr.benchmarks.methods import METHODS, OURS, STEP, Method, errors, memory_of, prepare, reference, seconds
 from gsnr.benchmarks.subjects import ON_A_GPU, SUBJECTS, Subject, build
-from gsnr.commandline import Parser, choose
+from gsnr.commandline import Parser, choose, tell
 from gsnr.estimates import Array
 
 TOLERANCE = 1e-3  # what a peer may be off by; ours are held to far less by the tests
@@ -185,7 +185,7 @@ def main(argv: list[str]) -> int:
     for name in subjects:
         found["subjects"].append(measure_subject(build(name, args.batches, device), methods, args.rounds, not args.no_memory))
         if not args.json:
-            print(text(found["subjects"][-1]), flush=True)
+            tell(text(found["subjects"][-1]))
     if args.json:
         print(json.dumps(found, indent=1))
     return 0

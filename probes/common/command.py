@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsnr import files, plugins
-from gsnr.commandline import Parser, a_path, choose
+from gsnr.commandline import Parser, a_path, choose, tell
 from gsnr.options import build, check_list, check_ranges, declared_options, help_of_several, kinds, values_of
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _say(chosen: list[Measurement], todo: list[Measurement]) -> None:
             if one in todo:
                 found = forecast(one.probe, subject, one.options)
                 total += found
-                print(f"  {found}", flush=True)
+                tell(f"  {found}")
     print(f"in all {total} (from running a small piece of each on this machine)")
 
 

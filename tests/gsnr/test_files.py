@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gsnr import files
+from gsnr import commandline, files
 from tests.conftest import REPO
 
 
@@ -137,3 +138,14 @@ def test_outputs_that_belong_to_something_else_are_refused(tmp_path: Path) -> No
         files.check_output(run / "page.html", "--out", ".html")
     files.check_output(run / "figures" / "page.html", "--out", ".html")
     assert not (run / "figures").exists()
+
+
+class Full(io.StringIO):
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_is_told_at_once_names_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(OSError, match="standard output"):
+        commandline.tell("words")
