@@ -150,7 +150,7 @@ def processes(kills: int, rng: random.Random, folder: Path) -> list[str]:
         (folder / work.__name__).mkdir()
         try:
             reached = work(folder / work.__name__, wanted, rng)
-        except (AssertionError, subprocess.CalledProcessError) as error:
+        except (AssertionError, OSError, subprocess.CalledProcessError) as error:
             lost.append(f"{work.__name__}: {' '.join(str(error).split())[:300]}")
             continue
         told = f"{work.__name__}: {len(reached)} kills, at {reached}; bit for bit the one that was not disturbed"

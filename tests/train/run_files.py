@@ -32,7 +32,7 @@ def assert_same_run(a: Path, b: Path, step: int, configs: bool = True) -> None:
     assert one.keys() == two.keys() and len(one) > 100
     for name in one:
         assert torch.equal(one[name], two[name]), name
-    for log in ("metrics.jsonl", "router.jsonl"):
+    for log in {"metrics.jsonl", *(path.name for run in (a, b) for path in run.glob("*.jsonl"))}:
         assert lines(a / log) == lines(b / log)
     states = [json.loads((r / "checkpoints" / f"{step:07d}" / "state.json").read_text()) for r in (a, b)]
     if not configs:
