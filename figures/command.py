@@ -116,9 +116,9 @@ def main(argv: list[str]) -> int:
                     raise
                 left_out.append(f"{name} is left out: {str(error).removeprefix(f'{name}: ')}")
                 continue
-            for suffix in FORMATS:
-                written.append(out / f"{name}.{suffix}")
-                save(drawn, written[-1], replacing)
+            paths = [out / f"{name}.{suffix}" for suffix in FORMATS]
+            save(drawn, paths, replacing)
+            written += paths
     print("\n".join([*(f"wrote {path}" for path in written), *left_out]))
     if not written:
         raise ValueError(f"{tables_in(runs[0])}: no figure can be drawn of these tables ({left_out[0]})")

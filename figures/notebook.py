@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from gsnr.figures.style import paper
+from gsnr.figures.style import paper, placed
 from gsnr.figures.targets import labels_of
 from gsnr.table import target_name
 
@@ -34,7 +34,7 @@ class Shown:
 def shown(figure: Figure, alt: str) -> Shown:
     buffer = io.BytesIO()
     with paper():
-        figure.savefig(buffer, format="png", dpi=DPI)
+        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=placed(figure))
     return Shown(base64.b64encode(buffer.getvalue()).decode(), alt)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from gsnr import files
 
@@ -18,14 +19,13 @@ CONTROL, GREY = "#666666", "#999999"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 T_LABEL = "t  (0 = data, 1 = noise)"
+PADDING = 0.02  # inches
 FORMATS = ("png", "pdf", "svg")
 DATELESS: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 _RC: Any = {
     "figure.dpi": 150,
     "savefig.dpi": 300,
-    "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.02,
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "font.size": 8,
@@ -56,10 +56,20 @@ def paper() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path, replacing: files.Replacing = files.replacing) -> None:
-    """Replaces a PNG, PDF or SVG, by the path's ending, with the style's resolution and embedded fonts; none carries a date.
+def placed(figure: Figure) -> Bbox:
+    """Places what a figure holds, once for all that it is written to; the box around it in inches. To be called within `paper`."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure.get_tightbbox().padded(PADDING)
+
+
+def save(figure: Figure, paths: Sequence[Path], replacing: files.Replacing = files.replacing) -> None:
+    """Replaces PNG, PDF and SVG files, by their endings, with the style's resolution and embedded fonts; none carries a date.
 
     replacing: that of `gsnr.files.together`, for several figures that appear together."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with paper(), replacing(path) as aside:
-        figure.savefig(aside, metadata=DATELESS.get(path.suffix))
+    with paper():
+        crop = placed(figure)
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as aside:
+                figure.savefig(aside, bbox_inches=crop, metadata=DATELESS.get(path.suffix))

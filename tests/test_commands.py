@@ -111,7 +111,7 @@ def test_presets_are_listed() -> None:
 def test_figures_are_written(probed_run: Path, tmp_path: Path) -> None:
     from gsnr.figures.command import main
 
-    assert call(main, "--run", probed_run, "--out", tmp_path) == 0
+    assert call(main, "--run", probed_run, "--figure", "fig2_gsnr,fig5_router", "--out", tmp_path) == 0
     for name in ("fig2_gsnr", "fig5_router"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         with Image.open(tmp_path / f"{name}.png") as image:
@@ -149,11 +149,15 @@ def test_runs_side_by_side(probed_run: Path, tmp_path: Path) -> None:
         fig_beta.draw(pd.concat([tables.assign(run=f"m{i}") for i in range(13)], ignore_index=True))
 
 
-def test_figures_that_a_table_cannot_give_are_left_out(probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_figures_that_a_table_cannot_give_are_left_out(
+    probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A table without controls: the others are drawn, and the command says which is not. A folder of tables will do."""
     from gsnr import table
+    from gsnr.figures import command
     from gsnr.figures.command import main
 
+    monkeypatch.setattr(command, "FORMATS", ("svg",))
     path = probed_run / "probes" / "alignment.parquet"
     cells = table.read(path)
     table.write(tmp_path / "alignment.parquet", "cells", cells[cells["control"] == "none"].to_dict("records"), table.provenance(path))
@@ -170,9 +174,11 @@ def test_figures_that_a_table_cannot_give_are_left_out(probed_run: Path, tmp_pat
         fig2_gsnr.draw(cells[cells["group"] == "label"])
 
 
-def test_a_damaged_table_is_an_error_whatever_else_can_be_drawn(probed_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_table_is_an_error_whatever_else_can_be_drawn(probed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gsnr.figures import command
     from gsnr.figures.command import main
 
+    monkeypatch.setattr(command, "FORMATS", ("svg",))
     shutil.copytree(probed_run / "probes", tmp_path / "probes")
     path = tmp_path / "probes" / "router.parquet"
     content = bytearray(path.read_bytes())

@@ -10,9 +10,15 @@ import pytest
 from tests import fuzz
 
 
-def test_odd_command_lines_are_refused_in_one_line(smoke_run: Path, tmp_path: Path) -> None:
-    fuzz.prepare(tmp_path / "place", smoke_run)
-    found, codes = fuzz.faults(20, 16, tmp_path / "place", seconds=10)
+@pytest.fixture(scope="module")
+def place(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz") / "place"
+    fuzz.prepare(folder, smoke_run)
+    return folder
+
+
+def test_odd_command_lines_are_refused_in_one_line(place: Path) -> None:
+    found, codes = fuzz.faults(20, 16, place, seconds=10)
     assert not found, "\n".join(found)
     assert codes["2"] > 10
 
@@ -56,9 +62,8 @@ def test_what_a_fault_is(code: int | None, error: str, left: set[str], fault: st
         ("train --preset smoke --out ''", "argument --out: names nothing; a path on this machine is needed"),
     ],
 )
-def test_bounds_and_paths_are_said(words: str, message: str, smoke_run: Path, tmp_path: Path) -> None:
+def test_bounds_and_paths_are_said(words: str, message: str, place: Path) -> None:
     """Refused before memory, processes or time are taken: within the limits of the fuzzer."""
-    fuzz.prepare(tmp_path / "place", smoke_run)
-    outcome = fuzz.tried(shlex.split(words), tmp_path / "place")
+    outcome = fuzz.tried(shlex.split(words), place)
     assert outcome.fault is None and outcome.code == 2, outcome
     assert message in outcome.error

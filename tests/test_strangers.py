@@ -72,6 +72,8 @@ def test_a_stranger_is_a_target_on_any_backbone(plain_run: Path, tmp_path: Path)
         8,
         "--fit-samples",
         128,
+        "--fit-steps",
+        3,
         "--controls",
         "none",
         "--projector",
@@ -88,7 +90,12 @@ def test_an_alignment_without_a_target(tmp_path: Path) -> None:
     assert call(train, *words) == 0
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["align"] < lines[0]["align"]
-    assert call(probe, "--ckpt", tmp_path / "run", "--probe", "alignment,controls,denoising", *SMALL, "--targets", "own,uniform_mid") == 0
+    assert (
+        call(
+            probe, "--ckpt", tmp_path / "run", "--probe", "alignment,controls,denoising", *SMALL, "--targets", "own,uniform_mid", "--fit-samples", 128
+        )
+        == 0
+    )
     cells = table.read(tmp_path / "run" / "probes" / "alignment.parquet")
     own = cells[(cells["target"] == "spread") & (cells["group"] == "all")]
     assert set(own["control"]) == {"none"} and set(own["projector"]) == {"none"} and len(own) == 2

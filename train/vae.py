@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import diffusers
-from diffusers import AutoencoderKL
+from diffusers.configuration_utils import ConfigMixin
 
 from gsnr import plugins
 from gsnr.train.vaes import FrozenVAE
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "assets" / "demo_vae"
+
+
+class _Stored(ConfigMixin):
+    """Reads a config.json. The classes of VAEs, which take two seconds to import, are imported by the plug-in that needs one."""
+
+    config_name = "config.json"
 
 
 def _kind_and_source(name: str) -> tuple[str, str]:
@@ -22,7 +28,7 @@ def _kind_and_source(name: str) -> tuple[str, str]:
             raise plugins.missing("--vae KIND:SOURCE: kind", kind, kinds)
         return kind, source
     folder = str(DEMO_FOLDER) if name == "demo" else name
-    wanted = AutoencoderKL.load_config(folder).get("_class_name", AutoencoderKL.__name__)
+    wanted = _Stored.load_config(folder).get("_class_name", "AutoencoderKL")
     classes = {plugins.constant("vaes", kind, "CLASS_NAME"): kind for kind in kinds}
     if wanted not in classes:
         raise ValueError(f"it is a {wanted}, not one of {', '.join(sorted(str(c) for c in classes if c))}")

@@ -15,11 +15,10 @@ from PIL import Image
 from gsnr import files
 from gsnr.figures.page.hover import marks
 from gsnr.figures.page.layout import render, template
-from gsnr.figures.style import paper
+from gsnr.figures.style import paper, placed
 
 DPI = 200
 SHOWN_PER_INCH = 140  # of CSS pixels, where there is room: a figure of the full page fills the column of text
-PADDING = 0.03  # inches
 QUALITY = 80  # of samples, which are photographs
 LARGEST = 50_000_000  # pixels of a picture that is read
 WIDEST = 1280  # pixels of one that is shown, at half its size
@@ -43,14 +42,13 @@ def drawn(figure: Figure, alt: str, caption: str) -> Markup:
     """A figure, cropped to what is drawn."""
     with paper():
         figure.dpi = DPI
-        canvas = FigureCanvasAgg(figure)
-        figure.draw_without_rendering()
-        crop = figure.get_tightbbox(canvas.get_renderer()).padded(PADDING)
+        FigureCanvasAgg(figure)
+        crop = placed(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=crop)
         values = marks(figure)
     # in hundredths of an inch from the upper left of the cropped picture
-    placed = [
+    shown = [
         (round(100 * (m.x - crop.x0)), round(100 * (crop.y1 - m.y - m.height)), *(max(1, round(100 * x)) for x in (m.width, m.height)), m.text)
         for m in values
     ]
@@ -61,7 +59,7 @@ def drawn(figure: Figure, alt: str, caption: str) -> Markup:
         width=round(SHOWN_PER_INCH * crop.width),
         height=round(SHOWN_PER_INCH * crop.height),
         data=_encoded(Image.open(buffer).convert("RGB"), lossless=True),
-        marks=placed,
+        marks=shown,
         across=round(100 * crop.width),
         up=round(100 * crop.height),
     )

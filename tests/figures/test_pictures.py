@@ -125,6 +125,6 @@ def test_fig4_says_how_much_variance_it_shows(tmp_path: Path) -> None:
 
 def test_an_svg_is_the_same_whenever_it_is_drawn(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        style.save(fig_direction.draw(cells_of([FIT])), tmp_path / f"{name}.svg")
+        style.save(fig_direction.draw(cells_of([FIT])), [tmp_path / f"{name}.svg"])
     one, two = ((tmp_path / f"{name}.svg").read_bytes() for name in ("one", "two"))
     assert one == two and b"<svg" in one

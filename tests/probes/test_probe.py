@@ -166,7 +166,7 @@ def test_a_uniform_run_is_probed_with_its_own_split(tmp_path: Path, capsys: pyte
     ]
     assert call(main, "--ckpt", run, "--bins", 1, "--n-images", 4, "--fit-samples", 128, "--train-images", 32) == 0
     assert "skipping router" in capsys.readouterr().out
-    assert call(draw, "--run", run) == 0
+    assert call(draw, "--run", run, "--figure", "fig2_gsnr,fig_easy") == 0
 
 
 def test_router_table(probed_run: Path) -> None:

@@ -352,7 +352,6 @@ def test_other_rows_under_the_same_name(run: Path, capsys: pytest.CaptureFixture
     assert opening.data_of(loaded, "demo")[0].rows_sha["train"] != "0" * 64
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_single_bits_of_whatever_is_there(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture) -> None:
+def test_single_bits_of_whatever_is_there(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A small part of `python -m tests.attack flips`."""
-    assert flips.attack(30, seed, tmp_path) == []
+    assert flips.attack(60, 0, tmp_path) == []

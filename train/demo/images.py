@@ -15,7 +15,6 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_image
 
 RESOLUTION = 64
 NUM_CLASSES = 10
@@ -30,6 +29,8 @@ VERSION = 1  # part of the hash that names a cache: raise it when an image of th
 @lru_cache(maxsize=1)
 def _scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """split -> (scans (n,8,8) float in 0..1, labels (n,) int64); one fixed shuffle, whatever the seed of the images."""
+    from sklearn.datasets import load_digits  # here, since it takes half a second, and a cache that is there needs none
+
     digits = load_digits()
     permutation = np.random.default_rng(0).permutation(len(digits.target))
     scans, labels = digits.images[permutation] / 16.0, digits.target[permutation].astype(np.int64)
@@ -42,6 +43,8 @@ def _scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 @lru_cache(maxsize=1)
 def _photo_regions() -> dict[str, list[Image.Image]]:
     """split -> the tiles of the two photographs that it may crop from; no pixel is in both."""
+    from sklearn.datasets import load_sample_image
+
     regions: dict[str, list[Image.Image]] = {split: [] for split in SPLITS}
     for photo, name in enumerate(("china.jpg", "flower.jpg")):
         for row, strip in enumerate(np.array_split(load_sample_image(name), TILE_ROWS, axis=0)):
