@@ -1,9 +1,10 @@
 # Every target does its own set-up: a virtual environment in .venv with the versions of constraints.txt.
-# PYTHON picks the interpreter (3.11 or newer); RUN is the run folder of the demo and of the notebooks. HASHES names a file of hashes, as CI does:
+# PYTHON picks the interpreter (3.11 or newer); RUN is the run folder of the demo, STEPS how long it trains. HASHES names a file of hashes, as CI does:
 # then nothing is installed that is not in it, torch and what only its wheel needs apart (which wheel depends on the machine).
 PYTHON ?= python3
 HASHES ?=
 RUN ?= runs/demo
+STEPS ?= 1000
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
@@ -54,14 +55,14 @@ $(STAMP): $(RUNS)
 
 announced:
 	@echo "The demo: install, train a small SiT with AHPA, evaluate it, measure its gradients, draw them, and say what they tell."
-	@echo "About 8 minutes on two quiet cores, of them half in training. Interrupted, it goes on where it stopped."
+	@echo "About 8 minutes on two quiet cores. Interrupted, it goes on where it stopped."
 
 demo: announced $(RUNS) ## trains the demo, probes it, draws it, and ends with a verdict: about 8 minutes
-	@echo "1/5 train (half of the time)"
-	$(BIN)/gsnr train --preset demo --out $(RUN) --resume
-	@echo "2/5 evaluate (a fortieth)"
+	@echo "1/5 train (a third of the time), for $(STEPS) of the preset's 2800 steps"
+	$(BIN)/gsnr train --preset demo --steps $(STEPS) --out $(RUN) --resume
+	@echo "2/5 evaluate (a twentieth)"
 	$(BIN)/gsnr evaluate --ckpt $(RUN)
-	@echo "3/5 measure (a quarter)"
+	@echo "3/5 measure (a third)"
 	$(BIN)/gsnr probe --ckpt $(RUN) --probe $(PROBES) --controls shuffled --projector fit --resume
 	@echo "4/5 draw, and write the page (a twentieth)"
 	$(BIN)/gsnr figures --run $(RUN)
@@ -69,18 +70,19 @@ demo: announced $(RUNS) ## trains the demo, probes it, draws it, and ends with a
 	@echo "5/5 say what it tells"
 	$(BIN)/gsnr verdict --run $(RUN)
 
-figures: demo ## every figure, from nothing: trains the demo's other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
+figures: $(RUNS) ## every figure, from nothing: trains the demo at full length and its other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
+	$(BIN)/gsnr train --preset demo --out $(FIGURES)/demo --resume
 	$(BIN)/gsnr grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs 2
 	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j 2 $(COMPARED:%=probed-%)
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
-	$(BIN)/gsnr probe --ckpt $(RUN) --out $(FIGURES)/demo --resume
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/demo --resume
 	$(BIN)/gsnr figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
 	$(BIN)/gsnr figures --run $(FIGURES)/demo $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
 	$(BIN)/gsnr tables --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
 	$(BIN)/gsnr report --run $(FIGURES)/demo $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
 
 probed-sit: # every target, on a backbone that none of them trained
-	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --align-from $(RUN) --probe alignment --targets all --controls shuffled --resume
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --align-from $(FIGURES)/demo --probe alignment --targets all --controls shuffled --resume
 
 probed-%: # the target that a run was aligned to, on its own backbone
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --resume
@@ -125,8 +127,8 @@ docs: $(DOCS) ## builds the site into site/, which opens from the disk; a link t
 hashes: $(STAMP) ## writes .ci/hashes.txt, after a change of constraints.txt, on a machine like CI's (Linux x86-64, Python 3.11)
 	$(BIN)/python .ci/hashes.py
 
-notebooks: demo ## executes the notebooks on RUN, in place; fig2_gsnr on the vanilla run of `make figures`, where there is one
-	GSNR_RUN=$(abspath $(RUN)) GSNR_VANILLA=$(patsubst %/probes,%,$(abspath $(wildcard $(FIGURES)/sit-s0/probes))) \
+notebooks: $(STAMP) ## executes the notebooks in place, on the runs of `make figures`, or on RUN where there are none
+	GSNR_RUN=$(abspath $(if $(wildcard $(FIGURES)/demo/probes),$(FIGURES)/demo,$(RUN))) GSNR_VANILLA=$(patsubst %/probes,%,$(abspath $(wildcard $(FIGURES)/sit-s0/probes))) \
 		$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False analysis_notebooks/*.ipynb
 
 clean: ## removes the environment and tool caches; runs/ and the data cache (~/.cache/gsnr) stay
