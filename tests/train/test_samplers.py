@@ -104,7 +104,7 @@ def test_dopri5_follows_the_flow_and_keeps_to_the_interval(monkeypatch: pytest.M
     z = torch.linspace(-2, 2, 8).view(-1, 1, 1, 1)
     x = samplers.integrate("dopri5", watched, z)
     assert x.dtype == torch.float64 and torch.allclose(x, M + S * z.double(), atol=0.02)
-    assert max(seen) == 1 and min(seen) == 0 and len(seen) < 60
+    assert max(seen) == 1 and 0 <= min(seen) < 1e-300 and len(seen) < 60, "the last is the next number after 0"
     monkeypatch.setattr(plugins.find("samplers", "dopri5"), "RELATIVE", 1e-9)
     monkeypatch.setattr(plugins.find("samplers", "dopri5"), "ABSOLUTE", 1e-9)
     assert torch.allclose(samplers.integrate("dopri5", velocity, z), M + S * z.double(), atol=1e-7)

@@ -1,4 +1,4 @@
-"""Decoded pixels -> uint8. The projects do it in three ways, which differ by up to one level, enough to move an FID in its second digit after the point.
+"""Decoded pixels -> uint8. The projects do it in three ways, which differ by up to one level.
 
     repa     255 (x + 1) / 2, truncated (REPA, iREPA, REG)
     sit      127.5 x + 128, truncated (DiT, SiT)

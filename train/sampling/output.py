@@ -52,12 +52,19 @@ def write_folder(out: Path, parts: Parts, labels_N: NDArray[np.int64], about: di
         (aside / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def check_out(out: Path) -> None:
-    """Raises ValueError for what is there already, and for a name that is neither's."""
+def is_there(out: Path) -> bool:
+    """Whether the name is taken; an empty folder is free."""
+    return (out.exists() or out.is_symlink()) and not (out.suffix == "" and out.is_dir() and not any(out.iterdir()))
+
+
+def check_kind(out: Path) -> None:
+    """Raises ValueError for a name that is neither an npz's nor a folder's."""
     if out.suffix not in (".npz", ""):
         raise ValueError(f"--out {out}: name a file that ends in .npz, or a folder for PNGs")
-    if out.is_dir() and out.suffix == "" and not any(out.iterdir()):
-        pass
-    elif out.exists() or out.is_symlink():
+
+
+def check_free(out: Path) -> None:
+    """Raises ValueError for what is there already, and where nothing can be written."""
+    if is_there(out):
         raise ValueError(f"--out {out}: exists; name a new one")
     files.check_writable(out.parent, "--out")

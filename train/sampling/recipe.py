@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsnr import plugins
 from gsnr.commandline import choose
@@ -55,6 +56,14 @@ class Recipe:
             return rng.integers(self.seed, "label", numbers_B, num_classes)
         return numbers_B % num_classes if self.classes == "balanced" else np.array(self.classes)[numbers_B % len(self.classes)]
 
+    @contextmanager
+    def computing(self, model: nn.Module, device: str | torch.device) -> Iterator[None]:
+        """Around passes of the model: its precision, whatever is allowed elsewhere."""
+        on, dtype = torch.device(device), PRECISIONS[self.precision]
+        low = torch.autocast(on.type, dtype=dtype) if dtype is not None else nullcontext()
+        with undisturbed(model, on, precision=TF32 if self.tf32 else FLOAT32), low:
+            yield
+
     def about(self) -> dict[str, Any]:
         """For the record."""
         guidance = self.guidance
@@ -79,14 +88,12 @@ def latents(subject: Subject, recipe: Recipe, numbers_B: NDArray[np.int64], devi
     size = recipe.together
     wanted = np.unique(numbers_B // size) if size > 1 else None
     solved = numbers_B if wanted is None else (wanted[:, None] * size + np.arange(size)).reshape(-1)
-    model, autocast = subject.loaded.model, PRECISIONS[recipe.precision]
-    on = torch.device(device)
+    model = subject.loaded.model
     parts = []
     for rows in np.split(solved, len(solved) // size) if size > 1 else [solved]:
         y_B = torch.from_numpy(recipe.labels(rows, subject.classes)).to(device)
         noise = samplers.noise_of(recipe.seed, rows, subject.shape, device)
-        low = torch.autocast(on.type, dtype=autocast) if autocast is not None else nullcontext()
-        with undisturbed(model, on, precision=TF32 if recipe.tf32 else FLOAT32), low:
+        with recipe.computing(model, device):
             velocity = velocity_of(model, y_B, subject.classes, recipe.guidance)
             parts.append(samplers.integrate(recipe.sampler, velocity, noise(0), recipe.steps, noise).float())
     x = torch.cat(parts)

@@ -37,9 +37,7 @@ class Subject:
     def check(self, guidance: Guidance, classes: tuple[int, ...] = ()) -> None:
         """Raises ValueError for what this checkpoint cannot be asked for."""
         if guidance.weight != 1 and self.loaded.config.label_dropout == 0:
-            raise ValueError(
-                f"--cfg {guidance.weight}: {self.loaded.folder} was trained without label dropout (label_dropout 0), and has no unconditional velocity"
-            )
+            raise ValueError(f"--cfg {guidance.weight}: {self.loaded.folder} was trained without label dropout, and has no unconditional velocity")
         if guidance.channels is not None and guidance.channels > self.shape[0]:
             raise ValueError(f"--guide-channels {guidance.channels}: the latents of {self.loaded.folder} have {self.shape[0]}")
         if classes and max(classes) >= self.classes:
