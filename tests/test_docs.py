@@ -149,7 +149,7 @@ def test_every_public_name_has_its_place_in_the_api() -> None:
     shown = set(re.findall(r"^::: ([\w.]+)", text, re.M))
     assert {f"gsnr.{name}" for name in gsnr.__all__ if name != "__version__"} <= shown
     assert {"gsnr.table", "gsnr.estimates", "gsnr.intervals", "gsnr.comparison"} <= shown  # what gsnr's docstring calls importable without torch
-    assert {"gsnr.probes", "gsnr.figures", *(f"gsnr.train.{kind}" for kind in ("alignments", "routers", "projectors", "vaes"))} <= shown
+    assert {"gsnr.probes", "gsnr.figures", *(f"gsnr.train.{kind}" for kind in ("alignments", "routers", "projectors", "vaes", "samplers"))} <= shown
 
 
 def test_docstrings_in_columns_become_lists() -> None:
@@ -175,6 +175,7 @@ def test_tables_name_every_method_and_probe() -> None:
     page = (REPO / "docs" / "methods.md").read_text()
     assert sorted(first_column(page, "`--alignment`")) == sorted(first_column(README, "`--alignment`")) == sorted(plugins.names("alignments"))
     assert sorted(first_column((REPO / "docs" / "probing.md").read_text(), "probe")) == sorted(plugins.names("probes"))
+    assert sorted(first_column((REPO / "docs" / "sampling.md").read_text(), "`--sampler`")) == sorted(plugins.names("samplers"))
     for kind in ("router", "projector"):
         (values,) = re.findall(rf"^\| `--alignment\.{kind}` \| (.*) \|$", page, re.M)
         assert set(plugins.names(f"{kind}s")) <= set(re.findall(r"\w+", values)), kind

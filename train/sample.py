@@ -1,12 +1,17 @@
-"""`gsnr sample`: draws images from a checkpoint by integrating the probability-flow ODE, and writes one grid.
+"""`gsnr sample`: draws images from a checkpoint.
 
-dx/dt = v(x, t) from t = 1 (noise) to t = 0 (data), Heun's method (second order), state in float64. Classifier-free guidance
-v = v_null + w (v_class - v_null). Shapes: B images, (C,h,w) latent.
+    gsnr sample --ckpt RUN                                           a PNG of a few images of each class
+    gsnr sample --ckpt RUN --n 50000 --out samples.npz               an npz as ADM's evaluator reads it, or a folder of PNGs
+    gsnr sample --grid --ckpt A B C --classes 1,5,207 --out it.png   several checkpoints from the same noise
+
+From t = 1 (noise) to t = 0 (data), state in float64. Guidance: v = v_null + w (v_class - v_null). With --n, sample i is a function of (seed, i),
+whatever the number of processes (torchrun), and however often it was stopped: the same command goes on. Another --batch changes the last bits
+(1e-4 of a latent), for matrix products round by their shape.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +21,34 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gsnr import commands, files
-from gsnr.commandline import Parser, a_path, seed
+from gsnr.commandline import Parser, a_path, choose, seed
+from gsnr.train import samplers
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.latents import Scaling
+from gsnr.train.guidance import Guidance, velocity_of
+from gsnr.train.runs import checkpoint
+from gsnr.train.samplers import Velocity
+from gsnr.train.sampling import comparison, eight_bit, estimate, output, recipe, run, shards, subject
+from gsnr.train.sampling.recipe import Recipe
 from gsnr.train.vaes import FrozenVAE
 
 MOST_IMAGES = 4096  # in one grid, which is drawn in memory
+MODES = {  # which of --n, --grid and neither an option goes with, where not all
+    **dict.fromkeys(("--uint8", "--batch", "--shard", "--dry-run"), ("--n",)),
+    **dict.fromkeys(("--precision", "--tf32"), ("--n", "--grid")),
+    "--at-steps": ("--grid",),
+    "--per-class": ("",),
+}
 
 
-@torch.no_grad()
-def heun(model: nn.Module, noise_BCHW: Tensor, y_B: Tensor, steps: int, guidance: float, null_class: int, quiet: bool = False) -> Tensor:
-    """Final latents (B,C,h,w) float64 from standard normal noise: `steps` Heun steps, 2 * steps - 1 evaluations of the velocity."""
-    dtype = next(model.parameters()).dtype
+def watched(velocity: Velocity, bar: tqdm) -> Velocity:
+    """The same, counting evaluations on a progress bar."""
 
-    def v(x: Tensor, t: float) -> Tensor:
-        t_B = torch.full((len(x),), t, dtype=dtype, device=x.device)
-        conditional = model(x.to(dtype), t_B, y_B).double()
-        if guidance == 1:
-            return conditional
-        unconditional = model(x.to(dtype), t_B, torch.full_like(y_B, null_class)).double()
-        return unconditional + guidance * (conditional - unconditional)
+    def told(x_BCHW: Tensor, t: float) -> Tensor:
+        bar.update()
+        return velocity(x_BCHW, t)
 
-    x = noise_BCHW.double()
-    times = np.linspace(1.0, 0.0, steps + 1)
-    for t, s in tqdm(list(pairwise(times)), desc="sampling", unit="step", leave=False, disable=quiet):
-        slope = v(x, t)
-        moved = x + (s - t) * slope
-        x = moved if s == 0 else x + (s - t) * 0.5 * (slope + v(moved, s))
-    return x
+    return told
 
 
 def grid_image(images_RKHWC: np.ndarray, labels: list[str], scale: int = 2) -> Image.Image:
@@ -69,7 +74,7 @@ def decode(frozen: FrozenVAE, latents_BCHW: Tensor, scaling: Scaling, seed: int)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         pixels = torch.cat([frozen.decode(part) for part in scaling.raw(latents_BCHW.float()).split(16)])
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return eight_bit.to_uint8(pixels, "round")
 
 
 def picture(
@@ -80,9 +85,10 @@ def picture(
     *,
     classes: int,
     per_class: int,
-    steps: int,
-    guidance: float,
+    steps: int | None,
+    guidance: Guidance,
     seed: int,
+    sampler: str = "heun",
     quiet: bool = False,
 ) -> Image.Image:
     """The first `classes` classes in rows; a function of (weights, seed). Raises ValueError for samples that are not finite."""
@@ -90,9 +96,12 @@ def picture(
     classes = min(classes, shape.num_classes)
     y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
     noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
-    latents = heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet).float()
+    velocity = velocity_of(model, y_B, shape.num_classes, guidance)
+    steps_noise = samplers.noise_of(seed, np.arange(len(y_B), dtype=np.int64), (shape.in_channels, shape.input_size, shape.input_size), device)
+    with tqdm(total=samplers.evaluations(sampler, steps), desc="sampling", unit="evaluation", leave=False, disable=quiet) as bar:
+        latents = samplers.integrate(sampler, watched(velocity, bar), noise, steps, steps_noise).float()
     if not latents.isfinite().all():
-        raise ValueError(f"the samples are not finite (guidance {guidance}, {steps} steps)")
+        raise ValueError(f"the samples are not finite (guidance {guidance.weight}, {steps} steps)")
     eight_bit = decode(frozen, latents, scaling, seed)
     return grid_image(eight_bit.reshape(classes, per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)])
 
@@ -107,64 +116,190 @@ def write(picture: Image.Image, path: Path) -> None:
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr sample", __doc__)
-    parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder")
+    parser.add_argument(
+        "--ckpt", type=a_path, required=True, nargs="+", action="extend", metavar="DIR", help="run or checkpoint folder; --grid: several"
+    )
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--vae", metavar="ID", help="VAE that decodes (default: the one the checkpoint names)")
-    parser.add_number("--per-class", 8, "images a class", low=1, high=MOST_IMAGES)
-    parser.add_number("--classes", None, "the first N classes (default: 10, or as many as there are)", low=1, high=MOST_IMAGES)
-    parser.add_number("--sampling-steps", 50, "Heun steps", low=1, high=100000)
-    parser.add_number("--cfg", 1.0, "guidance weight; 1 is none", low=-1000, high=1000, of=float, metavar="W")
+    parser.add_argument("--sampler", default="heun", metavar="NAME", help="euler, heun, dopri5, sde (REPA's), sde_sit (SiT's) (default: heun)")
+    parser.add_number("--sampling-steps", None, "steps (default: heun 50; euler, sde and sde_sit 250; dopri5 decides)", low=1, high=100000)
+    parser.add_number("--cfg", 1.0, "guidance weight; 1 is none", low=1, high=1000, of=float, metavar="W")
+    parser.add_argument(
+        "--cfg-interval", default="0,1", metavar="LOW,HIGH", help="t within which it guides, ends included; t=1 is noise (default: 0,1)"
+    )
+    parser.add_argument("--guide-channels", default="all", metavar="all|N", help="guide the first N latent channels; SiT: 3 (default: all)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of the noise (default: 0)")
-    parser.add_argument("--out", type=a_path, metavar="PNG", help="file to write (default: RUN/figures/samples.png)")
+    parser.add_argument(
+        "--out", type=a_path, metavar="PATH", help="file to write (default: RUN/figures/samples.png); --n: .npz, or a folder for PNGs"
+    )
+    parser.add_argument("--classes", metavar="N", help="the first N (default: 10, or all); --n: balanced, random or A,B,...; --grid: A,B,...")
+    parser.add_number("--per-class", 8, "images a class", low=1, high=MOST_IMAGES)
+    parser.add_argument("--grid", action="store_true", help="one PNG of several checkpoints from the same noise: a row each, a column a class")
+    parser.add_argument("--at-steps", metavar="A,B", help="--grid: a column for each of these steps of the runs, too")
+    parser.add_number("--n", None, "samples to draw for an evaluation, into --out", low=1, high=10**7)
+    parser.add_argument("--uint8", default="repa", metavar="RULE", help="--n: how pixels become uint8: repa, sit, round (default: repa)")
+    parser.add_argument("--precision", default="no", metavar="P", help="--n, --grid: autocast of the model: no, bf16 or fp16 (default: no)")
+    parser.add_argument("--tf32", action="store_true", help="--n, --grid: float32 products may take TF32")
+    parser.add_number("--batch", None, "--n: samples in one pass (default: 16; with a GPU 64; dopri5: 32, fixed)", low=1, high=2**16)
+    parser.add_number("--shard", 128, "--n: samples that a kill may lose, of each process", low=1, high=2**20)
+    parser.add_argument("--dry-run", action="store_true", help="--n: only say how long it would take")
     return parser
 
 
-def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
-    if args.per_class * (args.classes or 10) > MOST_IMAGES:
-        raise ValueError(f"--per-class {args.per_class}: at most {MOST_IMAGES} images in one grid, and there are {args.classes or 10} classes")
+def _guidance(args: argparse.Namespace) -> Guidance:
+    """Raises ValueError naming the flag."""
+    try:
+        low, high = (float(word) for word in args.cfg_interval.split(","))
+        channels = None if args.guide_channels == "all" else int(args.guide_channels)
+    except ValueError:
+        raise ValueError(
+            f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: LOW,HIGH and all or a whole number are needed"
+        ) from None
+    try:
+        return Guidance(weight=args.cfg, low=low, high=high, channels=channels)
+    except ValueError as error:
+        raise ValueError(f"--cfg, --cfg-interval, --guide-channels: {error}") from error
+
+
+def _steps(args: argparse.Namespace) -> int | None:
+    """Raises ValueError for an unknown sampler, and for steps where its solver decides."""
+    default = samplers.steps_of(args.sampler)
+    if default is None and args.sampling_steps is not None:
+        raise ValueError(f"--sampling-steps {args.sampling_steps}: sampler {args.sampler!r} decides on its steps; leave it out")
+    return args.sampling_steps or default
+
+
+def _listed(text: str) -> tuple[int, ...]:
+    """Classes or steps of a list. Raises ValueError naming what is none."""
+    for word in text.split(","):
+        if not (word.isascii() and word.isdigit()) or len(word) > 9:
+            raise ValueError(f"{text!r}: {word!r} is no whole number; a list such as 1,5,207 is needed")
+    return tuple(int(word) for word in text.split(","))
+
+
+def _recipe(args: argparse.Namespace, classes: str | tuple[int, ...], uint8: str) -> Recipe:
+    return Recipe(
+        sampler=args.sampler,
+        steps=_steps(args),
+        guidance=_guidance(args),
+        classes=classes,
+        uint8=uint8,
+        seed=args.seed,
+        precision=args.precision,
+        tf32=args.tf32,
+    )
+
+
+def _many(args: argparse.Namespace) -> int:
+    """--n: an npz or a folder."""
+    choose("--uint8", args.uint8, eight_bit.RULES)
+    if args.out is None:
+        raise ValueError("--n: name the file or folder to write with --out (samples.npz, or a folder for PNGs)")
+    words = args.classes or "balanced"
+    by = _recipe(args, words if words in recipe.RULES else _named("--classes", words), args.uint8)
+    if by.together > 1 and args.batch not in (None, by.together):
+        raise ValueError(f"--batch {args.batch}: sampler {args.sampler!r} solves {by.together} samples together, whatever the batch; leave it out")
+    output.check_kind(args.out)
+    if not args.dry_run and not shards.Workplace(args.out).record.is_file():
+        output.check_free(args.out)
+
+    def decide() -> run.Job:
+        found = subject.open_subject(args.ckpt[0], args.weights, args.vae, other=True)
+        found.check(by.guidance, by.classes if isinstance(by.classes, tuple) else ())
+        batch = by.together if by.together > 1 else args.batch or (64 if torch.cuda.is_available() else 16)
+        return run.Job(subject=found, recipe=by, n=args.n, out=args.out, batch=batch, shard=-(-args.shard // by.together) * by.together)
+
+    try:
+        if args.dry_run:
+            print("\n".join(estimate.estimate(decide(), "cuda" if torch.cuda.is_available() else "cpu")))
+        else:
+            run.run(decide, args.out)
+    except torch.OutOfMemoryError as error:
+        raise ValueError("--batch: too many samples for the GPU's memory; finished shards stay: run it again with a smaller one") from error
+    return 0
+
+
+def _named(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return _listed(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} {error}") from error
+
+
+def _several(args: argparse.Namespace) -> int:
+    """--grid: a PNG of several checkpoints."""
+    if args.out is None or args.classes is None:
+        raise ValueError("--grid: name the columns with --classes A,B,... and the picture with --out PNG")
+    files.check_output(args.out, "--out", ".png")
+    classes = _named("--classes", args.classes)
+    steps: list[int | None] = [None] if args.at_steps is None else list(_named("--at-steps", args.at_steps))
+    if len(args.ckpt) * len(classes) * len(steps) > MOST_IMAGES:
+        raise ValueError(f"--classes {args.classes}: {len(args.ckpt) * len(classes) * len(steps)} images; at most {MOST_IMAGES} in one grid")
+    by = _recipe(args, "balanced", "round")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    write(comparison.comparison(args.ckpt, steps, by, classes, args.weights, args.vae, device), args.out)
+    print(f"wrote {args.out}: {len(args.ckpt)} checkpoints from the same noise, {args.sampler}, cfg {args.cfg}")
+    return 0
+
+
+def _one(args: argparse.Namespace) -> int:
+    """A PNG of the first classes of one checkpoint."""
+    text = args.classes or "10"
+    if not text.isdigit() or not 1 <= int(text[:9]) <= MOST_IMAGES:
+        raise ValueError(f"--classes {text}: must be at least 1 and at most {MOST_IMAGES} (balanced, random and lists go with --n and --grid)")
+    classes = int(text)
+    if args.per_class * classes > MOST_IMAGES:
+        raise ValueError(f"--per-class {args.per_class}: at most {MOST_IMAGES} images in one grid, and there are {classes} classes")
+    guidance, steps = _guidance(args), _steps(args)
     if args.out is not None:
         files.check_output(args.out, "--out", ".png")
-
-    from gsnr.train import opening, vae
-    from gsnr.train.runs import checkpoint
-
-    loaded = opening.last_checkpoint(args.ckpt, args.weights)
-    out = args.out or checkpoint.run_output(loaded, "figures") / "samples.png"
+    found = subject.open_subject(args.ckpt[0], args.weights, args.vae)
+    out = args.out or checkpoint.run_output(found.loaded, "figures") / "samples.png"
     files.check_output(out, "--out", ".png")
-    header, shape = loaded.header, loaded.config.model
-    if (args.classes or 1) > shape.num_classes:
-        raise ValueError(f"--classes {args.classes}: {loaded.folder} has {shape.num_classes}")
-    name = args.vae if header is None else args.vae or header.vae
-    if name is None:
-        raise ValueError(f"{loaded.folder}: does not say which VAE decodes its latents; name one with --vae")
-    frozen = vae.load(name)
-    frozen.require_decoder("gsnr sample")
-    if header is not None and frozen.sha != header.vae_sha:
-        raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({header.vae})")
-    if frozen.channels != shape.in_channels:
-        raise ValueError(f"--vae {frozen.name}: decodes latents of {frozen.channels} channels; the model has {shape.in_channels}")
-    scaling = checkpoint.decoding(loaded)
+    if args.classes is not None and classes > found.classes:
+        raise ValueError(f"--classes {classes}: {found.loaded.folder} has {found.classes}")
+    found.check(guidance)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    frozen.model.to(device)
+    run.to_device(found, device)
     drawn = picture(
-        loaded.model.to(device),
-        frozen,
-        shape,
-        scaling,
-        classes=args.classes or 10,
+        found.loaded.model,
+        found.frozen,
+        found.loaded.config.model,
+        found.scaling,
+        classes=classes,
         per_class=args.per_class,
-        steps=args.sampling_steps,
-        guidance=args.cfg,
+        steps=steps,
+        guidance=guidance,
         seed=args.seed,
+        sampler=args.sampler,
     )
     try:
         write(drawn, out)
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from error
-    sampler = f"Heun ODE, {args.sampling_steps} steps, cfg {args.cfg}"
-    print(f"wrote {out}: {args.per_class} samples a class of {args.weights} weights at step {loaded.step}, {sampler}")
+    how = f"{args.sampler}{'' if steps is None else f', {steps} steps'}, cfg {args.cfg}"
+    print(f"wrote {out}: {args.per_class} samples a class of {args.weights} weights at step {found.loaded.step}, {how}")
     return 0
+
+
+def _check_mode(parser: Parser, args: argparse.Namespace) -> None:
+    """Raises ValueError for options of another of the three commands."""
+    if args.n is not None and args.grid:
+        raise ValueError("--n, --grid: are two commands; name one of them")
+    if len(args.ckpt) > 1 and not args.grid:
+        raise ValueError(f"--ckpt: {len(args.ckpt)} checkpoints; several go with --grid")
+    mode = "--n" if args.n is not None else "--grid" if args.grid else ""
+    for flag, modes in MODES.items():
+        dest = flag.removeprefix("--").replace("-", "_")
+        if getattr(args, dest) != parser.get_default(dest) and mode not in modes:
+            raise ValueError(f"{flag}: goes with {' or '.join(filter(None, modes)) or 'neither --n nor --grid'}")
+
+
+def main(argv: list[str]) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _check_mode(parser, args)
+    return _many(args) if args.n is not None else _several(args) if args.grid else _one(args)
 
 
 if __name__ == "__main__":

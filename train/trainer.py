@@ -23,6 +23,7 @@ from gsnr.train.callback import GsnrCallback, check_images
 from gsnr.train.config import TrainConfig, check_size
 from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.cache import Header, Split
+from gsnr.train.guidance import Guidance
 from gsnr.train.models.sit import SiT
 from gsnr.train.objective import Objective, check_cache, make_alignment
 from gsnr.train.runs import checkpoint, training_state
@@ -35,7 +36,7 @@ from gsnr.train.vaes import FrozenVAE
 # Before a process group goes. Its threads drop the tensors of their last work when they come to it, for which they need the interpreter's
 # lock; torch's destructors hold that lock while they wait for the threads, for ever (seen with gloo, torch 2.13).
 SETTLE_SEC = 0.5
-SAMPLES: dict[str, Any] = {"classes": 10, "per_class": 8, "steps": 25, "guidance": 2.5, "seed": 0}  # of the grids of --sample-every
+SAMPLES: dict[str, Any] = {"classes": 10, "per_class": 8, "steps": 25, "guidance": Guidance(weight=2.5), "seed": 0}  # of the grids of --sample-every
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ PICTURES = "--vae demo --resolution 64 --patch 1 --heldout 8 --shard 8 --workers
 SMALL = "--data.demo-train 256 --data.demo-heldout 256 --trackers none --sample-every 0 --batch 4"
 TINY = "--data.demo-train 32 --data.demo-heldout 8"
 GRID = f"grid --rows sit --steps 2 --out WORK/grid {SMALL}"
+MANY = "--n 6 --shard 2 --batch 2 --sampler euler --sampling-steps 2 --out WORK/many.npz"
 FOLDER = "a folder"
 PRINTED, TIMED = "printed", "timed"
 NUMBER = re.compile(rb"-?\d+\.\d+(e[-+]\d+)?")
@@ -80,6 +81,7 @@ COMMANDS = {
     "tables": Attacked("tables --run WORK/run"),
     "report": Attacked("report --run WORK/run"),
     "sample": Attacked("sample --ckpt WORK/run --classes 1 --per-class 1 --sampling-steps 1"),
+    "sample, many": Attacked(f"sample --ckpt WORK/run {MANY}", (".many.npz.sampling",), once=True),
     "convert": Attacked(f"convert --ckpt WORK/foreign.pt --from sit --model {foreign_files.MODEL} --out WORK/converted", once=True),
     "fit-demo-vae": Attacked("fit-demo-vae --steps 1 --batch 1 --out WORK/vae", once=True, ready=_few_images),
     "fit-demo-teacher": Attacked("fit-demo-teacher --steps 1 --batch 4 --out WORK/teacher", once=True, ready=_few_images),

@@ -1,6 +1,6 @@
-"""Trainings, preparations, measurements and grids, killed as users kill them: whole processes, many times the same, half of them some time after
-their start (while Python loads, too), half some time after they got on (a checkpoint, a shard, a piece). In the end they are what nobody disturbed:
-all tensors of the last checkpoint and all logs but the clock's fields, bit for bit; of a cache, every file; of tables, every number.
+"""Trainings, preparations, samplings, measurements and grids, killed as users kill them: whole processes, many times the same, half of them some
+time after their start (while Python loads, too), half some time after they got on (a checkpoint, a shard, a piece). In the end they are what nobody
+disturbed: all tensors of the last checkpoint and all logs but the clock's fields, bit for bit; of a cache, every file; of tables, every number.
 """
 
 from __future__ import annotations
@@ -99,6 +99,23 @@ def preparation(folder: Path, kills: int, rng: random.Random) -> list[object]:
     return reached
 
 
+def sampling(folder: Path, kills: int, rng: random.Random) -> list[object]:
+    run = folder / "run"
+    _undisturbed(["gsnr", "train", "--preset", "smoke", "--trackers", "none", "--steps", "4", "--out", str(run)])
+
+    def command(out: str) -> list[str]:
+        words = ["gsnr", "sample", "--ckpt", str(run), "--n", str(64 * kills), "--shard", "8", "--sampler", "sde", "--sampling-steps", "20"]
+        return [*words, "--out", str(folder / out)]
+
+    def finished() -> int:
+        return len(list((folder / ".killed.npz.sampling").glob("[0-9]*")))
+
+    reached = killed(command("killed.npz"), finished, kills, rng)
+    _undisturbed(command("whole.npz"))
+    assert (folder / "whole.npz").read_bytes() == (folder / "killed.npz").read_bytes()
+    return reached
+
+
 def measurement(folder: Path, kills: int, rng: random.Random) -> list[object]:
     run = folder / "run"
     _undisturbed(["gsnr", "train", "--preset", "smoke", "--trackers", "none", "--steps", "10", "--out", str(run)])
@@ -139,7 +156,7 @@ def grid(folder: Path, kills: int, rng: random.Random) -> list[object]:
     return [json.dumps(one) for one in reached]
 
 
-WHOLE = (training, preparation, measurement, grid)
+WHOLE = (training, preparation, sampling, measurement, grid)
 
 
 def processes(kills: int, rng: random.Random, folder: Path) -> list[str]:
