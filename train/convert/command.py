@@ -2,6 +2,7 @@
 
     gsnr convert --ckpt SiT-XL-2-256.pt --out converted/sit-xl2
     gsnr probe --ckpt converted/sit-xl2 --data CACHE --out tables
+    gsnr convert --ckpt RUN --resolution 512 --out start-512        ours or a file: a new start on another token grid (docs/resolution.md)
 
 docs/convert.md says what each format becomes and what is refused.
 """
@@ -9,7 +10,7 @@ docs/convert.md says what each format becomes and what is refused.
 from __future__ import annotations
 
 from gsnr.commandline import Parser, a_path
-from gsnr.train.convert import conversion, foreign
+from gsnr.train.convert import conversion, foreign, resolution
 
 
 def _parser() -> Parser:
@@ -23,13 +24,18 @@ def _parser() -> Parser:
     parser.add_argument(
         "--model", metavar="NAME", help="SiT-XL/2, ...: checked; needed for a size that is not published, as SiT-DEPTHxWIDTHxHEADS/PATCH"
     )
+    parser.add_number("--resolution", None, "make it a new start for images of that side; of a run or checkpoint of ours too", low=1, high=4096)
     return parser
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    if args.resolution is not None:
+        said = resolution.save(resolution.source_of(args.ckpt, args.kind, args.model), args.resolution, args.out)
+        print(f"wrote {args.out}: {said}")
+        return 0
     if args.ckpt.is_dir():
-        raise ValueError(f"--ckpt {args.ckpt}: a folder; name a file of torch.save (a run or checkpoint of ours needs no conversion)")
+        raise ValueError(f"--ckpt {args.ckpt}: a folder; name a file of torch.save (a run or checkpoint of ours needs none, but with --resolution)")
     conversion.check_out(args.out)
     found = foreign.read(args.ckpt, args.kind)
     plan = conversion.make_plan(found, args.model)
