@@ -64,10 +64,10 @@ def make_alignment(options: dict[str, Any], model: ModelConfig, groups: Mapping[
 def check_cache(model: ModelConfig, header: Header) -> None:
     """Raises ValueError where the model's latents or classes are not the cache's."""
     if header.latent_shape != (model.in_channels, model.input_size, model.input_size):
-        side = header.latent_shape[-1]
+        side, pixels = header.latent_shape[-1], header.resolution
         raise ValueError(
-            f"the cache holds latents of shape {header.latent_shape} ({header.resolution} pixels, {side / model.patch_size:g} tokens a side); the model "
-            f"wants {model.in_channels}x{model.input_size}^2 ({header.resolution * model.input_size / side:g} pixels, {model.grid} tokens a side)"
+            f"the cache holds latents of shape {header.latent_shape} ({pixels} pixels, {side / model.patch_size:g} tokens a side); the model "
+            f"wants {model.in_channels}x{model.input_size}^2 ({pixels * model.input_size / side:g} pixels, {model.grid} tokens a side)"
         )
     if header.num_classes != model.num_classes:
         raise ValueError(f"the cache has {header.num_classes} classes, the model {model.num_classes} (--model.num-classes)")

@@ -10,9 +10,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsnr.train import cost, presets
+from gsnr.train import presets
 from gsnr.train.config import resolve
-from gsnr.train.cost import macs, main
+from gsnr.train.cost import main
+from gsnr.train.costing import steps
+from gsnr.train.costing.counts import macs
 
 
 def counted(row: str, size: str) -> tuple[int, int]:
@@ -68,7 +70,7 @@ def test_peak_is_the_share_of_the_flops_that_run(monkeypatch: pytest.MonkeyPatch
         counted.append(counter.get_total_flops())
         return 0.25
 
-    monkeypatch.setattr(cost.clock, "seconds", clock)
+    monkeypatch.setattr(steps.clock, "seconds", clock)
     assert main(["--size", "demo", "--rows", "ahpa", "--batch", "2", "--rounds", "1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     product, step = counted[0], counted[-1]
@@ -88,7 +90,7 @@ def test_bad_names(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr(cost, "stepper", full)
+    monkeypatch.setattr(steps, "stepper", full)
     with pytest.raises(ValueError, match="--batch 7: too much for the memory of this machine"):
         main(["--size", "demo", "--rows", "sit", "--rounds", "1", "--batch", "7"])
     if not torch.cuda.is_available():
