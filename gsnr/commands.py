@@ -39,7 +39,7 @@ COMMANDS = {
     "tables": Command("gsnr.figures.tables", "figures", "G-SNR averaged over t, per target: CSV, Markdown, LaTeX"),
     "verdict": Command("gsnr.figures.verdict", "figures", "which target, at which t, with or against denoising: in words, from a run's table"),
     "report": Command("gsnr.figures.report", "figures", "everything that was measured of some runs, on one HTML page"),
-    "check-plugin": Command("gsnr.plugin_check", "all", "hold an alignment, router, projector, VAE, probe or figure of yours to its contract"),
+    "check-plugin": Command("gsnr.plugin_check", "all", "hold a plug-in of yours (alignment, sampler, probe, ...) to its contract"),
     "bench": Command("gsnr.benchmarks.bench", "", "what per-sample gradients cost, beside other libraries"),
     "coverage": Command("gsnr.benchmarks.coverage", "", "how often the intervals cover the truth, by simulation"),
     "fit-demo-vae": Command("gsnr.train.demo.fit_vae", "train", "train or check the demo's VAE"),

@@ -167,7 +167,7 @@ def test_check_plugin_says_what_is_broken(name: str, tmp_path: Path, smoke_run: 
 def test_bad_plugins_are_refused_when_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plugins.ENVIRONMENT)
     for name, text, said in (
-        ("nothing", "x = 1", "no plug-in; one defines Alignment, Router, Projector, VAE, run and cannot, draw"),
+        ("nothing", "x = 1", "no plug-in; one defines Alignment, Router, Projector, VAE, integrate and evaluations, run and cannot, draw"),
         ("broken", "def run(:", "not a Python file"),
         ("script", "def run():\n    pass\n", "no plug-in"),
     ):

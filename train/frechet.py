@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gsnr.train import sample
+from gsnr.train import sample, samplers
 from gsnr.train import teacher as teachers
 from gsnr.train import vae as vaes
 from gsnr.train.data.cache import TEACHER, Header, Split
+from gsnr.train.guidance import velocity_of
 from gsnr.train.priors.features import to_pixels
 from gsnr.train.runs import checkpoint
 
@@ -72,7 +73,7 @@ def sampled_features(loaded: checkpoint.Checkpoint, header: Header, images: int,
     parts = []
     for start in tqdm(range(0, images, CHUNK), desc="sampling for the Fréchet distance", unit=f"x{CHUNK}", leave=False, mininterval=1.0):
         rows = slice(start, start + CHUNK)
-        latents = sample.heun(model, noise[rows].to(device), y_N[rows].to(device), steps, 1.0, classes, quiet=True)
+        latents = samplers.integrate("heun", velocity_of(model, y_N[rows].to(device), classes), noise[rows].to(device), steps)
         pixels = to_pixels(sample.decode(frozen, latents, scaling, seed)).to(device)
         parts += [teacher.features(part).mean(dim=(2, 3)).double().cpu().numpy() for part in pixels.split(32)]
     return np.concatenate(parts)

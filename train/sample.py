@@ -6,7 +6,6 @@ v = v_null + w (v_class - v_null). Shapes: B images, (C,h,w) latent.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,33 +16,24 @@ from tqdm import tqdm
 
 from gsnr import commands, files
 from gsnr.commandline import Parser, a_path, seed
+from gsnr.train import samplers
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.latents import Scaling
+from gsnr.train.guidance import Guidance, velocity_of
+from gsnr.train.samplers import Velocity
 from gsnr.train.vaes import FrozenVAE
 
 MOST_IMAGES = 4096  # in one grid, which is drawn in memory
 
 
-@torch.no_grad()
-def heun(model: nn.Module, noise_BCHW: Tensor, y_B: Tensor, steps: int, guidance: float, null_class: int, quiet: bool = False) -> Tensor:
-    """Final latents (B,C,h,w) float64 from standard normal noise: `steps` Heun steps, 2 * steps - 1 evaluations of the velocity."""
-    dtype = next(model.parameters()).dtype
+def watched(velocity: Velocity, bar: tqdm) -> Velocity:
+    """The same, counting evaluations on a progress bar."""
 
-    def v(x: Tensor, t: float) -> Tensor:
-        t_B = torch.full((len(x),), t, dtype=dtype, device=x.device)
-        conditional = model(x.to(dtype), t_B, y_B).double()
-        if guidance == 1:
-            return conditional
-        unconditional = model(x.to(dtype), t_B, torch.full_like(y_B, null_class)).double()
-        return unconditional + guidance * (conditional - unconditional)
+    def told(x_BCHW: Tensor, t: float) -> Tensor:
+        bar.update()
+        return velocity(x_BCHW, t)
 
-    x = noise_BCHW.double()
-    times = np.linspace(1.0, 0.0, steps + 1)
-    for t, s in tqdm(list(pairwise(times)), desc="sampling", unit="step", leave=False, disable=quiet):
-        slope = v(x, t)
-        moved = x + (s - t) * slope
-        x = moved if s == 0 else x + (s - t) * 0.5 * (slope + v(moved, s))
-    return x
+    return told
 
 
 def grid_image(images_RKHWC: np.ndarray, labels: list[str], scale: int = 2) -> Image.Image:
@@ -90,7 +80,9 @@ def picture(
     classes = min(classes, shape.num_classes)
     y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
     noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
-    latents = heun(model, noise, y_B, steps, guidance, shape.num_classes, quiet).float()
+    velocity = velocity_of(model, y_B, shape.num_classes, Guidance(weight=guidance))
+    with tqdm(total=samplers.evaluations("heun", steps), desc="sampling", unit="evaluation", leave=False, disable=quiet) as bar:
+        latents = samplers.integrate("heun", watched(velocity, bar), noise, steps).float()
     if not latents.isfinite().all():
         raise ValueError(f"the samples are not finite (guidance {guidance}, {steps} steps)")
     eight_bit = decode(frozen, latents, scaling, seed)

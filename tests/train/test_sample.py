@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gsnr.train import evaluate, sample
+from gsnr.train import evaluate, sample, samplers
 from tests.conftest import call
 from tests.train.run_files import hash_again
 
@@ -17,7 +17,7 @@ QUICK = ("--sampling-steps", 1, "--per-class", 1)
 
 
 def test_bad_input_is_refused_before_anything_is_sampled(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "heun", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(samplers, "integrate", lambda *_: pytest.fail("sampled"))
     (tmp_path / "file").write_text("")
     for words, message in (
         (("--out", tmp_path / "a.xyz"), "a.xyz: name a file that ends in .png"),
@@ -58,9 +58,9 @@ def test_a_full_disk_leaves_the_old_picture(smoke_run: Path, tmp_path: Path, mon
 
 
 def test_weights_and_samples_that_are_not_finite(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = sample.heun
+    real = samplers.integrate
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="the samples are not finite"):
-        patched.setattr(sample, "heun", lambda *words: real(*words) / 0)
+        patched.setattr(samplers, "integrate", lambda *words: real(*words) / 0)
         call(sample.main, "--ckpt", smoke_run, *QUICK, "--out", tmp_path / "a.png")
     shutil.copytree(smoke_run, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "0000030" / "ema" / "diffusion_pytorch_model.safetensors"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STREAMS = ("train", "heldout", "fit", "evaluate")  # uses that must not share numbers
+STREAMS = ("train", "heldout", "fit", "evaluate", "sample", "label", "decode")  # uses that must not share numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,30 @@ class Draws:
     noise: NDArray[np.float32]
 
 
+def _generator(seed: int, stream: str, sample: int, step: int = 0) -> np.random.Generator:
+    key = np.array([seed, STREAMS.index(stream)], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, step, sample], dtype=np.uint64)))
+
+
+def normals(seed: int, stream: str, samples: NDArray[np.int64], step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """(N, *shape): standard normal, of one step of each of the given samples."""
+    found = np.empty((len(samples), *shape), dtype=np.float32)
+    for row, sample in zip(found, samples, strict=True):
+        _generator(seed, stream, sample, step).standard_normal(shape, dtype=np.float32, out=row)
+    return found
+
+
+def integers(seed: int, stream: str, samples: NDArray[np.int64], below: int) -> NDArray[np.int64]:
+    """(N,): uniform from 0 to `below` - 1."""
+    return np.array([_generator(seed, stream, sample).integers(below) for sample in samples], dtype=np.int64)
+
+
 def draw(seed: int, stream: str, samples: NDArray[np.int64], latent_shape: tuple[int, int, int]) -> Draws:
     """The random numbers of the given samples."""
-    key = np.array([seed, STREAMS.index(stream)], dtype=np.uint64)
     uniforms = np.empty((len(samples), 4))
     normals = np.empty((2, len(samples), *latent_shape), dtype=np.float32)
     for row, sample in enumerate(samples):
-        rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, sample], dtype=np.uint64)))
+        rng = _generator(seed, stream, sample)
         uniforms[row, :2] = rng.random(2)
         for which in normals:
             rng.standard_normal(latent_shape, dtype=np.float32, out=which[row])
