@@ -35,9 +35,9 @@ Generators = torch.Generator | list[torch.Generator]
 
 
 class SiTPipeline(DiffusionPipeline):
-    """transformer: the velocity model; vae: a model of diffusers whose decode(raw).sample is a picture in [-1, 1]. latent_factor, latent_channel_scale,
-    latent_channel_bias: see `gsnr.train.data.latents`. unconditional: whether labels were dropped in training, which guidance needs. id2label: class ->
-    its names, with commas between them."""
+    """transformer: the velocity model; vae: a model of diffusers whose decode(raw).sample is a picture in [-1, 1]. latent_factor, _channel_scale,
+    _channel_bias: see `gsnr.train.data.latents`. unconditional: whether labels were dropped in training, which guidance needs. id2label: a class's
+    names, with commas between them."""
 
     model_cpu_offload_seq = "transformer->vae"
 
@@ -64,10 +64,10 @@ class SiTPipeline(DiffusionPipeline):
         """Classes of these names. Raises ValueError for one that there is not."""
         asked = [names] if isinstance(names, str) else names
         for name in asked:
+            if not self.labels:
+                raise ValueError(f"class_labels: {name!r}: this pipeline knows no names, but numbers")
             if name not in self.labels:
-                raise ValueError(
-                    unknown("class_labels:", name, self.labels) if self.labels else f"class_labels: {name!r}: this pipeline knows no names"
-                )
+                raise ValueError(unknown("class_labels:", name, self.labels))
         return [self.labels[name] for name in asked]
 
     def _classes(self, class_labels: int | str | Sequence[int | str]) -> Tensor:

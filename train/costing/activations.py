@@ -1,4 +1,4 @@
-"""Activation memory: the bytes that autograd keeps of a forward pass until backward.
+"""Activation memory: the bytes that autograd keeps of a sample's forward pass until backward.
 
 Counted once a storage, however many tensors and views share it; parameters and buffers, which are there anyway, are left out. The tensors are fake
 (shapes and dtypes, no memory), of the CPU: its fused attention keeps queries, keys, values and outputs, as that of a GPU does, and no weights.
@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gsnr.train.config import TrainConfig
 from gsnr.train.costing.counts import objective_of, synthetic_batch
+from gsnr.train.objective import Objective
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,13 +37,19 @@ def saved_bytes(forward: Callable[[], object], leave_out: Iterable[Tensor] = ())
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def activations(config: TrainConfig, samples: int = 1) -> int:
-    """Bytes of one forward pass of the training objective, in the configuration's precision."""
+def activations(config: TrainConfig) -> int:
+    """Bytes of one more sample in a step's batch, in the configuration's precision; what autocast makes of the weights is there once and not among
+    them."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        objective, batch = objective_of(config, "cpu"), synthetic_batch(config, samples, "cpu")
+        objective = objective_of(config, "cpu")
         objective.model.checkpointing = config.checkpointing
-        with torch.no_grad():
-            ready = objective.alignment.prepare(batch, objective.model)
-        there = [*objective.parameters(), *objective.buffers()]
-        with torch.autocast("cpu", DTYPES.get(config.precision), enabled=config.precision in DTYPES):
-            return saved_bytes(lambda: objective(ready), there)
+        one, two = (_of_batch(objective, config, samples) for samples in (1, 2))
+    return two - one
+
+
+def _of_batch(objective: Objective, config: TrainConfig, samples: int) -> int:
+    batch = synthetic_batch(config, samples, "cpu")
+    with torch.no_grad():
+        ready = objective.alignment.prepare(batch, objective.model)
+    with torch.autocast("cpu", DTYPES.get(config.precision), enabled=config.precision in DTYPES):
+        return saved_bytes(lambda: objective(ready), [*objective.parameters(), *objective.buffers()])
