@@ -1,0 +1,63 @@
+"""What `gsnr sample --n` leaves: ADM's npz (guided-diffusion), or a folder of PNGs. Written part by part, so that 50,000 images never lie in memory.
+
+    OUT.npz    arr_0 (N,H,W,3) uint8; labels (N,) int64; about, a JSON text of how they were made
+    OUT/       000000.png, ...; labels.csv (image, label); about.json
+
+The same samples make the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gsnr import files
+
+Parts = Iterable[NDArray[np.uint8]]
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can hold
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    return archive.open(zipfile.ZipInfo(f"{name}.npy", LONG_AGO), "w", force_zip64=True)
+
+
+def write_npz(out: Path, parts: Parts, shape: tuple[int, int, int, int], labels_N: NDArray[np.int64], about: dict[str, Any]) -> None:
+    """Replaces `out` as a whole. shape: of arr_0."""
+    with files.replacing(out) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+        with _member(archive, "arr_0") as member:
+            np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for part in parts:
+                member.write(np.ascontiguousarray(part).data)
+        for name, values in (("labels", labels_N), ("about", np.array(json.dumps(about)))):
+            with _member(archive, name) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
+
+
+def write_folder(out: Path, parts: Parts, labels_N: NDArray[np.int64], about: dict[str, Any]) -> None:
+    """A new folder, which appears when it is whole."""
+    with files.making(out) as aside:
+        names = [f"{number:06d}.png" for number in range(len(labels_N))]
+        images = (image for part in parts for image in part)
+        for name, image in zip(names, images, strict=True):
+            Image.fromarray(image).save(aside / name)
+        rows = (f"{name},{label}" for name, label in zip(names, labels_N, strict=True))
+        (aside / "labels.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+        (aside / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError for what is there already, and for a name that is neither's."""
+    if out.suffix not in (".npz", ""):
+        raise ValueError(f"--out {out}: name a file that ends in .npz, or a folder for PNGs")
+    if out.is_dir() and out.suffix == "" and not any(out.iterdir()):
+        pass
+    elif out.exists() or out.is_symlink():
+        raise ValueError(f"--out {out}: exists; name a new one")
+    files.check_writable(out.parent, "--out")

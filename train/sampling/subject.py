@@ -1,0 +1,66 @@
+"""What is sampled: a checkpoint, the VAE that decodes its latents, and the scaling between the two."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsnr.train import opening, vae
+from gsnr.train.data.latents import Scaling
+from gsnr.train.guidance import Guidance
+from gsnr.train.runs import checkpoint
+from gsnr.train.vaes import FrozenVAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    loaded: checkpoint.Checkpoint
+    frozen: FrozenVAE
+    scaling: Scaling
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a latent."""
+        model = self.loaded.config.model
+        return model.in_channels, model.input_size, model.input_size
+
+    @property
+    def side(self) -> int:
+        """Of an image, in pixels."""
+        return self.shape[1] * self.frozen.downsampling
+
+    @property
+    def classes(self) -> int:
+        return self.loaded.config.model.num_classes
+
+    def check(self, guidance: Guidance, classes: tuple[int, ...] = ()) -> None:
+        """Raises ValueError for what this checkpoint cannot be asked for."""
+        if guidance.weight != 1 and self.loaded.config.label_dropout == 0:
+            raise ValueError(
+                f"--cfg {guidance.weight}: {self.loaded.folder} was trained without label dropout (label_dropout 0), and has no unconditional velocity"
+            )
+        if guidance.channels is not None and guidance.channels > self.shape[0]:
+            raise ValueError(f"--guide-channels {guidance.channels}: the latents of {self.loaded.folder} have {self.shape[0]}")
+        if classes and max(classes) >= self.classes:
+            raise ValueError(f"--classes {max(classes)}: {self.loaded.folder} has classes 0 to {self.classes - 1}")
+
+
+def open_subject(path: Path, weights: str, name: str | None, other: bool = False) -> Subject:
+    """name: of the VAE; None for the one that the checkpoint was trained with. other: it may be another one, which is said on stderr.
+
+    Raises ValueError for anything missing, damaged or mismatched."""
+    loaded = opening.last_checkpoint(path, weights)
+    header = loaded.header
+    wanted = name if header is None else name or header.vae
+    if wanted is None:
+        raise ValueError(f"{loaded.folder}: does not say which VAE decodes its latents; name one with --vae")
+    frozen = vae.load(wanted)
+    frozen.require_decoder("gsnr sample")
+    if header is not None and frozen.sha != header.vae_sha:
+        if not (other and name):
+            raise ValueError(f"--vae {frozen.name}: not the VAE this checkpoint was trained with ({header.vae})")
+        print(f"note: --vae {frozen.name}: decodes what {header.vae} encoded for the training", file=sys.stderr)
+    if frozen.channels != loaded.config.model.in_channels:
+        raise ValueError(f"--vae {frozen.name}: decodes latents of {frozen.channels} channels; the model has {loaded.config.model.in_channels}")
+    return Subject(loaded=loaded, frozen=frozen, scaling=checkpoint.decoding(loaded))
