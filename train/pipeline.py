@@ -15,19 +15,20 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 
 from gsnr import files
 from gsnr.commandline import unknown
 from gsnr.train import samplers
-from gsnr.train import vae as vaes
 from gsnr.train.data.latents import Scaling
 from gsnr.train.guidance import Guidance, velocity_of
 from gsnr.train.models.sit import SiT
 from gsnr.train.runs import checkpoint
+from gsnr.train.sampling.eight_bit import RULES, to_uint8
+from gsnr.train.sampling.subject import Subject, subject_of
 
 OUTPUTS = ("pil", "np", "latent")
 TOGETHER = 16  # pictures in one pass of the decoder
@@ -107,6 +108,7 @@ class SiTPipeline(DiffusionPipeline):
         guidance_channels: int | None = None,
         latents: Tensor | None = None,
         noise: samplers.Noise | None = None,
+        uint8: str = "repa",
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
@@ -115,9 +117,12 @@ class SiTPipeline(DiffusionPipeline):
         class_labels: numbers, or names of id2label. guidance_scale 1 is none; it acts for t in guidance_interval (t = 1 is noise) on the first
         guidance_channels latent channels (None: all). num_inference_steps: default the sampler's. sampler: of `gsnr.train.samplers`. latents:
         (B,C,h,w) standard normal, where the samples start (default: from the generator); noise: of step k of an SDE (default: likewise).
+        uint8: how "pil" rounds to 8 bits (`gsnr.train.sampling.eight_bit`).
         Raises ValueError in one line for whatever is wrong with them, and for samples that are not finite."""
         if output_type not in OUTPUTS:
             raise ValueError(unknown("output_type", output_type, OUTPUTS))
+        if uint8 not in RULES:
+            raise ValueError(unknown("uint8", uint8, RULES))
         if num_inference_steps is not None and num_inference_steps < 1:
             raise ValueError(f"num_inference_steps {num_inference_steps}: must be at least 1")
         low, high = guidance_interval
@@ -132,16 +137,18 @@ class SiTPipeline(DiffusionPipeline):
             final = samplers.integrate(sampler, _told(velocity, bar.update), start, num_inference_steps, drawn).float()
         if not final.isfinite().all():
             raise ValueError(f"the samples are not finite (guidance_scale {guidance_scale}, num_inference_steps {num_inference_steps})")
-        images = self._output(final, output_type)
+        images = self._output(final, output_type, uint8)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _output(self, final_BChw: Tensor, output_type: str) -> Any:
+    def _output(self, final_BChw: Tensor, output_type: str, uint8: str) -> Any:
         if output_type == "latent":
             return final_BChw
         raw = self.scaling.raw(final_BChw).to(self.vae.dtype)
-        pixels = torch.cat([self.vae.decode(part).sample for part in raw.split(TOGETHER)])
-        return VaeImageProcessor().postprocess(pixels.float(), output_type=output_type)
+        pixels = torch.cat([self.vae.decode(part).sample.float() for part in raw.split(TOGETHER)])
+        if output_type == "pil":
+            return [Image.fromarray(picture) for picture in to_uint8(pixels, uint8)]
+        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _told(velocity: samplers.Velocity, tell: Callable[[], object]) -> samplers.Velocity:
@@ -154,37 +161,29 @@ def _told(velocity: samplers.Velocity, tell: Callable[[], object]) -> samplers.V
     return watched
 
 
-def of_checkpoint(loaded: checkpoint.Checkpoint, vae: str | None = None, id2label: dict[int, str] | None = None) -> SiTPipeline:
-    """vae: hub id or folder; default the one that the checkpoint names. Raises ValueError for one that does not fit, or is no model of diffusers."""
-    name = vae or (loaded.header.vae if loaded.header is not None else None)
-    if name is None:
-        raise ValueError(f"{loaded.folder}: does not say which VAE decodes its latents; name one with --vae")
-    frozen = vaes.load(name)
-    frozen.require_decoder("--to pipeline")
-    if loaded.header is not None and frozen.sha != loaded.header.vae_sha:
-        raise ValueError(f"--vae {name}: not the VAE this checkpoint was trained with ({loaded.header.vae})")
-    if frozen.channels != loaded.config.model.in_channels:
-        raise ValueError(f"--vae {name}: decodes latents of {frozen.channels} channels; the model has {loaded.config.model.in_channels}")
-    if not isinstance(frozen.model, ModelMixin):
-        raise ValueError(f"--vae {name}: no model of diffusers, so that no pipeline can hold it")
-    scaling = checkpoint.decoding(loaded)
+def of_subject(subject: Subject, id2label: dict[int, str] | None = None) -> SiTPipeline:
+    """Raises ValueError for a VAE that is no model of diffusers."""
+    if not isinstance(subject.frozen.model, ModelMixin):
+        raise ValueError(f"--vae {subject.frozen.name}: no model of diffusers, so that no pipeline can hold it")
     return SiTPipeline(
-        transformer=loaded.model,
-        vae=frozen.model,
-        latent_factor=scaling.factor,
-        latent_channel_scale=scaling.channel_scale,
-        latent_channel_bias=scaling.channel_bias,
-        unconditional=loaded.config.label_dropout > 0,
+        transformer=subject.loaded.model,
+        vae=subject.frozen.model,
+        latent_factor=subject.scaling.factor,
+        latent_channel_scale=subject.scaling.channel_scale,
+        latent_channel_bias=subject.scaling.channel_bias,
+        unconditional=subject.loaded.config.label_dropout > 0,
         id2label=id2label,
     )
 
 
-def save_pipeline(loaded: checkpoint.Checkpoint, folder: Path, vae: str | None = None, id2label: dict[int, str] | None = None) -> SiTPipeline:
-    """Writes the pipeline's folder, whole or not at all. Raises ValueError as `of_checkpoint` does, and where the folder exists."""
+def save_pipeline(ckpt: checkpoint.Checkpoint, folder: Path, vae: str | None = None, id2label: dict[int, str] | None = None) -> SiTPipeline:
+    """Writes the pipeline's folder, whole or not at all. vae: hub id or folder; default the one that the checkpoint names.
+
+    Raises ValueError for a VAE that does not fit, and where the folder exists."""
     if folder.exists():
         raise ValueError(f"--out {folder}: exists; name a new folder")
     files.check_writable(folder, "--out")
-    made = of_checkpoint(loaded, vae, id2label)
+    made = of_subject(subject_of(ckpt, vae), id2label)
     with files.making(folder) as aside:
         made.save_pretrained(aside)
     return made

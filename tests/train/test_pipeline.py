@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from gsnr.train import sample, samplers, vae
+from gsnr.train import samplers, vae
 from gsnr.train.convert.command import main as convert
-from gsnr.train.guidance import Guidance, velocity_of
-from gsnr.train.pipeline import SiTPipeline, of_checkpoint, save_pipeline
+from gsnr.train.guidance import Guidance
+from gsnr.train.pipeline import SiTPipeline, save_pipeline
 from gsnr.train.runs import checkpoint
+from gsnr.train.sampling import recipe
+from gsnr.train.sampling.recipe import Recipe
+from gsnr.train.sampling.subject import subject_of
 from tests.conftest import call
 
 CLASSES = [3, 0, 3]
@@ -42,20 +45,16 @@ def noise(seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "sde", "sde_sit"])
 def test_images_are_those_of_the_command_for_the_same_noise(sampler: str, pipe: SiTPipeline, loaded: checkpoint.Checkpoint) -> None:
-    """Bit for bit: latents by the samplers on the checkpoint itself, pictures by its VAE and scaling."""
-    y_B, steps, shape = torch.tensor(CLASSES), 3, (4, 8, 8)
-    numbers, guidance = np.arange(3), Guidance(weight=2.0, low=0.0, high=0.7)
-    source = samplers.noise_of(5, numbers, shape)
-    velocity = velocity_of(loaded.model, y_B, loaded.config.model.num_classes, guidance)
-    latents = samplers.integrate(sampler, velocity, source(0), steps, source).float()
-    settings = {"guidance_scale": 2.0, "guidance_interval": (0.0, 0.7), "num_inference_steps": steps, "sampler": sampler}
-    drawn = {"latents": source(0), "noise": source}
-    assert torch.equal(pipe(CLASSES, **settings, **drawn, output_type="latent").images, latents)
-    pictures = pipe(CLASSES, **settings, **drawn).images
-    wanted = sample.decode(vae.load("demo"), latents, checkpoint.decoding(loaded), 0)
-    assert [image.size for image in pictures] == [(64, 64)] * 3
-    levels = np.stack([np.asarray(image) for image in pictures]).astype(int) - wanted
-    assert np.abs(levels).max() <= 1  # rules of rounding to 8 bits differ
+    """Bit for bit: what `gsnr sample` draws of a checkpoint, by its own recipe."""
+    guidance, subject = Guidance(weight=2.0, low=0.0, high=0.7, channels=3), subject_of(loaded, None)
+    drawn = Recipe(sampler=sampler, steps=3, guidance=guidance, classes=tuple(CLASSES), uint8="repa", seed=5)
+    numbers = np.arange(3)
+    latents = recipe.latents(subject, drawn, numbers, "cpu")
+    noise = samplers.noise_of(5, numbers, subject.shape)
+    settings = {"guidance_scale": 2.0, "guidance_interval": (0.0, 0.7), "guidance_channels": 3, "num_inference_steps": 3, "sampler": sampler}
+    settings |= {"latents": noise(0), "noise": noise}
+    assert torch.equal(pipe(CLASSES, **settings, output_type="latent").images, latents)
+    np.testing.assert_array_equal(np.stack(pipe(CLASSES, **settings).images), recipe.images(subject, drawn, latents, 0))
 
 
 def test_the_same_generator_gives_the_same_images(pipe: SiTPipeline) -> None:
@@ -106,6 +105,7 @@ def test_what_it_says_of_its_progress(pipe: SiTPipeline, capsys: pytest.CaptureF
         ({"guidance_interval": (0.7, 0.0)}, "guidance interval 0.7 to 0.0"),
         ({"num_inference_steps": 0}, "num_inference_steps 0: must be at least 1"),
         ({"sampler": "eulr"}, "'eulr'.*euler"),
+        ({"uint8": "up"}, "uint8 'up' does not exist; choose from repa, sit, round"),
         ({"output_type": "jpg"}, "output_type 'jpg' does not exist; choose from pil, np, latent"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents: of shape \(1, 4, 4, 4\); these samples are of \(1, 4, 8, 8\)"),
         ({"generator": [torch.Generator(), torch.Generator()]}, "generator: a list of 2 for 1 class_labels"),
@@ -129,7 +129,7 @@ def test_what_becomes_no_pipeline(smoke_run: Path, loaded: checkpoint.Checkpoint
         with pytest.raises(ValueError, match=said):
             call(convert, *words, *more)
     with pytest.raises(ValueError, match="does not say which VAE decodes its latents; name one with --vae"):
-        of_checkpoint(replace(loaded, header=None))
+        save_pipeline(replace(loaded, header=None), tmp_path / "out")
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="exists; name a new folder"):
         save_pipeline(loaded, tmp_path / "there")

@@ -25,6 +25,8 @@ from gsnr.train.prepare.images import centre_crop
 from gsnr.train.runs import checkpoint
 from gsnr.train.trainer import make_objective
 from tests.conftest import call
+from tests.train.foreign_files import MODEL as FOREIGN
+from tests.train.test_convert import made
 from tests.train.test_teacher import save_dino
 
 SIDE, GRID = 128, 16  # pixels and tokens of an image: twice the demo's
@@ -203,6 +205,28 @@ def test_a_new_start_at_twice_the_resolution(smoke_run: Path, caches: dict[str, 
         assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), started.state_dict().values(), strict=True))
     with pytest.raises(ValueError, match="its model's input_size is 8, this run's 16; `gsnr convert --resolution`"):
         trainer.start_from(smoke_run, objective, config)
+
+
+def test_a_run_begins_with_the_weights_of_another(smoke_run: Path, tmp_path: Path) -> None:
+    """At learning rate 0 they are the averaged weights of --init, bit for bit; of the alignment too, which is the same."""
+    still = {"init": str(smoke_run), "steps": 1, "optim": {"lr": 0.0}, "trackers": "none"}
+    trainer.train(resolve(presets.find("smoke"), still), tmp_path / "run")
+    first, raw = checkpoint.load(smoke_run, "ema"), checkpoint.load(tmp_path / "run", "raw")
+    for was, now in ((first.model, raw.model), (first.alignment, raw.alignment)):
+        assert all(torch.equal(a, b) for a, b in zip(was.state_dict().values(), now.state_dict().values(), strict=True))
+    assert raw.step == 1 and raw.config.init == str(smoke_run)
+    with pytest.raises(ValueError, match="no such run or checkpoint"):
+        trainer.train(resolve(presets.find("smoke"), still | {"init": str(tmp_path / "none")}), tmp_path / "other")
+
+
+def test_a_new_start_from_a_foreign_file(tmp_path: Path) -> None:
+    made("repa", tmp_path / "f.pt")
+    assert call(convert, "--ckpt", tmp_path / "f.pt", "--model", FOREIGN, "--out", tmp_path / "as-it-is") == 0
+    assert call(convert, "--ckpt", tmp_path / "f.pt", "--model", FOREIGN, "--resolution", 128, "--out", tmp_path / "start") == 0
+    was, now = checkpoint.load(tmp_path / "as-it-is"), checkpoint.load(tmp_path / "start")
+    assert now.config.model.grid == 2 * was.config.model.grid and now.groups["teacher"][-1] == now.config.model.grid and now.step == 0
+    assert all(torch.equal(a, b) for a, b in zip(was.alignment.state_dict().values(), now.alignment.state_dict().values(), strict=True))
+    assert torch.equal(was.model.final_layer.linear.weight, now.model.final_layer.linear.weight)
 
 
 @pytest.mark.parametrize(("side", "said"), [(64, "is of that resolution"), (100, "must be a multiple of 8, the pixels of a token")])
