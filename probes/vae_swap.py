@@ -20,7 +20,7 @@ from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject
 from gsnr.probes.common.swap import swapped
 from gsnr.probes.common.targets import check, own_target
-from gsnr.train.data.cache import open_cache
+from gsnr.train.opening import open_prepared
 
 SUMMARY = "G-SNR of the router's target and of the uniform mixture with the features of other VAEs (--swap CACHE)"
 KIND = "cells"
@@ -35,7 +35,7 @@ class Options(TargetOptions):
 
 def _subjects(subject: Subject, options: Options) -> list[Subject]:
     """Raises ValueError where a cache of --swap does not fit."""
-    return [subject, *(swapped(subject, name, *open_cache(Path(name), ())) for name in options.swap)]
+    return [subject, *(swapped(subject, name, *open_prepared(Path(name), ())) for name in options.swap)]
 
 
 def cannot(subject: Subject, options: Options) -> str | None:

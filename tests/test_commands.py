@@ -217,7 +217,7 @@ def test_shipped_vae_reaches_25_db() -> None:
     from gsnr.train import vae
     from gsnr.train.demo import fit_vae as fit
     from gsnr.train.demo import images as demo
-    from gsnr.train.prepare.encode import to_pixels
+    from gsnr.train.priors.features import to_pixels
     from gsnr.train.vae import DEMO_FOLDER
 
     made = json.loads((DEMO_FOLDER / "made.json").read_text())

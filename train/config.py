@@ -24,6 +24,7 @@ class DataConfig:
     resampling: str = option(
         "adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", ("adaptive", "bilinear")
     )
+    regrid: str = option("off", "features on another token grid than the model's: off, an error, or bilinear, resized to it", ("off", "bilinear"))
     heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random", low=1, high=2**30)
     latent_stats: str = option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
     demo_train: int = option(4096, "demo only: number of training images", low=1, high=LARGEST)
@@ -72,6 +73,7 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     alignment: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    init: str = option("", "checkpoint whose averaged weights a new run starts from, of the alignment too where it is the same (default: afresh)")
     steps: int = option(400_000, "training steps in all", low=1, high=LONGEST)
     batch: int = option(256, "global batch size, over all processes", low=1, high=LARGEST)
     seed: int = option(0, "seed of everything random", low=0)

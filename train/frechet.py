@@ -21,7 +21,7 @@ from gsnr.train import teacher as teachers
 from gsnr.train import vae as vaes
 from gsnr.train.data.cache import TEACHER, Header, Split
 from gsnr.train.guidance import velocity_of
-from gsnr.train.prepare.encode import to_pixels
+from gsnr.train.priors.features import to_pixels
 from gsnr.train.runs import checkpoint
 
 Features = NDArray[np.float64]

@@ -42,7 +42,7 @@ def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str, hel
     import torch
 
     from gsnr.train.config import alignment_config
-    from gsnr.train.cost import groups_of
+    from gsnr.train.costing.counts import groups_of
     from gsnr.train.data import cache, quantise, statistics
     from gsnr.train.prepare import shards
 

@@ -16,7 +16,7 @@ from gsnr import plugins
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import ModelConfig, alignment_config
 from gsnr.train.data.batches import Batch
-from gsnr.train.data.cache import Header
+from gsnr.train.data.cache import TEACHER, Header
 from gsnr.train.interpolant import interpolate, velocity, velocity_loss
 from gsnr.train.models.sit import SiT
 
@@ -52,14 +52,22 @@ def make_alignment(options: dict[str, Any], model: ModelConfig, groups: Mapping[
     for group in config.needs:
         if group not in groups:
             raise ValueError(f"alignment {options['name']!r} reads features of {group}; the cache has {', '.join(groups) or 'none'}")
-        if groups[group][-1] != grid:
-            raise ValueError(f"the cache's features of {group} lie on a {groups[group][-1]}-token grid, the model's tokens on {grid}")
+        if (found := groups[group][-1]) != grid:
+            fits = f" (a teacher of patch 14 then sees {14 * grid} pixels a side)" if group == TEACHER else ""
+            raise ValueError(
+                f"the cache's features of {group} lie on a grid of {found}x{found} tokens, the model's tokens on {grid}x{grid}: prepare them again "
+                f"with its --resolution and --patch{fits}, or take them resized: --data.regrid bilinear"
+            )
     return plugins.find("alignments", options["name"]).Alignment(config, model, groups)
 
 
 def check_cache(model: ModelConfig, header: Header) -> None:
     """Raises ValueError where the model's latents or classes are not the cache's."""
     if header.latent_shape != (model.in_channels, model.input_size, model.input_size):
-        raise ValueError(f"the cache holds latents of shape {header.latent_shape}; the model wants {model.in_channels}x{model.input_size}^2")
+        side, pixels = header.latent_shape[-1], header.resolution
+        raise ValueError(
+            f"the cache holds latents of shape {header.latent_shape} ({pixels} pixels, {side / model.patch_size:g} tokens a side); the model "
+            f"wants {model.in_channels}x{model.input_size}^2 ({pixels * model.input_size / side:g} pixels, {model.grid} tokens a side)"
+        )
     if header.num_classes != model.num_classes:
         raise ValueError(f"the cache has {header.num_classes} classes, the model {model.num_classes} (--model.num-classes)")

@@ -8,14 +8,39 @@ from pathlib import Path
 from gsnr.train import vae
 from gsnr.train.config import TrainConfig, alignment_config, resolve
 from gsnr.train.data import latent_folders
-from gsnr.train.data.cache import Header, Split, open_cache
+from gsnr.train.data.cache import ONLINE, Header, Split, open_cache
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.objective import check_cache
+from gsnr.train.priors.online import OnlineSplit
+from gsnr.train.priors.regrid import RegriddedSplit, on_grid
 from gsnr.train.runs import checkpoint
+
+Opened = tuple[Header, dict[str, Split]]
+
+
+def open_prepared(folder: Path, groups: tuple[str, ...], vae_name: str = "") -> Opened:
+    """`open_cache`, whose features are computed where they are not stored. vae_name: where the VAE lies now, if not where the cache says."""
+    header, splits = open_cache(folder, groups)
+    if header.dtype != ONLINE:
+        return header, splits
+    frozen = vae.load(vae_name or header.vae)
+    if frozen.sha != header.vae_sha:
+        raise ValueError(f"{folder}: its features are to be computed by VAE {header.vae!r} ({header.vae_sha[:12]}); that is another one now")
+    return header, {name: OnlineSplit(split, frozen) for name, split in splits.items()}
+
+
+def _regridded(config: TrainConfig, opened: Opened) -> Opened:
+    """On the model's token grid, where --data.regrid asks for it."""
+    (header, splits), grid = opened, config.model.grid
+    if config.data.regrid == "off" or all(shape[-1] == grid for shape in header.groups.values()):
+        return opened
+    return on_grid(header, grid), {name: RegriddedSplit(split, grid) for name, split in splits.items()}
 
 
 def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
-    """The cache of a configuration; the demo's is built on first use. Raises ValueError where there is none or it does not fit."""
+    """The cache of a configuration, features on the model's token grid where it asks for that; the demo's is built on first use.
+
+    Raises ValueError where there is none or it does not fit."""
     needs = alignment_config(config.alignment).needs
     if not config.data.path:
         raise ValueError("--data.path is missing: name a cache folder made by `gsnr prepare`, or `demo`")
@@ -24,12 +49,14 @@ def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
         folder = demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
     elif (opened := latent_folders.open_folder(config.data, needs, config.model.num_classes)) is not None:
         return opened
-    header, splits = open_cache(folder, needs)
+    header, splits = open_prepared(folder, needs, config.data.vae)
     if config.data.vae and vae.load(config.data.vae).sha != header.vae_sha:
         raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
     if needs and header.resampling != config.data.resampling:
         raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
-    return header, splits
+    if needs and header.dtype == ONLINE and config.data.workers:
+        raise ValueError(f"--data.workers {config.data.workers}: {folder} holds pictures, whose features the trainer itself computes; set it to 0")
+    return _regridded(config, (header, splits))
 
 
 def last_checkpoint(path: Path, weights: str) -> checkpoint.Checkpoint:
@@ -67,7 +94,7 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
     elif data == "demo":
         header, splits = open_data(resolve({"data": {"path": "demo"}}))
     else:
-        header, splits = open_cache(Path(data), loaded.alignment.needs if features else ())
+        header, splits = _regridded(loaded.config, open_prepared(Path(data), loaded.alignment.needs if features else ()))
     checkpoint.require_same_data(loaded, header, loaded.alignment.needs if features else ())
     check_cache(loaded.config.model, header)
     if data is None and loaded.header is not None and loaded.header.rows_sha and header.rows_sha != loaded.header.rows_sha:

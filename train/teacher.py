@@ -7,7 +7,7 @@ Shapes: B batch, H = W = R image side in pixels, C teacher channels, g tokens a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +32,16 @@ IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenTeacher:
-    """name: as asked for; sha: hash of its weights and, for DINOv2, of the normalisation of images; channels: C; downsampling: pixels per
-    token, a side."""
+    """name: as asked for; sha: hash of its weights and, for DINOv2, of the normalisation of images; channels: C; downsampling: an image's pixels
+    per token, a side, unless a grid is asked for; patch: the same of what its network sees; tokens(images, that one's side) -> (B,C,g,g)."""
 
     model: nn.Module
     name: str
     sha: str
     channels: int
     downsampling: int
+    patch: int
+    tokens: Callable[[Tensor, int], Tensor]
 
     def grid(self, resolution: int) -> int:
         """Tokens a side for images of `resolution` pixels a side. Raises ValueError where that is no whole number."""
@@ -48,17 +50,23 @@ class FrozenTeacher:
         return resolution // self.downsampling
 
     @torch.no_grad()
-    def features(self, images_BCHW: Tensor) -> Tensor:
-        """Images (B,3,R,R) in [-1, 1] -> (B,C,g,g) float32, under autocast too. Raises ValueError as `grid` does."""
-        grid = self.grid(images_BCHW.shape[-1])
+    def features(self, images_BCHW: Tensor, grid: int | None = None) -> Tensor:
+        """Images (B,3,R,R) in [-1, 1] -> (B,C,g,g) float32, under autocast too. grid: g, for which its network is given patch x g pixels a side;
+        default as `grid` says, and ValueError as there."""
+        grid = self.grid(images_BCHW.shape[-1]) if grid is None else grid
         with torch.autocast(images_BCHW.device.type, enabled=False):
-            features_BCHW = self.model(images_BCHW.float())
+            features_BCHW = self.tokens(images_BCHW.float(), grid * self.patch)
         assert features_BCHW.shape[1:] == (self.channels, grid, grid)
         return features_BCHW
 
 
+def _resized(images_BCHW: Tensor, side: int) -> Tensor:
+    """Bicubic, without antialiasing."""
+    return images_BCHW if images_BCHW.shape[-1] == side else F.interpolate(images_BCHW, size=side, mode="bicubic")
+
+
 class PatchTokens(nn.Module):
-    """DINOv2's patch tokens after the final layer norm (`x_norm_patchtokens`), as a map: images (B,3,R,R) -> (B,C,g,g).
+    """DINOv2's patch tokens after the final layer norm (`x_norm_patchtokens`), as a map: (images (B,3,R,R), side) -> (B,C,g,g), side = g x its patch.
 
     Images are normalised, then resized bicubically without antialiasing, and the position embeddings resampled to the grid with it, as in
     REPA (which does the latter by timm; transformers alone would do it without).
@@ -84,11 +92,11 @@ class PatchTokens(nn.Module):
         embeddings = torch.cat([first_11C, resized_1Cgg.flatten(2).transpose(1, 2)], dim=1)
         self.backbone.embeddings.position_embeddings = nn.Parameter(embeddings, requires_grad=False)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        grid = images_BCHW.shape[-1] // DINO_DOWNSAMPLING
+    def forward(self, images_BCHW: Tensor, side: int) -> Tensor:
+        grid = side // self.patch_size
         if self.backbone.embeddings.position_embeddings.shape[1] != 1 + grid * grid:
             self.set_grid(grid)
-        x_BCHW = F.interpolate(((images_BCHW + 1) / 2 - self.mean) / self.std, size=grid * self.patch_size, mode="bicubic")
+        x_BCHW = _resized(((images_BCHW + 1) / 2 - self.mean) / self.std, side)
         tokens_BTC = self.backbone(x_BCHW).last_hidden_state[:, -grid * grid :]  # the class token and the registers come first
         return tokens_BTC.transpose(1, 2).unflatten(2, (grid, grid))
 
@@ -116,8 +124,8 @@ def _read_json(source: str, file: str, **options: bool) -> dict[str, Any]:
     return files.read_json(Path(found)) if found else {}
 
 
-def _stored(source: str) -> tuple[nn.Module, int, int]:
-    """(model, C, pixels per token) of a folder or hub id; raises whatever the libraries do."""
+def _stored(source: str) -> dict[str, Any]:
+    """Of a folder or hub id: what a FrozenTeacher has beside name and hash. Raises whatever the libraries do."""
     config = _read_json(source, "config.json")
     kind = config.get("model_type") or config.get("_class_name")
     if kind not in (*DINO, ConvNet.__name__):
@@ -128,12 +136,16 @@ def _stored(source: str) -> tuple[nn.Module, int, int]:
     if lacking:
         raise ValueError(f"its weights lack {lacking[0]}, or have it in another shape")
     if isinstance(model, ConvNet):
-        return model, model.config.widths[-1], 2 ** len(model.config.widths)
+        pixels = 2 ** len(model.config.widths)
+        of_net = {"model": model, "tokens": lambda images_BCHW, side: model(_resized(images_BCHW, side))}
+        return of_net | {"channels": model.config.widths[-1], "downsampling": pixels, "patch": pixels}
     norm = IMAGENET | _read_json(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     for key in IMAGENET:
         if len(norm[key]) != 3:
             raise ValueError(f"its preprocessor_config.json has {key} {norm[key]}, not three numbers")
-    return PatchTokens(model, model.config.patch_size, norm["image_mean"], norm["image_std"]), model.config.hidden_size, DINO_DOWNSAMPLING
+    patch = model.config.patch_size
+    dino = PatchTokens(model, patch, norm["image_mean"], norm["image_std"])
+    return {"model": dino, "tokens": dino, "channels": model.config.hidden_size, "downsampling": DINO_DOWNSAMPLING, "patch": patch}
 
 
 def load(name: str) -> FrozenTeacher:
@@ -143,9 +155,9 @@ def load(name: str) -> FrozenTeacher:
     """
     try:
         with _quiet():
-            model, channels, downsampling = _stored(str(DEMO_FOLDER) if name == "demo" else name)
+            found = _stored(str(DEMO_FOLDER) if name == "demo" else name)
     except Exception as error:  # the libraries raise a dozen kinds for a missing, damaged or foreign folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"teacher {name!r} cannot be loaded (name a DINOv2 folder, a hub id or `demo`): {reason}") from error
-    model = model.float().eval().requires_grad_(False)
-    return FrozenTeacher(model=model, name=name, sha=weights_hash(model), channels=channels, downsampling=downsampling)
+    model = found["model"].float().eval().requires_grad_(False)
+    return FrozenTeacher(name=name, sha=weights_hash(model), **found)

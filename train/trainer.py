@@ -69,6 +69,20 @@ def make_objective(config: TrainConfig, header: Header) -> Objective:
     return Objective(model, make_alignment(config.alignment, config.model, header.groups))
 
 
+def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
+    """Puts a checkpoint's averaged weights into a new objective. Raises ValueError for one of another architecture or token grid."""
+    loaded = checkpoint.load(path, "ema")
+    if loaded.config.model != config.model:
+        other = next(key for key, value in asdict(loaded.config.model).items() if value != getattr(config.model, key))
+        raise ValueError(
+            f"--init {path}: its model's {other} is {getattr(loaded.config.model, other)}, this run's {getattr(config.model, other)}"
+            + ("; `gsnr convert --resolution` makes a start on another token grid" if other == "input_size" else "")
+        )
+    raw.model.load_state_dict(loaded.model.state_dict())
+    if loaded.config.alignment == config.alignment:
+        checkpoint.assign(raw.alignment, loaded.alignment.state_dict(), loaded.folder)
+
+
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     """Raises ValueError where the launcher's processes know nothing of one another, or a tracker is missing."""
     accelerator = Accelerator(
@@ -119,6 +133,8 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         decoder.require_decoder(f"--sample-every {config.sample_every}")
     raw = make_objective(config, header)
     raw.alignment.calibrate(splits["train"])
+    if config.init and not resume:
+        start_from(Path(config.init), raw, config)
     raw.model.checkpointing = config.checkpointing
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
     adamw = optimizer.make(raw, config.optim)

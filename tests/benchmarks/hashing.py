@@ -25,8 +25,9 @@ import torch
 
 from gsnr import checksums
 from gsnr.benchmarks import clock
-from gsnr.train import cost, optimizer, presets
+from gsnr.train import optimizer, presets
 from gsnr.train.config import TrainConfig, alignment_config, resolve
+from gsnr.train.costing import counts, steps
 from gsnr.train.data import cache
 from gsnr.train.loader_benchmark import synthetic_cache
 from gsnr.train.prepare import shards
@@ -69,7 +70,7 @@ def opening(config: TrainConfig, folder: Path, count: int, size: int, turns: int
 
 def saving(config: TrainConfig, header: cache.Header, folder: Path, turns: int) -> tuple[Both, Both]:
     """Of a checkpoint of random weights: to save it, and to put it back."""
-    objective = cost.objective_of(config, "cpu")
+    objective = counts.objective_of(config, "cpu")
     ema, adamw = copy.deepcopy(objective), optimizer.make(objective, config.optim)
     for parameter in objective.parameters():
         zeros = (torch.zeros_like(parameter) for _ in range(2))
@@ -97,7 +98,7 @@ def main() -> None:
         folder = Path(name)
         opened = {n: opening(config, folder / f"cache{n}", n, size, 40 * options.turns) for n, size in ((4, 128), (options.shards, 4))}
         saved, restored = saving(config, cache.read_header(folder / "cache4"), folder / "run", options.turns)
-    step = cost.stepper(config, options.batch)
+    step = steps.stepper(config, options.batch)
     one = min(clock.seconds(step) for _ in range(3))
     added, every = max(0.0, saved[0] - saved[1]), config.save_every
     print(f"saving {options.size}: {saved[0]:.2f} s, {saved[1]:.2f} s without hashing; a step of {options.batch} samples takes {one:.2f} s")

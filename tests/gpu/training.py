@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from gsnr.train import cost, presets
+from gsnr.train import presets
 from gsnr.train.config import resolve
+from gsnr.train.costing import counts, steps
 from tests.gpu.clock import DEVICE, forget_peak, median_s, peak_gib
 
 TITLE = "Training steps (bfloat16 autocast; share: 6 MACs a sample over the time, of one large product in bfloat16)"
@@ -23,17 +24,17 @@ def one(size: str, name: str, batch: int, compile: bool, peak: float, precision:
     said = {"size": size, "row": name, "batch": batch, "compiled": compile}
     forget_peak()
     try:
-        seconds = median_s(cost.stepper(config, batch), turns=6)
+        seconds = median_s(steps.stepper(config, batch), turns=6)
     except torch.OutOfMemoryError:
         return said | {"note": "out of memory"}
-    counted = cost.macs(config)
+    counted = counts.macs(config)
     share = 6 * batch * (counted.backbone + counted.alignment) / seconds / peak
     return said | {"it/s": 1 / seconds, "images/s": batch / seconds, "share": share, "peak, GiB": peak_gib()}
 
 
 def rows(toy: bool) -> Iterator[dict[str, Any]]:
     precision = "no" if toy else "bf16"
-    peak = cost.matmul_peak(precision)
+    peak = steps.matmul_peak(precision)
     sizes = {"demo": 8} if toy else {"b2": 128, "xl2": 64}
     base: dict[tuple[str, bool], float] = {}
     for compile in (False,) if toy else (False, True):

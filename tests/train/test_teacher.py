@@ -19,7 +19,7 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 from gsnr.train import teacher as teachers
 from gsnr.train.demo import fit_teacher as fit
 from gsnr.train.demo import images as demo
-from gsnr.train.prepare.encode import to_pixels
+from gsnr.train.priors.features import to_pixels
 from gsnr.train.vae import DEMO_FOLDER as VAE_FOLDER
 from tests.conftest import call
 

@@ -2,14 +2,21 @@
 
     gsnr convert --ckpt SiT-XL-2-256.pt --out converted/sit-xl2
     gsnr probe --ckpt converted/sit-xl2 --data CACHE --out tables
+    gsnr convert --ckpt RUN --resolution 512 --out start-512        ours or a file: a new start on another token grid (docs/resolution.md)
+    gsnr convert --ckpt RUN --to pipeline --out FOLDER              ours or a file: for diffusers (docs/pipeline.md)
 
 docs/convert.md says what each format becomes and what is refused.
 """
 
 from __future__ import annotations
 
-from gsnr.commandline import Parser, a_path
-from gsnr.train.convert import conversion, foreign
+import argparse
+from pathlib import Path
+
+from gsnr import files
+from gsnr.commandline import Parser, a_path, choose
+from gsnr.train.convert import conversion, foreign, resolution
+from gsnr.train.runs import checkpoint
 
 
 def _parser() -> Parser:
@@ -23,13 +30,50 @@ def _parser() -> Parser:
     parser.add_argument(
         "--model", metavar="NAME", help="SiT-XL/2, ...: checked; needed for a size that is not published, as SiT-DEPTHxWIDTHxHEADS/PATCH"
     )
+    parser.add_number("--resolution", None, "make it a new start for images of that side; of a run or checkpoint of ours too", low=1, high=4096)
+    parser.add_argument("--to", default="checkpoint", metavar="KIND", help="checkpoint, or pipeline, for diffusers (default: checkpoint)")
+    parser.add_argument("--weights", default="ema", metavar="ema|raw", help="of a pipeline (default: ema)")
+    parser.add_argument("--vae", metavar="ID", help="of a pipeline: its VAE (default: the one the checkpoint names)")
+    parser.add_argument("--labels", type=a_path, metavar="FILE", help='of a pipeline: names of classes, JSON {"207": "golden retriever", ...}')
     return parser
+
+
+def _id2label(path: Path | None) -> dict[int, str] | None:
+    if path is None:
+        return None
+    try:
+        found = files.read_json(path)
+        return {int(label): str(name) for label, name in found.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f'--labels {path}: not JSON of the form {{"0": "name", ...}} ({error})') from error
+
+
+def _to_pipeline(args: argparse.Namespace) -> None:
+    from gsnr.train import pipeline
+
+    if args.resolution is not None:
+        raise ValueError("--resolution: makes a start for training, which no pipeline can be made of; leave it out")
+    checkpoint.check_weights(args.weights)
+    source = resolution.source_of(args.ckpt, args.kind, args.model)
+    pipeline.save_pipeline(source.open(args.weights), args.out, args.vae, _id2label(args.labels))
+    print(f"wrote {args.out}: gsnr.train.pipeline.SiTPipeline.from_pretrained({str(args.out)!r}) reads it")
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    choose("--to", args.to, ("checkpoint", "pipeline"))
+    if args.to == "pipeline":
+        _to_pipeline(args)
+        return 0
+    for name in ("vae", "labels"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name}: of a pipeline alone; add --to pipeline, or leave it out")
+    if args.resolution is not None:
+        said = resolution.save(resolution.source_of(args.ckpt, args.kind, args.model), args.resolution, args.out)
+        print(f"wrote {args.out}: {said}")
+        return 0
     if args.ckpt.is_dir():
-        raise ValueError(f"--ckpt {args.ckpt}: a folder; name a file of torch.save (a run or checkpoint of ours needs no conversion)")
+        raise ValueError(f"--ckpt {args.ckpt}: a folder; name a file of torch.save (a run or checkpoint of ours needs none, but with --resolution)")
     conversion.check_out(args.out)
     found = foreign.read(args.ckpt, args.kind)
     plan = conversion.make_plan(found, args.model)

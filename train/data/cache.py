@@ -7,7 +7,8 @@
     CACHE/sources.parquet       size and SHA-256 of every picture (`gsnr.train.prepare.contents`)
     CACHE/manifest.json         SHA-256 of every file; the small ones are compared when the cache is opened, shards by `gsnr verify`
     columns                     image_id, label, view (1 = mirrored), check, mean, std (C*h*w float32), one column a group (L*C*g*g float16,
-                                or int8 beside a column GROUP_scale, L*C float16: see `gsnr.train.data.quantise`)
+                                or int8 beside a column GROUP_scale, L*C float16: see `gsnr.train.data.quantise`); of dtype "online" the
+                                cropped picture, H*W*3 uint8, in place of VAE features: see `gsnr.train.priors.online`
 
 What a step reads is compared with `check`, the checksums of its row (`gsnr.train.data.row_checks`), and all of `check` with the header, so that
 nobody has to read terabytes before training starts.
@@ -37,6 +38,7 @@ STATISTICS = "statistics.safetensors"
 SOURCES = "sources.parquet"  # large, and read by `gsnr prepare` alone
 SPLITS = ("train", "heldout")
 TEACHER = "teacher"  # the feature group of an image teacher's patch tokens
+ONLINE, IMAGE = "online", "image"  # the dtype of VAE features that are not stored, and the column that they are computed from
 Rows = dict[str, NDArray]  # column -> (N, ...) array
 
 
@@ -82,6 +84,20 @@ class Header:
         """Between the VAE's latents and the model's."""
         return Scaling(factor=self.scale, channel_scale=self.channel_scale, channel_bias=self.channel_bias)
 
+    @property
+    def stored(self) -> dict[str, tuple[int, int, int, int]]:
+        """Those of its groups that lie in rows; of dtype "online" the teacher's alone."""
+        return {group: shape for group, shape in self.groups.items() if self.dtype != ONLINE or group == TEACHER}
+
+    def bytes_an_image(self) -> dict[str, int]:
+        """What an image takes in its rows, all views together: "latent" (mean and std), and each group, or the picture that groups are made from."""
+        cell = 1 if self.dtype == "int8" else 2
+        scales = 2 if self.dtype == "int8" else 0
+        sizes = {"latent": 2 * 4 * int(np.prod(self.latent_shape))}
+        sizes |= {group: cell * int(np.prod(shape)) + scales * int(np.prod(shape[:2])) for group, shape in self.stored.items()}
+        sizes |= {IMAGE: 3 * self.resolution**2} if self.dtype == ONLINE else {}
+        return {name: self.views * size for name, size in sizes.items()}
+
 
 def header_from(fields: dict[str, Any]) -> Header:
     """A Header from its JSON form, where tuples have become lists."""
@@ -107,8 +123,8 @@ def read_header(folder: Path) -> Header:
         raise ValueError(f"{path}: schema version {found}, this version reads {SCHEMA_VERSION}; prepare the data again")
     if not all(isinstance(header.sizes.get(split), int) for split in SPLITS) or not all(len(shape) == 4 for shape in header.groups.values()):
         raise ValueError(f"{path}: damaged (its sizes or the shapes of its groups)")
-    if header.dtype not in quantise.DTYPES:
-        raise ValueError(f"{path}: features of dtype {header.dtype!r}; this version reads {', '.join(quantise.DTYPES)}")
+    if header.dtype not in (*quantise.DTYPES, ONLINE):
+        raise ValueError(f"{path}: features of dtype {header.dtype!r}; this version reads {', '.join((*quantise.DTYPES, ONLINE))}")
     if header.rows_sha and not (folder / checksums.MANIFEST).exists():
         raise ValueError(f"{folder / checksums.MANIFEST}: missing; prepare the data again")
     return header
@@ -147,8 +163,10 @@ class CachedSplit:
         self.header = header
         self.size = header.sizes[split]
         shapes: dict[str, tuple[int, ...]] = {"mean": header.latent_shape, "std": header.latent_shape}
-        for group, shape in header.groups.items():
+        for group, shape in header.stored.items():
             shapes |= {group: shape, f"{group}{quantise.SUFFIX}": shape[:2]}
+        if header.dtype == ONLINE:
+            shapes[IMAGE] = (header.resolution, header.resolution, 3)
         lacking = [name for name in ("label", *(name for name in shapes if not name.endswith(quantise.SUFFIX))) if name not in table.column_names]
         if lacking:
             raise ValueError(f"{folder / split}: lacks the column {lacking[0]!r}; prepare the data again")

@@ -25,7 +25,7 @@ from gsnr.train import teacher as teachers
 from gsnr.train.demo import images as demo
 from gsnr.train.demo.fit_vae import check_new, learning_rate, write
 from gsnr.train.models.convnet import ConvNet
-from gsnr.train.prepare.encode import to_pixels
+from gsnr.train.priors.features import to_pixels
 from gsnr.train.teacher import DEMO_FOLDER
 
 TRAIN_IMAGES = 16384  # compositions it trains on: the train split, many backgrounds to a scan

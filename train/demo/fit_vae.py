@@ -27,7 +27,7 @@ from gsnr import commands, files
 from gsnr.commandline import Parser, a_path, seed
 from gsnr.train import vae as vaes
 from gsnr.train.demo import images as demo
-from gsnr.train.prepare.encode import to_pixels
+from gsnr.train.priors.features import to_pixels
 from gsnr.train.sample import write as write_picture
 from gsnr.train.vae import DEMO_FOLDER
 

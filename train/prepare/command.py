@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 8 -m gsnr prepare --data ...     one process a GPU; several nodes need a folder that all of them see
 
 Images are halved until their short side is below twice the resolution, resized to it and cropped in the centre, as in ADM. The cache
-holds the latents as moments, labels, and the features of chosen groups of VAE layers, and is bound to the VAE by its hash. Killed at
+holds the latents as moments, labels, and the features of chosen groups of VAE layers, and is bound to the VAE by its hash. What an image
+takes is printed before the first is encoded; at 512 pixels see --features pooled and online (docs/resolution.md). Killed at
 any moment, the same command goes on where it stopped; the rows depend neither on that nor on the number of processes and workers.
 docs/data.md says which layouts of --data are read and what is stored.
 """
@@ -46,7 +47,13 @@ def _parser() -> Parser:
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="cache folder to create")
     parser.add_argument("--resolution", type=int, default=256, help="side in pixels (default: 256)")
     parser.add_argument("--patch", type=int, default=2, help="the model's patch size, which sets the token grid of the features (default: 2)")
-    parser.add_argument("--features", default="G3,G4", metavar="G,G", help="groups of VAE layers to keep, G1 to G4, or none (default: G3,G4)")
+    parser.add_argument(
+        "--features",
+        default="G3,G4",
+        metavar="G,G",
+        help="groups of VAE layers to keep, G1 to G4, or none; pooled[:G,G]: the mean of each group's layers alone; online[:G,G]: cropped pictures "
+        "in their place, which the VAE encodes when they are read (default: G3,G4)",
+    )
     parser.add_argument("--dtype", default="float16", help="of the features: float16 or int8 (default: float16)")
     parser.add_argument("--teacher", metavar="ID", help="also keep patch tokens of a DINOv2 (hub id, folder) or `demo`, for REPA (default: none)")
     parser.add_argument(
@@ -147,6 +154,8 @@ def _begin(args: argparse.Namespace, place: shards.Workplace, held: ExitStack, l
             seen = [place.read_note(shard).seen for shard in job.shards if place.finished(shard)]
             contents.compare(job.source, [content for one in seen for content in one.contents], f"--out {args.out}: was begun, in {place.aside},")
         place.make_ready(job.options)
+        sizes = job.header.bytes_an_image()
+        print(f"an image takes {sum(sizes.values())} bytes: {', '.join(f'{name} {size}' for name, size in sizes.items())}", flush=True)
     return job, [shard for shard in job.shards if not place.finished(shard)]
 
 

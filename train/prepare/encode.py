@@ -12,15 +12,11 @@ from gsnr.train.data import cache, quantise, statistics
 from gsnr.train.data.cache import TEACHER
 from gsnr.train.data.latents import Scaling
 from gsnr.train.priors import features, layers
+from gsnr.train.priors.features import to_pixels
 from gsnr.train.vaes import FrozenVAE
 
 if TYPE_CHECKING:
     from gsnr.train.teacher import FrozenTeacher
-
-
-def to_pixels(images_NHWC: NDArray[np.uint8]) -> torch.Tensor:
-    """uint8 (N,H,W,3) -> float32 (N,3,H,W) in [-1, 1]."""
-    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 class Encoder:
@@ -41,6 +37,9 @@ class Encoder:
         views = self.header.views
         pixels = to_pixels(images_NHWC).to(self.device)
         by_view = [self._view(pixels.flip(-1) if view else pixels, numbers_N) for view in range(views)]
+        if self.header.dtype == cache.ONLINE:
+            for view, (its_rows, _) in enumerate(by_view):
+                its_rows[cache.IMAGE] = images_NHWC[:, :, ::-1] if view else images_NHWC
         rows = {name: np.stack([r[name] for r, _ in by_view], axis=1).reshape(-1, *x.shape[1:]) for name, x in by_view[0][0].items()}
         rows |= {"image_id": np.repeat(numbers_N, views), "label": np.repeat(labels_N, views)}
         rows["view"] = np.tile(np.arange(views, dtype=np.int8), len(numbers_N))
@@ -51,8 +50,9 @@ class Encoder:
 
     def _view(self, pixels: torch.Tensor, numbers_N: NDArray[np.int64]) -> tuple[cache.Rows, statistics.Sums]:
         mean, std, by_group = features.encode(self.vae, pixels, self.chosen, self.grid, self.header.resampling)
+        by_group = {group: f.mean(1, keepdim=True) if self.header.groups[group][0] == 1 else f for group, f in by_group.items()}
         if self.teacher is not None:
-            by_group[TEACHER] = self.teacher.features(pixels).unsqueeze(1)
+            by_group[TEACHER] = self.teacher.features(pixels, self.header.groups[TEACHER][-1]).unsqueeze(1)
         rows: cache.Rows = {"mean": mean.cpu().numpy(), "std": std.cpu().numpy()}
         sums = {statistics.LATENT: statistics.latent_sums(mean, std)} if self.measured else {}
         for group, f in by_group.items():
@@ -65,7 +65,7 @@ class Encoder:
                 q, scale = quantise.quantise(f)
                 stored = quantise.dequantise(q, scale)
                 rows |= {group: q.cpu().numpy(), f"{group}{quantise.SUFFIX}": scale.cpu().numpy()}
-            else:
+            elif group in self.header.stored:
                 rows[group] = stored.cpu().numpy()
             sums[group] = statistics.sums_of(stored)
         return rows, sums
@@ -97,25 +97,25 @@ def make_header(
     sizes: dict[str, int],
     teacher: FrozenTeacher | None = None,
     dtype: str = "float16",
+    pooled: bool = False,
     views: int = 1,
     preprocessing_sha: str = "",
     scaling: Scaling | None = None,
 ) -> cache.Header:
-    """The header of a cache made with this VAE: group shapes from its layers. scaling: default the VAE's own; 1 where it has none.
+    """The header of a cache made with this VAE: group shapes from its layers. pooled: of each group the mean of its layers alone. scaling: default
+    the VAE's own; 1 where it has none.
 
-    Raises ValueError for an unknown group or dtype, or a teacher whose grid is not the model's.
+    Raises ValueError for an unknown group or dtype.
     """
-    if dtype not in quantise.DTYPES:
+    if dtype not in (*quantise.DTYPES, cache.ONLINE):
         raise ValueError(f"--dtype {dtype!r} does not exist; choose from {', '.join(quantise.DTYPES)}")
     members = _members(vae, groups)
     shapes = {g: (len(ls), ls[0].channels, grid, grid) for g, ls in members.items()}
     names = {g: tuple(f"{layer.number}:{layer.name}" for layer in ls) for g, ls in members.items()}
+    if pooled:
+        shapes = {g: (1, *shape[1:]) for g, shape in shapes.items()}
+        names = {g: (f"{ls[0].number}-{ls[-1].number}:mean of {g}",) for g, ls in members.items()}
     if teacher is not None:
-        if teacher.grid(resolution) != grid:
-            raise ValueError(
-                f"teacher {teacher.name!r} has {teacher.grid(resolution)}x{teacher.grid(resolution)} tokens at {resolution} pixels; "
-                f"the model has {grid}x{grid}"
-            )
         shapes[TEACHER], names[TEACHER] = (1, teacher.channels, grid, grid), (teacher.name,)
     side, scaling = resolution // vae.downsampling, scaling or vae.scaling or Scaling(factor=1.0)
     return cache.Header(

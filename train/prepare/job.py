@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHECKED = "checksums of rows"
 PLAIN = ("resolution", "patch", "features", "dtype", "flip", "resampling", "heldout")  # options that stand for themselves
+HOW, DEFAULT_GROUPS = ("pooled", cache.ONLINE), ("G3", "G4")
 BOUNDS = {
     **{"batch": (1, 2**16), "workers": (0, 256), "shard": (1, 2**20), "num_classes": (1, MOST_CLASSES), "patch": (1, 2**12)},
     "resolution": (1, 4096),  # pixels a side
@@ -45,16 +46,29 @@ class Job:
     options: dict[str, Any]
 
 
+def _features(text: str) -> tuple[str, tuple[str, ...]]:
+    """--features: (how they are kept: "" for layer by layer, or one of HOW; groups)."""
+    how, colon, groups = text.partition(":")
+    if how not in HOW:
+        return "", () if text == "none" else tuple(text.split(","))
+    return how, tuple(groups.split(",")) if colon else DEFAULT_GROUPS
+
+
 def _check(args: argparse.Namespace) -> None:
     """Raises ValueError for an option that is wrong whatever the data."""
     for name, (least, most) in BOUNDS.items():
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least} and at most {most}")
-    named = args.features.split(",")
-    if args.features != "none" and (len(set(named)) < len(named) or not set(named) <= set(layers.GROUPS)):
+    how, named = _features(args.features)
+    if len(set(named)) < len(named) or not set(named) <= set(layers.GROUPS):
         valid = ", ".join(layers.GROUPS)
-        raise ValueError(f"--features {args.features!r}: name groups of {valid}, each once, with commas alone between them, or none")
+        raise ValueError(
+            f"--features {args.features!r}: name groups of {valid}, each once, with commas alone between them, or none; "
+            f"{' or '.join(HOW)} alone, or with groups after a colon, says how they are kept"
+        )
+    if how == cache.ONLINE and args.dtype != "float16":
+        raise ValueError(f"--dtype {args.dtype}: with --features {args.features} no features are stored; leave it out")
     if args.resampling not in RESAMPLINGS:
         raise ValueError(f"--resampling {args.resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
 
@@ -92,6 +106,7 @@ def decide(args: argparse.Namespace) -> Job:
         raise ValueError(f"--resolution {args.resolution}: must be a multiple of {frozen.downsampling} (the VAE) times --patch {args.patch}")
     scaling, measure = _latent_scaling(args.latent_scale, frozen)
     members = heldout.choose(count, args.heldout)
+    how, groups = _features(args.features)
     header = encode.make_header(
         frozen,
         teacher=teacher,
@@ -99,11 +114,12 @@ def decide(args: argparse.Namespace) -> Job:
         resolution=args.resolution,
         num_classes=classes,
         grid=args.resolution // frozen.downsampling // args.patch,
-        groups=() if args.features == "none" else tuple(args.features.split(",")),
+        groups=groups,
+        pooled=how == "pooled",
         resampling=args.resampling,
         preprocessing=images.PREPROCESSING.format(side=args.resolution),
         sizes={split: len(numbers) for split, numbers in members.items()},
-        dtype=args.dtype,
+        dtype=cache.ONLINE if how == cache.ONLINE else args.dtype,
         views=2 if args.flip else 1,
         preprocessing_sha=images.preprocessing_sha(),
         scaling=scaling,

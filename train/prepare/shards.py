@@ -26,7 +26,7 @@ from safetensors.numpy import save
 
 from gsnr import checksums, files, locks
 from gsnr.train.data import arrow, quantise, row_checks, statistics
-from gsnr.train.data.cache import HEADER, SPLITS, STATISTICS, Header, Rows, open_cache
+from gsnr.train.data.cache import HEADER, IMAGE, ONLINE, SPLITS, STATISTICS, Header, Rows, open_cache
 from gsnr.train.prepare import contents
 from gsnr.train.prepare.contents import Content
 
@@ -164,10 +164,12 @@ def _schema(header: Header) -> pa.Schema:
         "mean": pa.list_(pa.float32(), size),
         "std": pa.list_(pa.float32(), size),
     }
-    for group, shape in header.groups.items():
+    for group, shape in header.stored.items():
         fields[group] = pa.list_(pa.int8() if header.dtype == "int8" else pa.float16(), int(np.prod(shape)))
         if header.dtype == "int8":
             fields[f"{group}{quantise.SUFFIX}"] = pa.list_(pa.float16(), int(np.prod(shape[:2])))
+    if header.dtype == ONLINE:
+        fields[IMAGE] = pa.list_(pa.uint8(), 3 * header.resolution**2)
     fields[row_checks.COLUMN] = pa.list_(pa.uint64(), len(fields) - 1)
     return pa.schema(fields)
 

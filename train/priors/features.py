@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gsnr.train.priors.layers import Layer
@@ -19,6 +21,11 @@ RESAMPLINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "adaptive": lambda f_BCHW, grid: F.adaptive_avg_pool2d(f_BCHW, grid),
     "bilinear": lambda f_BCHW, grid: F.interpolate(f_BCHW, (grid, grid), mode="bilinear", align_corners=False),
 }
+
+
+def to_pixels(images_NHWC: NDArray[np.uint8]) -> Tensor:
+    """uint8 (N,H,W,3) -> float32 (N,3,H,W) in [-1, 1]."""
+    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 @torch.no_grad()

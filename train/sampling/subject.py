@@ -45,10 +45,14 @@ class Subject:
 
 
 def open_subject(path: Path, weights: str, name: str | None, other: bool = False) -> Subject:
+    """See `subject_of`. Raises ValueError for anything missing, damaged or mismatched."""
+    return subject_of(opening.last_checkpoint(path, weights), name, other)
+
+
+def subject_of(loaded: checkpoint.Checkpoint, name: str | None, other: bool = False) -> Subject:
     """name: of the VAE; None for the one that the checkpoint was trained with. other: it may be another one, which is said on stderr.
 
-    Raises ValueError for anything missing, damaged or mismatched."""
-    loaded = opening.last_checkpoint(path, weights)
+    Raises ValueError for a VAE that is missing, damaged, without decoder or mismatched."""
     header = loaded.header
     wanted = name if header is None else name or header.vae
     if wanted is None:

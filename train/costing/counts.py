@@ -1,0 +1,84 @@
+"""Multiply-accumulates of a forward pass, and the objective and batch that they are counted on; nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gsnr.train.config import ModelConfig, TrainConfig, alignment_config
+from gsnr.train.data.batches import Batch
+from gsnr.train.models.sit import SiT
+from gsnr.train.objective import Objective, make_alignment
+
+#            layers, channels: SD-VAE's groups and DINOv2-B's tokens; and the demo's
+FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), "teacher": (1, 768)}
+DEMO_GROUPS = {"G1": (4, 16), "G2": (3, 32), "G3": (4, 64), "G4": (4, 64), "teacher": (1, 128)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macs:
+    """Of one forward pass of one sample."""
+
+    backbone: int
+    alignment: int
+
+
+def objective_of(config: TrainConfig, device: str) -> Objective:
+    """Freshly initialised on a device ("meta" allocates nothing)."""
+    groups = groups_of(config)
+    with torch.device(device):
+        objective = Objective(SiT(**vars(config.model)), make_alignment(config.alignment, config.model, groups))
+    return objective.to(device) if device != "cpu" else objective  # the position table is made by numpy
+
+
+def groups_of(config: TrainConfig) -> dict[str, tuple[int, ...]]:
+    shapes = DEMO_GROUPS if config.data.path == "demo" else FULL_GROUPS
+    return {name: (*shape, config.model.grid, config.model.grid) for name, shape in shapes.items()}
+
+
+def synthetic_batch(config: TrainConfig, samples: int, device: str) -> Batch:
+    """What a cache would give, at random."""
+    m: ModelConfig = config.model
+    with torch.device(device):
+        batch = {name: torch.randn(samples, *shape).half() for name, shape in groups_of(config).items()}
+        batch |= {name: torch.randn(samples, m.in_channels, m.input_size, m.input_size) for name in ("latent", "noise")}
+        batch |= {name: torch.rand(samples) for name in ("t", "offset_u")}
+        labels = torch.randint(m.num_classes, (samples,))
+    return batch | {"label": labels, "label_drop": torch.zeros_like(labels, dtype=torch.bool)}
+
+
+def _count(work: Callable[[], object]) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    return counter.get_total_flops() // 2
+
+
+def macs(config: TrainConfig) -> Macs:
+    """Counted on the meta device."""
+    objective, batch = objective_of(config, "meta"), synthetic_batch(config, 1, "meta")
+    model, alignment = objective.model, objective.alignment
+    hidden = {tap: torch.empty(1, config.model.grid**2, config.model.hidden_size, device="meta") for tap in alignment.taps}
+
+    def aligned() -> None:
+        alignment.loss(hidden, alignment.prepare(batch, model))
+
+    return Macs(
+        backbone=_count(lambda: model(batch["latent"], batch["t"], batch["label"], batch["label_drop"])),
+        alignment=_count(aligned) if alignment.taps else 0,
+    )
+
+
+def bytes_of_an_image(config: TrainConfig) -> int:
+    """What a step reads of it from a cache of float16: its latent's moments in float32, and the groups that the alignment needs."""
+    m, groups = config.model, groups_of(config)
+    return 2 * 4 * m.in_channels * m.input_size**2 + sum(2 * prod(groups[name]) for name in alignment_config(config.alignment).needs)
+
+
+def attention_macs(model: ModelConfig) -> int:
+    """Of the products of queries with keys and of weights with values, in all blocks: what the published counts of SiT and DiT leave out."""
+    return 2 * model.grid**4 * model.hidden_size * model.depth

@@ -1,0 +1,189 @@
+"""A checkpoint as a pipeline of diffusers, in a folder of its own that needs neither run nor cache.
+
+    pipe = SiTPipeline.from_pretrained(FOLDER).to("cuda")         # written by `gsnr convert --to pipeline`
+    images = pipe(class_labels=[207, 360], guidance_scale=1.8, guidance_interval=(0.0, 0.7), generator=torch.Generator().manual_seed(0)).images
+
+It holds the velocity model, its VAE and the latents' scaling, and samples as `gsnr sample` does: `gsnr.train.samplers`, `gsnr.train.guidance`.
+Shapes: B images, latent (C,h,w), picture (H,W,3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from gsnr import files
+from gsnr.commandline import unknown
+from gsnr.train import samplers
+from gsnr.train.data.latents import Scaling
+from gsnr.train.guidance import Guidance, velocity_of
+from gsnr.train.models.sit import SiT
+from gsnr.train.runs import checkpoint
+from gsnr.train.sampling.eight_bit import RULES, to_uint8
+from gsnr.train.sampling.subject import Subject, subject_of
+
+OUTPUTS = ("pil", "np", "latent")
+TOGETHER = 16  # pictures in one pass of the decoder
+Generators = torch.Generator | list[torch.Generator]
+
+
+class SiTPipeline(DiffusionPipeline):
+    """transformer: the velocity model; vae: a model of diffusers whose decode(raw).sample is a picture in [-1, 1]. latent_factor, _channel_scale,
+    _channel_bias: see `gsnr.train.data.latents`. unconditional: whether labels were dropped in training, which guidance needs. id2label: a class's
+    names, with commas between them."""
+
+    model_cpu_offload_seq = "transformer->vae"
+
+    def __init__(
+        self,
+        transformer: SiT,
+        vae: ModelMixin,
+        latent_factor: float = 1.0,
+        latent_channel_scale: Sequence[float] = (),
+        latent_channel_bias: Sequence[float] = (),
+        unconditional: bool = True,
+        id2label: dict[int, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae)
+        scale, bias = tuple(latent_channel_scale), tuple(latent_channel_bias)
+        self.scaling = Scaling(factor=latent_factor, channel_scale=scale, channel_bias=bias)
+        self.unconditional = unconditional
+        self.labels = {name.strip(): int(label) for label, names in (id2label or {}).items() for name in names.split(",")}
+        kept = {"latent_factor": latent_factor, "latent_channel_scale": list(scale), "latent_channel_bias": list(bias)}
+        self.register_to_config(**kept, unconditional=unconditional, id2label=id2label)
+
+    def get_label_ids(self, names: str | list[str]) -> list[int]:
+        """Classes of these names. Raises ValueError for one that there is not."""
+        asked = [names] if isinstance(names, str) else names
+        for name in asked:
+            if not self.labels:
+                raise ValueError(f"class_labels: {name!r}: this pipeline knows no names, but numbers")
+            if name not in self.labels:
+                raise ValueError(unknown("class_labels:", name, self.labels))
+        return [self.labels[name] for name in asked]
+
+    def _classes(self, class_labels: int | str | Sequence[int | str]) -> Tensor:
+        """(B,) int64. Raises ValueError for one that there is not."""
+        asked = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        found = [self.get_label_ids(label)[0] if isinstance(label, str) else int(label) for label in asked]
+        count = self.transformer.config.num_classes
+        if not found:
+            raise ValueError("class_labels: names no class")
+        for label in found:
+            if not 0 <= label < count:
+                raise ValueError(f"class_labels: {label} is none of 0 to {count - 1}")
+        return torch.tensor(found, device=self._execution_device)
+
+    def _noise(self, samples: int, latents: Tensor | None, generator: Generators | None) -> Tensor:
+        """Where the samples start. Raises ValueError for latents of another shape, and as many generators as there are no samples."""
+        m = self.transformer.config
+        shape = (samples, m.in_channels, m.input_size, m.input_size)
+        if latents is None:
+            if isinstance(generator, list) and len(generator) != samples:
+                raise ValueError(f"generator: a list of {len(generator)} for {samples} class_labels")
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if latents.shape != shape:
+            raise ValueError(f"latents: of shape {tuple(latents.shape)}; these samples are of {shape}")
+        return latents.to(self._execution_device)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str],
+        guidance_scale: float = 1.0,
+        num_inference_steps: int | None = None,
+        generator: Generators | None = None,
+        *,
+        sampler: str = "euler",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
+        latents: Tensor | None = None,
+        noise: samplers.Noise | None = None,
+        uint8: str = "repa",
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """.images: a list of PIL images ("pil"), (B,H,W,3) float32 in [0, 1] ("np"), or final latents (B,C,h,w) float32 ("latent").
+
+        class_labels: numbers, or names of id2label. guidance_scale 1 is none; it acts for t in guidance_interval (t = 1 is noise) on the first
+        guidance_channels latent channels (None: all). num_inference_steps: default the sampler's. sampler: of `gsnr.train.samplers`. latents:
+        (B,C,h,w) standard normal, where the samples start (default: from the generator); noise: of step k of an SDE (default: likewise).
+        uint8: how "pil" rounds to 8 bits (`gsnr.train.sampling.eight_bit`).
+        Raises ValueError in one line for whatever is wrong with them, and for samples that are not finite."""
+        if output_type not in OUTPUTS:
+            raise ValueError(unknown("output_type", output_type, OUTPUTS))
+        if uint8 not in RULES:
+            raise ValueError(unknown("uint8", uint8, RULES))
+        if num_inference_steps is not None and num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps {num_inference_steps}: must be at least 1")
+        low, high = guidance_interval
+        guidance = Guidance(weight=guidance_scale, low=low, high=high, channels=guidance_channels)
+        if guidance.weight != 1 and not self.unconditional:
+            raise ValueError(f"guidance_scale {guidance_scale}: this model was trained without label dropout, so it has no unconditional velocity")
+        y_B = self._classes(class_labels)
+        start = self._noise(len(y_B), latents, generator)
+        velocity = velocity_of(self.transformer, y_B, self.transformer.config.num_classes, guidance)
+        drawn = noise or (lambda step: self._noise(len(y_B), None, generator))
+        with self.progress_bar(total=samplers.evaluations(sampler, num_inference_steps)) as bar:
+            final = samplers.integrate(sampler, _told(velocity, bar.update), start, num_inference_steps, drawn).float()
+        if not final.isfinite().all():
+            raise ValueError(f"the samples are not finite (guidance_scale {guidance_scale}, num_inference_steps {num_inference_steps})")
+        images = self._output(final, output_type, uint8)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _output(self, final_BChw: Tensor, output_type: str, uint8: str) -> Any:
+        if output_type == "latent":
+            return final_BChw
+        raw = self.scaling.raw(final_BChw).to(self.vae.dtype)
+        pixels = torch.cat([self.vae.decode(part).sample.float() for part in raw.split(TOGETHER)])
+        if output_type == "pil":
+            return [Image.fromarray(picture) for picture in to_uint8(pixels, uint8)]
+        return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _told(velocity: samplers.Velocity, tell: Callable[[], object]) -> samplers.Velocity:
+    """The same velocity; tells of every evaluation."""
+
+    def watched(x_BCHW: Tensor, t: float) -> Tensor:
+        tell()
+        return velocity(x_BCHW, t)
+
+    return watched
+
+
+def of_subject(subject: Subject, id2label: dict[int, str] | None = None) -> SiTPipeline:
+    """Raises ValueError for a VAE that is no model of diffusers."""
+    if not isinstance(subject.frozen.model, ModelMixin):
+        raise ValueError(f"--vae {subject.frozen.name}: no model of diffusers, so that no pipeline can hold it")
+    return SiTPipeline(
+        transformer=subject.loaded.model,
+        vae=subject.frozen.model,
+        latent_factor=subject.scaling.factor,
+        latent_channel_scale=subject.scaling.channel_scale,
+        latent_channel_bias=subject.scaling.channel_bias,
+        unconditional=subject.loaded.config.label_dropout > 0,
+        id2label=id2label,
+    )
+
+
+def save_pipeline(ckpt: checkpoint.Checkpoint, folder: Path, vae: str | None = None, id2label: dict[int, str] | None = None) -> SiTPipeline:
+    """Writes the pipeline's folder, whole or not at all. vae: hub id or folder; default the one that the checkpoint names.
+
+    Raises ValueError for a VAE that does not fit, and where the folder exists."""
+    if folder.exists():
+        raise ValueError(f"--out {folder}: exists; name a new folder")
+    files.check_writable(folder, "--out")
+    made = of_subject(subject_of(ckpt, vae), id2label)
+    with files.making(folder) as aside:
+        made.save_pretrained(aside)
+    return made
