@@ -1,9 +1,9 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
 A file is of the kind whose marks it defines: `class Alignment`, `Router`, `Projector`, `VAE` or `Extractor`, functions `run` and `cannot` (a
-probe), a function `draw` (a figure), or `measure` and `NEEDS` (a metric). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS),
-and behind entry points of group `gsnr.plugins` (their values are modules). Files whose name starts with an underscore are not plug-ins.
-Imports nothing heavy.
+probe), a function `draw` (a figure), or `measure` and `NEEDS` (a metric). Files are looked for in the kind's own folder, in the files and folders
+of --plugins ($GSNR_PLUGINS), and behind entry points of group `gsnr.plugins` (their values are modules). Files whose name starts with an
+underscore are not plug-ins. Imports nothing heavy.
 """
 
 from __future__ import annotations

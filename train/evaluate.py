@@ -17,7 +17,6 @@ import sys
 from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from gsnr import commands, files, plugins
 from gsnr.commandline import Parser, a_path, seed
+from gsnr.options import check_list
 
 if TYPE_CHECKING:
     from gsnr.train.data.cache import Header, Split
@@ -51,7 +51,7 @@ def evaluate(
     from gsnr.train import opening, vae
     from gsnr.train.data.heldout import require
 
-    measured = of_teacher(metrics)
+    check_metrics(metrics)
     loaded = opening.last_checkpoint(ckpt, weights)
     header, splits = opening.data_of(loaded, data, features=False)
     if frechet and "teacher" not in header.groups:
@@ -73,7 +73,7 @@ def evaluate(
         "input_blind_loss": round(float(reference.mean()), 5),
         "ratio": round(float(loss.mean() / reference.mean()), 5),
     }
-    return result | _frechet(loaded, header, splits, frechet, seed, measured) if frechet else result
+    return result | _frechet(loaded, header, splits, frechet, seed, metrics) if frechet else result
 
 
 def mean_latent(train: Split) -> NDArray[np.float64]:
@@ -108,18 +108,15 @@ def velocity_losses(model: nn.Module, splits: dict[str, Split], images: int, see
     return per_image
 
 
-def of_teacher(names: tuple[str, ...]) -> dict[str, ModuleType]:
-    """The metrics of these names, beside the Fréchet distance. Raises ValueError for one that a teacher's features cannot give."""
-    from gsnr.train.evaluation.compare import found
-
-    metrics = found(names)
-    for name, metric in metrics.items():
-        if metric.KIND != "pool" or metric.FEATURES:
+def check_metrics(names: tuple[str, ...]) -> None:
+    """Raises ValueError for metrics that do not exist, or that a teacher's features cannot give. Imports none."""
+    check_list("--metrics", names)
+    for name in names:
+        if plugins.constant("metrics", name, "KIND") != "pool" or plugins.constant("metrics", name, "FEATURES"):
             raise ValueError(f"--metrics {name}: is of other features than a teacher's; of samples on a disk it is taken with --samples")
-    return metrics
 
 
-def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], samples: int, seed: int, metrics: dict[str, ModuleType]) -> dict[str, Any]:
+def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], samples: int, seed: int, metrics: tuple[str, ...]) -> dict[str, Any]:
     """What --frechet adds: the distance of samples, and that of held-out images, to the train split; and the other metrics of samples."""
     from gsnr.train.evaluation.compare import rounded
     from gsnr.train.frechet import cached_features, sampled_features
@@ -139,10 +136,17 @@ def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], sampl
         "frechet_heldout_images": len(heldout),
     }
     rows = sampled.astype(np.float32), train.astype(np.float32)
-    for metric in metrics.values():
+    for metric in (plugins.find("metrics", name) for name in metrics):
         of, to = (Blocks.of(rows[0]), reference) if metric.NEEDS == "moments" else rows
         result |= rounded(metric.measure(of, to))
     return result
+
+
+def in_words(result: dict[str, Any], metrics: tuple[str, ...]) -> str:
+    """One line on the samples of --frechet, for people."""
+    others = "".join(f", {plugins.constant('metrics', name, 'LABEL')} {result[name]:.3g}" for name in metrics)
+    distances = f"Fréchet distance {result['frechet']:.4g} (held-out images {result['frechet_heldout']:.4g})"
+    return f"{result['frechet_samples']} samples against the train split, in features of teacher {result['teacher']}: {distances}{others}"
 
 
 def _parser() -> Parser:
@@ -192,6 +196,8 @@ def main(argv: list[str]) -> int:
         files.check_output(args.out, "--out", ".json")
     if args.ckpt is not None:
         result = evaluate(args.ckpt, args.weights, args.n_images, args.seed, args.frechet, args.data, metrics or ())
+        if args.frechet:
+            print(in_words(result, metrics or ()), file=sys.stderr)
     else:
         from gsnr.train.evaluation.compare import Asked, compare
 

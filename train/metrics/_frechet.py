@@ -32,10 +32,6 @@ class Distance:
         return float(apart + np.trace(of.covariance) + np.trace(self.reference.covariance) - 2 * cross)
 
 
-def distance(of: Moments, reference: Moments) -> float:
-    return Distance(reference)(of)
-
-
 def with_spread(name: str, samples: Blocks, reference: Moments) -> Values:
     """The distance; `_se`, its standard error by a jackknife over blocks of samples, each left out once (the reference counts as exact); and
     `_infinity`, the limit of infinitely many samples (Chong and Forsyth 2020, arXiv:1911.07023)."""
