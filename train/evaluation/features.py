@@ -93,7 +93,7 @@ def _kept(path: Path, images: ImageSet, form: Form) -> Moments | Rows | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             if form[1] == "rows":
                 rows: Rows = arrays["rows"]
                 found: Moments | Rows = rows

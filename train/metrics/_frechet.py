@@ -21,7 +21,7 @@ class Distance:
     """d^2 to one reference, whose root is taken once."""
 
     def __init__(self, reference: Moments) -> None:
-        values, vectors = scipy.linalg.eigh(reference.covariance)
+        values, vectors = scipy.linalg.eigh(reference.covariance, driver="evd")
         self.reference, self.root = reference, (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
     def __call__(self, of: Moments) -> float:
