@@ -59,8 +59,8 @@ announced:
 demo: announced $(RUNS) ## trains the demo, probes it, draws it, and ends with a verdict: about 8 minutes
 	@echo "1/5 train (half of the time)"
 	$(BIN)/gsnr train --preset demo --out $(RUN) --resume
-	@echo "2/5 evaluate (a fortieth)"
-	$(BIN)/gsnr evaluate --ckpt $(RUN)
+	@echo "2/5 evaluate (a twentieth)"
+	$(BIN)/gsnr evaluate --ckpt $(RUN) --frechet 256 --metrics precision,recall,density,coverage
 	@echo "3/5 measure (a quarter)"
 	$(BIN)/gsnr probe --ckpt $(RUN) --probe $(PROBES) --controls shuffled --projector fit --resume
 	@echo "4/5 draw, and write the page (a twentieth)"

@@ -93,6 +93,9 @@ def test_grid_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     for key, value in one["result"].items():  # up to the number of threads
         assert again[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3)), key
 
+    line = evaluate.in_words(again, ("precision", "kid"))
+    assert re.fullmatch(r"64 samples against the train split, in features of teacher demo: Fréchet distance \S+ .*, precision \S+, KID \S+", line)
+
     before = (tmp_path / "g" / "ahpa-s1" / "LAST").stat().st_mtime_ns
     (tmp_path / "g" / "sit-s1" / "evaluation.json").unlink()  # as if it had been killed there
     (tmp_path / "g" / "table.csv").unlink()
