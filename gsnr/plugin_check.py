@@ -20,7 +20,7 @@ from gsnr.commandline import Parser, a_path
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr check-plugin", __doc__)
-    parser.add_argument("files", type=a_path, nargs="+", metavar="FILE", help="file of a plug-in: an alignment, a sampler, a probe, ...")
+    parser.add_argument("files", type=a_path, nargs="+", metavar="FILE", help="file of a plug-in, of any kind")
     return parser
 
 

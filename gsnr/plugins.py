@@ -1,10 +1,9 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
-A file is of the kind whose marks it defines: `class Alignment`, `Router`, `Projector` or `VAE`, functions `integrate` and `evaluations` (a
-sampler), `run` and `cannot` (a probe), or `draw` (a figure). Files are looked for in the kind's own folder, in the files and folders of
---plugins ($GSNR_PLUGINS), and behind entry points of group `gsnr.plugins` (their values are modules). Files whose name starts with an
-underscore are not plug-ins.
-Imports nothing heavy.
+A file is of the kind whose marks it defines: `class Alignment`, `Router`, `Projector`, `VAE` or `Extractor`, functions `integrate` and
+`evaluations` (a sampler), `run` and `cannot` (a probe), a function `draw` (a figure), or `measure` and `NEEDS` (a metric). Files are looked for in
+the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry points of group `gsnr.plugins` (their values are
+modules). Files whose name starts with an underscore are not plug-ins. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ KINDS = {
     "samplers": Kind("gsnr.train.samplers", ("integrate", "evaluations"), "gsnr.train.contracts.samplers"),
     "probes": Kind("gsnr.probes", ("run", "cannot"), "gsnr.probes.common.contract"),
     "figures": Kind("gsnr.figures", ("draw",), "gsnr.figures.contract"),
+    "metrics": Kind("gsnr.train.metrics", ("measure", "NEEDS"), "gsnr.train.contracts.metrics"),
+    "extractors": Kind("gsnr.train.extractors", ("Extractor",), "gsnr.train.contracts.extractors"),
 }
 
 
@@ -176,7 +177,7 @@ def missing(what: str, name: str, known: Iterable[str]) -> Missing:
 
 
 def names(kind: str) -> list[str]:
-    """The plug-ins of a kind ("alignments", "routers", "projectors", "vaes", "samplers", "probes", "figures"), sorted."""
+    """The plug-ins of a kind (a key of KINDS), sorted."""
     return list(every(kind))
 
 

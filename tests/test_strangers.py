@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gsnr import plugin_check, plugins, table
@@ -34,6 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_kinds() -> None:
     assert {path.stem: plugins.kind_of(path) for path in sorted(STRANGERS.glob("[!_]*.py"))} == {
+        "centroid": "metrics",
+        "colours": "extractors",
         "fig_token_norm": "figures",
         "repa_l1": "alignments",
         "spread": "alignments",
@@ -121,7 +124,22 @@ def test_a_probe_and_a_figure(run: Path, tmp_path: Path) -> None:
         call(probe, "--ckpt", run, "--probe", "router", "--power", "1", "--out", tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "taesana", "token_norm", "fig_token_norm"])
+def test_a_metric_and_an_extractor(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of images whose mean colours are known, and which features are kept for."""
+    from gsnr.train.evaluate import main as evaluate
+
+    one = np.zeros((12, 8, 8, 3), np.uint8)
+    one[::2] = 51
+    np.savez(tmp_path / "a.npz", arr_0=one)
+    np.savez(tmp_path / "b.npz", arr_0=one + np.uint8(102))
+    words = ("--samples", tmp_path / "a.npz", "--reference", tmp_path / "b.npz", "--features", "colours")
+    assert call(evaluate, *words, "--metrics", "centroid") == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == {"centroid": pytest.approx(48 * 0.4**2, rel=1e-5)}
+    assert call(evaluate, *words) == 0
+    assert list(json.loads(capsys.readouterr().out)["metrics"]) == ["fid", "fid_se", "fid_infinity", "recall"]
+
+
+@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "taesana", "token_norm", "fig_token_norm", "centroid", "colours"])
 def test_check_plugin_passes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """The command that a stranger types. (The alignment needs the stranger's projector.)"""
     monkeypatch.setenv(plugins.ENVIRONMENT, str(STRANGERS / "wide.py") if name == "repa_l1" else "")
@@ -145,6 +163,10 @@ BROKEN = {
     "leaking": ("taesana", ("return self.model(", "return self.model.requires_grad_(True)("), "a gradient flows into mean"),
     "undecided": ("taesana", ("LATENT, 32", "LATENT, 16"), r"mean of \(2, 32, 1, 1\), torch.float32, for \(2, 3, 32, 32\)"),
     "nameless": ("taesana", ("name=str(p)", "name=str(p + 30)"), "layer '34' is no module under its encoder"),
+    "vague": ("centroid", ('NEEDS = "moments"', 'NEEDS = "means"'), "NEEDS 'means' does not exist; choose from moments, rows"),
+    "misnamed": ("centroid", ('{"centroid"', '{"center"'), "whose first key is not 'misnamed'"),
+    "batchwise": ("colours", ("/ 255", "/ len(images_BHWC)"), "pool features depend on the other images of its batch"),
+    "unmeasured": ("colours", ('"fid", "recall"', '"fid", "sfid"'), "metric 'sfid' takes features that it does not give"),
     "mute": ("token_norm", ("SUMMARY", "SAID"), "SUMMARY is no literal str"),
     "random": ("token_norm", ("norm_N.mean()", "norm_N.mean() + np.random.rand()"), "two runs with the same options give different rows"),
     "columns": ("token_norm", ('"metric": "token_norm"', '"metrik": "token_norm"'), r"lacks \['metric'\] and has unknown \['metrik'\]"),

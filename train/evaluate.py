@@ -1,13 +1,20 @@
-"""`gsnr evaluate`: held-out velocity loss of a checkpoint, beside that of a model which ignores its input; with --frechet, the
-Fréchet distance of samples to the train split in the feature space of the cache's teacher.
+"""`gsnr evaluate`: held-out velocity loss of a checkpoint, or FID and its kin of a file of samples.
 
-The reference predicts one constant, the train split's mean velocity at every position: E (eps - x_0) = -E x_0. Its loss is what a
+    gsnr evaluate --ckpt RUN                                          the loss, beside that of a model which ignores its input
+    gsnr evaluate --ckpt RUN --frechet 2048 --metrics recall          also the Fréchet distance of samples to the train split, and other
+                                                                      metrics, in the feature space of the cache's teacher
+    gsnr evaluate --samples S.npz --reference R.npz                   FID, sFID, IS, precision, recall as ADM's evaluator takes them
+    gsnr evaluate --samples DIR --reference DIR --features dinov2     in other features; docs/evaluating.md says what each number depends on
+
+The model which ignores its input predicts one constant, the train split's mean velocity at every position: E (eps - x_0) = -E x_0. Its loss is what a
 network that has learnt nothing but the mean reaches. Every held-out image is used once at each of several stratified times.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +25,9 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from gsnr import commands
+from gsnr import commands, files, plugins
 from gsnr.commandline import Parser, a_path, seed
+from gsnr.options import check_list
 
 if TYPE_CHECKING:
     from gsnr.train.data.cache import Header, Split
@@ -31,12 +39,19 @@ LEAST_SAMPLES = 64
 
 
 def evaluate(
-    ckpt: Path, weights: str = "ema", n_images: int | None = None, seed: int = 0, frechet: int = 0, data: str | None = None
+    ckpt: Path,
+    weights: str = "ema",
+    n_images: int | None = None,
+    seed: int = 0,
+    frechet: int = 0,
+    data: str | None = None,
+    metrics: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """What the command prints. Raises ValueError for anything missing, damaged or mismatched."""
     from gsnr.train import opening, vae
     from gsnr.train.data.heldout import require
 
+    check_metrics(metrics)
     loaded = opening.last_checkpoint(ckpt, weights)
     header, splits = opening.data_of(loaded, data, features=False)
     if frechet and "teacher" not in header.groups:
@@ -58,7 +73,7 @@ def evaluate(
         "input_blind_loss": round(float(reference.mean()), 5),
         "ratio": round(float(loss.mean() / reference.mean()), 5),
     }
-    return result | _frechet(loaded, header, splits, frechet, seed) if frechet else result
+    return result | _frechet(loaded, header, splits, frechet, seed, metrics) if frechet else result
 
 
 def mean_latent(train: Split) -> NDArray[np.float64]:
@@ -93,41 +108,107 @@ def velocity_losses(model: nn.Module, splits: dict[str, Split], images: int, see
     return per_image
 
 
-def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], samples: int, seed: int) -> dict[str, Any]:
-    """What --frechet adds: the distance of samples, and that of held-out images, to the train split."""
-    from gsnr.train.frechet import Gaussian, cached_features, distance, sampled_features
+def check_metrics(names: tuple[str, ...]) -> None:
+    """Raises ValueError for metrics that do not exist, or that a teacher's features cannot give. Imports none."""
+    check_list("--metrics", names)
+    for name in names:
+        if plugins.constant("metrics", name, "KIND") != "pool" or plugins.constant("metrics", name, "FEATURES"):
+            raise ValueError(f"--metrics {name}: is of other features than a teacher's; of samples on a disk it is taken with --samples")
 
-    train = Gaussian.of(cached_features(splits["train"]))
-    sampled = distance(Gaussian.of(sampled_features(loaded, header, samples, HEUN_STEPS, seed)), train)
-    heldout = cached_features(splits["heldout"])
-    return {
+
+def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], samples: int, seed: int, metrics: tuple[str, ...]) -> dict[str, Any]:
+    """What --frechet adds: the distance of samples, and that of held-out images, to the train split; and the other metrics of samples."""
+    from gsnr.train.evaluation.compare import rounded
+    from gsnr.train.frechet import cached_features, sampled_features
+    from gsnr.train.metrics import Blocks, Moments
+    from gsnr.train.metrics._frechet import Distance
+
+    train, heldout = cached_features(splits["train"]), cached_features(splits["heldout"])
+    sampled = sampled_features(loaded, header, samples, HEUN_STEPS, seed)
+    reference = Moments.of(train)
+    to_train = Distance(reference)
+    result = {
         "teacher": header.teacher,
         "frechet_samples": samples,
         "frechet_sampler": f"Heun ODE, {HEUN_STEPS} steps, no guidance",
-        "frechet": round(sampled, 4),
-        "frechet_heldout": round(distance(Gaussian.of(heldout), train), 4),
+        "frechet": round(to_train(Moments.of(sampled)), 4),
+        "frechet_heldout": round(to_train(Moments.of(heldout)), 4),
         "frechet_heldout_images": len(heldout),
     }
+    rows = sampled.astype(np.float32), train.astype(np.float32)
+    for metric in (plugins.find("metrics", name) for name in metrics):
+        of, to = (Blocks.of(rows[0]), reference) if metric.NEEDS == "moments" else rows
+        result |= rounded(metric.measure(of, to))
+    return result
+
+
+def in_words(result: dict[str, Any], metrics: tuple[str, ...]) -> str:
+    """One line on the samples of --frechet, for people."""
+    others = "".join(f", {plugins.constant('metrics', name, 'LABEL')} {result[name]:.3g}" for name in metrics)
+    distances = f"Fréchet distance {result['frechet']:.4g} (held-out images {result['frechet_heldout']:.4g})"
+    return f"{result['frechet_samples']} samples against the train split, in features of teacher {result['teacher']}: {distances}{others}"
 
 
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr evaluate", __doc__)
-    parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder")
+    parser.add_argument("--ckpt", type=a_path, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
     parser.add_argument("--data", metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
     parser.add_number("--n-images", None, "held-out images (default: all)", low=2, high=10**9)
     parser.add_number("--frechet", 0, "also draw N samples for the Fréchet distance; 0 for none", low=0, high=10**6)
     parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and samples (default: 0)")
+    parser.add_argument("--metrics", metavar="A,B", help=f"of {', '.join(plugins.names('metrics'))} (default: those usual for the features)")
+    parser.add_argument("--samples", type=a_path, metavar="NPZ|DIR", help="images to compare: an .npz with arr_0, or a folder of pictures")
+    parser.add_argument("--reference", type=a_path, metavar="NPZ|DIR", help="images to compare with; an ADM reference's moments are used")
+    parser.add_argument("--features", default="inception", metavar="F", help=f"{', '.join(plugins.names('extractors'))} (default: inception)")
+    parser.add_argument("--mode", metavar="M", help="how images are resized, of inception: adm, pytorch-fid, clean-fid (default: adm)")
+    parser.add_argument("--weights-file", metavar="PATH|URL|ID", help="weights of the features (default: $INCEPTION_WEIGHTS, or the hub's)")
+    parser.add_number("--batch", 64, "images at once through the network", low=1, high=100000)
+    parser.add_argument("--out", type=a_path, metavar="JSON", help="file that what is printed is also written to")
     return parser
+
+
+OF_CHECKPOINTS = ("weights", "data", "n_images", "frechet", "seed")
+OF_SAMPLES = ("reference", "features", "mode", "weights_file", "batch")
+
+
+def _check_together(parser: Parser, args: Namespace) -> None:
+    """Raises ValueError for neither or both of --ckpt and --samples, and for a flag that goes with the other one."""
+    if (args.ckpt is None) == (args.samples is None):
+        raise ValueError("one of --ckpt and --samples is needed: a checkpoint's held-out loss, or metrics of images on a disk")
+    there, other, strange = ("--ckpt", "--samples", OF_SAMPLES) if args.ckpt is not None else ("--samples", "--ckpt", OF_CHECKPOINTS)
+    for name in strange:
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')}: goes with {other}, not with {there}")
+    if args.ckpt is not None and args.metrics and not args.frechet:
+        raise ValueError("--metrics: with --ckpt they are of the samples of --frechet N; name a number of samples")
+    if args.frechet and args.frechet < LEAST_SAMPLES:
+        parser.error(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
 
 
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.frechet and args.frechet < LEAST_SAMPLES:
-        parser.error(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
-    print(json.dumps(evaluate(args.ckpt, args.weights, args.n_images, args.seed, args.frechet, args.data), indent=2))
+    _check_together(parser, args)
+    metrics = tuple(args.metrics.split(",")) if args.metrics is not None else None
+    if args.out is not None:
+        files.check_output(args.out, "--out", ".json")
+    if args.ckpt is not None:
+        result = evaluate(args.ckpt, args.weights, args.n_images, args.seed, args.frechet, args.data, metrics or ())
+        if args.frechet:
+            print(in_words(result, metrics or ()), file=sys.stderr)
+    else:
+        from gsnr.train.evaluation.compare import Asked, compare
+
+        chosen = {name: getattr(args, name) for name in (*OF_SAMPLES, "samples")}
+        result = compare(Asked(**chosen | {"metrics": metrics}))
+        for note in result["notes"]:
+            print(f"note: {note}", file=sys.stderr)
+    text = json.dumps(result, indent=2)
+    if args.out is not None:
+        files.write_text(args.out, text + "\n")
+    print(text)
     return 0
 
 

@@ -1,17 +1,11 @@
-"""Fréchet distance between two sets of images in the feature space of a frozen teacher (Heusel et al. 2017, with another network).
+"""Features of a frozen teacher, averaged over its tokens: of a cache's images, and of samples. What `gsnr evaluate --frechet` compares.
 
-    d^2 = ||m_1 - m_2||^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
-
-m, C: mean and covariance of the teacher's features, averaged over its tokens. It is not the FID: the network is another one. It is biased
-upwards by an amount that falls with the number of images, so compare only equal numbers. Shapes: N images, F features.
+The Fréchet distance in them is not the FID: the network is another one. Shapes: N images, F features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -26,26 +20,6 @@ from gsnr.train.runs import checkpoint
 
 Features = NDArray[np.float64]
 CHUNK = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gaussian:
-    """mean (F,), covariance (F,F) (unbiased) of N feature vectors."""
-
-    mean: Features
-    covariance: Features
-
-    @staticmethod
-    def of(features_NF: Features) -> Gaussian:
-        return Gaussian(mean=features_NF.mean(0), covariance=np.cov(features_NF, rowvar=False))
-
-
-def distance(a: Gaussian, b: Gaussian) -> float:
-    """d^2. The root's trace is that of (C_a^(1/2) C_b C_a^(1/2))^(1/2), which is symmetric and has real eigenvalues."""
-    values, vectors = scipy.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    cross = np.sqrt(np.maximum(scipy.linalg.eigvalsh(root @ b.covariance @ root), 0.0)).sum()
-    return float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
 
 
 def cached_features(split: Split) -> Features:

@@ -2,6 +2,7 @@
 
     gsnr grid --out runs/ablations --steps 200                                   every row at demo size, one seed
     gsnr grid --out runs/methods --rows sit,ahpa,repa --seeds 0,1,2 --frechet 2048
+    gsnr grid --out runs/methods --rows sit,ahpa,repa --frechet 2048 --metrics precision,recall       more columns, of the same samples
 
 One run a folder, OUT/ROW-s0, OUT/ROW-s1, ...; killed and called again, it goes on where it stopped. OUT/table.csv has one line a finished
 run of the folder (of these steps and options), OUT/table.md one line a row, mean and standard error over seeds, and the difference from the first
@@ -22,13 +23,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from gsnr import commands, files
+from gsnr import commands, files, plugins
 from gsnr.commandline import Parser, a_path, choose, seed
 from gsnr.train.children import Children
-from gsnr.train.evaluate import LEAST_SAMPLES
+from gsnr.train.evaluate import LEAST_SAMPLES, check_metrics
 
 RESULT = "evaluation.json"
-METRICS = {"velocity_loss": "held-out velocity loss", "frechet": "Fréchet distance"}
+COLUMNS = {"velocity_loss": "held-out velocity loss", "frechet": "Fréchet distance"}  # then metrics, by their own labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Job:
     steps: int | None
     frechet: int
     options: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -49,7 +51,8 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """What an evaluation must have been made with to be used again; "identity" in its file."""
-        return {"steps": self.steps, "frechet": self.frechet, "options": list(self.options)}
+        asked = {"steps": self.steps, "frechet": self.frechet, "options": list(self.options)}
+        return asked | ({"metrics": list(self.metrics)} if self.metrics else {})
 
     def done(self) -> dict[str, Any] | None:
         """The evaluation, where there is one of this length."""
@@ -68,7 +71,9 @@ class Job:
         which = ["--preset", f"{self.row}-demo", "--seed", str(self.seed), "--out", str(self.folder)]
         children.call(["gsnr", "train", *which, "--resume", *length, *self.options], threads)
         asked = json.loads((self.folder / "config.json").read_text())["config"]["steps"]
-        result = json.loads(children.call(["gsnr", "evaluate", "--ckpt", str(self.folder), "--frechet", str(self.frechet)], threads))
+        metrics = ["--metrics", ",".join(self.metrics)] if self.metrics else []
+        words = ["gsnr", "evaluate", "--ckpt", str(self.folder), "--frechet", str(self.frechet), *metrics]
+        result = json.loads(children.call(words, threads))
         if result["step"] != asked:
             raise ValueError(f"{self.folder}: stopped after {result['step']} of {asked} steps; call the same again")
         files.write_text(self.folder / RESULT, json.dumps({"identity": self.settings, "result": result}, indent=2) + "\n")
@@ -99,7 +104,8 @@ def _mean_se(values: np.ndarray, digits: int = 4) -> str:
 def summary(runs: pd.DataFrame) -> str:
     """Markdown: one line a row in the order of `runs`; differences are from the first row, over the seeds that both have."""
     first = runs["row"].iloc[0]
-    metrics = {key: name for key, name in METRICS.items() if key in runs}
+    labels = COLUMNS | {name: str(plugins.constant("metrics", name, "LABEL")) for name in plugins.names("metrics")}
+    metrics = {key: label for key, label in labels.items() if key in runs}
     head = ["alignment", "seeds", *(f"{name}{end}" for name in metrics.values() for end in ("", f" minus {first}"))]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     baseline = runs[runs["row"] == first].set_index("seed")
@@ -143,6 +149,7 @@ def _parser() -> Parser:
     parser.add_argument("--seeds", default="0", metavar="A,B", help="seeds (default: 0)")
     parser.add_number("--steps", None, "steps of each run (default: the demo's)", low=1, high=10**9)
     parser.add_number("--frechet", 0, "samples for the Fréchet distance; 0 for none", low=0, high=10**6)
+    parser.add_argument("--metrics", metavar="A,B", help=f"also, of these samples: {', '.join(plugins.names('metrics'))} (default: none)")
     parser.add_number("--jobs", 1, "runs side by side, which share the cores", low=1, high=256, metavar="J")
     return parser
 
@@ -175,9 +182,13 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"{flag}: names one of them twice")
     if args.frechet and args.frechet < LEAST_SAMPLES:
         raise ValueError(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
+    metrics = tuple(args.metrics.split(",")) if args.metrics is not None else ()
+    check_metrics(metrics)
+    if metrics and not args.frechet:
+        raise ValueError("--metrics: are of the samples of --frechet N; name a number of samples")
     _check_options(rows, options)
     files.check_writable(args.out, "--out")
-    shared: dict[str, Any] = {"out": args.out, "steps": args.steps, "frechet": args.frechet, "options": tuple(options)}
+    shared: dict[str, Any] = {"out": args.out, "steps": args.steps, "frechet": args.frechet, "options": tuple(options), "metrics": metrics}
     jobs = [Job(row=row, seed=seed, **shared) for seed in seeds for row in rows]
     failed = _work(jobs, args.jobs)
     every = [*rows, *(row for row in presets.ROWS if row not in rows)]

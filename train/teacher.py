@@ -102,7 +102,7 @@ class PatchTokens(nn.Module):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No log and no bar from either library: what they would log is in the error."""
     before = [(library.logging, library.logging.get_verbosity()) for library in (diffusers, transformers)]
     bars = transformers.logging.is_progress_bar_enabled()
@@ -154,7 +154,7 @@ def load(name: str) -> FrozenTeacher:
     Raises ValueError naming the teacher where it is missing, damaged or of another kind.
     """
     try:
-        with _quiet():
+        with quiet():
             found = _stored(str(DEMO_FOLDER) if name == "demo" else name)
     except Exception as error:  # the libraries raise a dozen kinds for a missing, damaged or foreign folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""The grid of runs and its table; the Fréchet distance against closed forms."""
+"""The grid of runs and its table."""
 
 from __future__ import annotations
 
@@ -10,35 +10,14 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import scipy.linalg
 
 from gsnr.train import command, evaluate, grid
 from gsnr.train.children import Children
-from gsnr.train.frechet import Gaussian, distance
 from tests.conftest import call
 
 TINY = ("--data.demo-train", "256", "--data.demo-heldout", "256", "--model.hidden-size", "32", "--model.depth", "6", "--model.num-heads", "2")
-
-
-def test_distance_of_gaussians() -> None:
-    """Closed form where the covariances commute; scipy's sqrtm where they do not; zero for the same."""
-    rng = np.random.default_rng(0)
-    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    a, b = rng.uniform(0.5, 2, 6), rng.uniform(0.5, 2, 6)
-    m = rng.normal(size=6)
-    one = Gaussian(mean=np.zeros(6), covariance=basis @ np.diag(a) @ basis.T)
-    two = Gaussian(mean=m, covariance=basis @ np.diag(b) @ basis.T)
-    assert distance(one, two) == pytest.approx(m @ m + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-10)
-    x, y = rng.normal(size=(50, 6)) * [1, 2, 3, 1, 1, 1], rng.normal(size=(40, 6)) + 1
-    p, q = Gaussian.of(x), Gaussian.of(y)
-    root = scipy.linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
-    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
-    assert distance(p, q) == pytest.approx(expected, rel=1e-8)
-    assert distance(p, q) == pytest.approx(distance(q, p), rel=1e-10)
-    assert distance(p, p) == pytest.approx(0, abs=1e-10)
 
 
 def test_summary_is_paired_by_seed() -> None:
@@ -101,15 +80,21 @@ def test_a_command_that_ends_while_all_are_stopped() -> None:
 def test_grid_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Children, "call", here)
     words = ("--out", tmp_path / "g", "--rows", "sit,ahpa", "--seeds", "1", "--steps", "3", "--frechet", "64", "--jobs", "2", *TINY)
+    words = (*words, "--metrics", "precision,kid")
     assert call(grid.main, *words) == 0
     runs = pd.read_csv(tmp_path / "g" / "table.csv")
     assert list(zip(runs["row"], runs["seed"], strict=True)) == [("sit", 1), ("ahpa", 1)]
     assert set(runs["step"]) == {3} and (runs["frechet"] > 0).all() and set(runs["frechet_samples"]) == {64}
+    assert runs["precision"].between(0, 1).all() and runs["kid"].notna().all()
+    assert "| Fréchet distance | Fréchet distance minus sit | KID | KID minus sit | precision |" in (tmp_path / "g" / "table.md").read_text()
     assert (tmp_path / "g" / "table.md").read_text() == grid.summary(runs)
     one = json.loads((tmp_path / "g" / "ahpa-s1" / "evaluation.json").read_text())
-    again = evaluate.evaluate(tmp_path / "g" / "ahpa-s1", frechet=64)
+    again = evaluate.evaluate(tmp_path / "g" / "ahpa-s1", frechet=64, metrics=("precision", "kid"))
     for key, value in one["result"].items():  # up to the number of threads
         assert again[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3)), key
+
+    line = evaluate.in_words(again, ("precision", "kid"))
+    assert re.fullmatch(r"64 samples against the train split, in features of teacher demo: Fréchet distance \S+ .*, precision \S+, KID \S+", line)
 
     before = (tmp_path / "g" / "ahpa-s1" / "LAST").stat().st_mtime_ns
     (tmp_path / "g" / "sit-s1" / "evaluation.json").unlink()  # as if it had been killed there
@@ -137,6 +122,10 @@ def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
         (("--alignment", "sra2"), "--alignment: the grid sets it itself"),
         (("--alignment.tap", "2"), "--alignment.tap: the grid sets it itself"),
         (("--frechet", "32"), "--frechet must be 0 or at least 64"),
+        (("--metrics", "sfid", "--frechet", "64"), "--metrics sfid: is of other features than a teacher's"),
+        (("--metrics", "cmmd", "--frechet", "64"), "--metrics cmmd: is of other features than a teacher's"),
+        (("--metrics", "recal", "--frechet", "64"), "metric 'recal' does not exist; choose from cmmd, .* .did you mean recall"),
+        (("--metrics", "recall"), "--metrics: are of the samples of --frechet N"),
         (("--batch",), "--batch needs a value"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +13,12 @@ from tqdm import tqdm
 
 from gsnr import files
 from gsnr.train import vae as vaes
+from gsnr.train.cache_root import cache_root
 from gsnr.train.data import cache, statistics
 from gsnr.train.demo import images as demo
 from gsnr.train.prepare import shards
 from gsnr.train.prepare.encode import Encoder, make_header
 from gsnr.train.priors import layers
-
-
-def cache_root() -> Path:
-    """Where caches made on first use live: $GSNR_CACHE, or ~/.cache/gsnr."""
-    return Path(os.environ.get("GSNR_CACHE") or Path.home() / ".cache" / "gsnr")
 
 
 def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, batch: int = 64) -> Path:

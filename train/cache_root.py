@@ -1,0 +1,11 @@
+"""Where what is made on first use is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """$GSNR_CACHE, or ~/.cache/gsnr."""
+    return Path(os.environ.get("GSNR_CACHE") or Path.home() / ".cache" / "gsnr")

@@ -1,0 +1,1 @@
+"""Sets of images compared by their features: what `gsnr evaluate --samples` does."""
