@@ -1,7 +1,7 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
-A file is of the kind whose marks it defines: `class Alignment`, `Router`, `Projector` or `VAE`, functions `run` and `cannot` (a probe), or a
-function `draw` (a figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS),
+A file is of the kind whose marks it defines: `class Alignment`, `Schedule`, `Router`, `Projector` or `VAE`, functions `run` and `cannot` (a
+probe), or a function `draw` (a figure). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS),
 and behind entry points of group `gsnr.plugins` (their values are modules). Files whose name starts with an underscore are not plug-ins.
 Imports nothing heavy.
 """
@@ -37,6 +37,7 @@ class Kind:
 
 KINDS = {
     "alignments": Kind("gsnr.train.alignments", ("Alignment",), "gsnr.train.contracts.alignments"),
+    "schedules": Kind("gsnr.train.schedules", ("Schedule",), "gsnr.train.contracts.schedules"),
     "routers": Kind("gsnr.train.routers", ("Router",), "gsnr.train.contracts.routers"),
     "projectors": Kind("gsnr.train.projectors", ("Projector",), "gsnr.train.contracts.projectors"),
     "vaes": Kind("gsnr.train.vaes", ("VAE",), "gsnr.train.contracts.vaes"),
@@ -174,7 +175,7 @@ def missing(what: str, name: str, known: Iterable[str]) -> Missing:
 
 
 def names(kind: str) -> list[str]:
-    """The plug-ins of a kind ("alignments", "routers", "projectors", "vaes", "probes", "figures"), sorted."""
+    """The plug-ins of a kind ("alignments", "schedules", "routers", "projectors", "vaes", "probes", "figures"), sorted."""
     return list(every(kind))
 
 
