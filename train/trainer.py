@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsnr.train import opening, optimizer, sample, vae
-from gsnr.train.callback import GsnrCallback, check_images
+from gsnr.train.callback import GsnrCallback, check_images, check_independent
 from gsnr.train.config import TrainConfig, check_size
 from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.cache import Header, Split
@@ -128,6 +128,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     if decoder is not None:
         decoder.require_decoder(f"--sample-every {config.sample_every}")
     raw = make_objective(config, header)
+    check_independent(config, raw.alignment)
     raw.alignment.calibrate(splits["train"])
     raw.model.checkpointing = config.checkpointing
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
