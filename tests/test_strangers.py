@@ -35,6 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_kinds() -> None:
     assert {path.stem: plugins.kind_of(path) for path in sorted(STRANGERS.glob("[!_]*.py"))} == {
         "fig_token_norm": "figures",
+        "pulse": "schedules",
         "repa_l1": "alignments",
         "spread": "alignments",
         "taesana": "vaes",
@@ -114,7 +115,7 @@ def test_a_probe_and_a_figure(run: Path, tmp_path: Path) -> None:
         call(probe, "--ckpt", run, "--probe", "router", "--power", "1", "--out", tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "taesana", "token_norm", "fig_token_norm"])
+@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "pulse", "taesana", "token_norm", "fig_token_norm"])
 def test_check_plugin_passes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """The command that a stranger types. (The alignment needs the stranger's projector.)"""
     monkeypatch.setenv(plugins.ENVIRONMENT, str(STRANGERS / "wide.py") if name == "repa_l1" else "")
@@ -138,6 +139,9 @@ BROKEN = {
     "leaking": ("taesana", ("return self.model(", "return self.model.requires_grad_(True)("), "a gradient flows into mean"),
     "undecided": ("taesana", ("LATENT, 32", "LATENT, 16"), r"mean of \(2, 32, 1, 1\), torch.float32, for \(2, 3, 32, 32\)"),
     "nameless": ("taesana", ("name=str(p)", "name=str(p + 30)"), "layer '34' is no module under its encoder"),
+    "endless": ("pulse", (" and not self.over(step)", ""), "last = 20, but a weight that is not 0 in step 100"),
+    "early": ("pulse", ("config.every * config.times", "config.every * config.times + 1"), "last = 21, but that step's weights are 0"),
+    "negative": ("pulse", ("float(on)", "float(on) - 0.5"), "a weight below 0"),
     "mute": ("token_norm", ("SUMMARY", "SAID"), "SUMMARY is no literal str"),
     "random": ("token_norm", ("norm_N.mean()", "norm_N.mean() + np.random.rand()"), "two runs with the same options give different rows"),
     "columns": ("token_norm", ('"metric": "token_norm"', '"metrik": "token_norm"'), r"lacks \['metric'\] and has unknown \['metrik'\]"),
@@ -167,7 +171,7 @@ def test_check_plugin_says_what_is_broken(name: str, tmp_path: Path, smoke_run: 
 def test_bad_plugins_are_refused_when_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plugins.ENVIRONMENT)
     for name, text, said in (
-        ("nothing", "x = 1", "no plug-in; one defines Alignment, Router, Projector, VAE, run and cannot, draw"),
+        ("nothing", "x = 1", "no plug-in; one defines Alignment, Schedule, Router, Projector, VAE, run and cannot, draw"),
         ("broken", "def run(:", "not a Python file"),
         ("script", "def run():\n    pass\n", "no plug-in"),
     ):

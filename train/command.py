@@ -5,7 +5,7 @@ gsnr train --preset demo --out runs/demo --steps 1600 --resume
 torchrun --nproc-per-node 8 -m gsnr train --preset ahpa-xl2 --data CACHE --out runs/ahpa-xl2
 gsnr train --preset router-lookup-b2 --data CACHE --out runs/lookup      a row of Table D.17; --list-presets shows them all
 gsnr train --preset ahpa-b2 --data CACHE --alignment uniform --alignment.source mid --out runs/uniform-mid
-gsnr train --preset haste-b2 --data CACHE --schedule stop --schedule.at 50000 --out runs/early      when to stop an alignment
+gsnr train --preset repa-b2 --data CACHE --schedule stop --schedule.at 50000 --out runs/early      when to stop an alignment
 gsnr train --preset ahpa-b2 --help                            its values, and the options of its alignment
 """
 
@@ -103,10 +103,12 @@ def _list_presets() -> None:
         options = ", ".join(f"{key} {value}" for key, value in row.alignment.items() if key not in ("name", "parts"))
         if "parts" in row.alignment:
             options = f"{len(row.alignment['parts'])} of uniform deep, at blocks {', '.join(str(part['tap']) for part in row.alignment['parts'])}"
-        print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {row.alignment['name']}{': ' + options if options else ''}")
+        its = [f"; {section.replace('_', ' ')} {schedule['name']}" for section, schedule in row.schedules.items()]
+        said = f"{row.alignment['name']}{': ' + options if options else ''}{''.join(its)}"
+        print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {said}")
     print("\ndemo is ahpa-demo; smoke is a demo of seconds, for tests. At size demo, a block that a row names, 2, 3, 4 or 8 of B's 12, is")
     print("1, 2, 3 or 4 of 6; methods take the block that their own rule gives a model of depth 6.")
-    print("repa, irepa, sra, sra2 keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
+    print("repa, irepa, sra, sra2 and the methods after them keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
 
 
 def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:
