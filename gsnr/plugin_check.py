@@ -20,7 +20,9 @@ from gsnr.commandline import Parser, a_path
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr check-plugin", __doc__)
-    parser.add_argument("files", type=a_path, nargs="+", metavar="FILE", help="file of an alignment, schedule, router, projector, VAE, probe or figure")
+    parser.add_argument(
+        "files", type=a_path, nargs="+", metavar="FILE", help="file of an alignment, schedule, router, projector, VAE, probe or figure"
+    )
     return parser
 
 

@@ -108,7 +108,7 @@ def _list_presets() -> None:
         print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {said}")
     print("\ndemo is ahpa-demo; smoke is a demo of seconds, for tests. At size demo, a block that a row names, 2, 3, 4 or 8 of B's 12, is")
     print("1, 2, 3 or 4 of 6; methods take the block that their own rule gives a model of depth 6.")
-    print("repa, irepa, sra, sra2 and the methods after them keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
+    print("repa and the other methods from elsewhere keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
 
 
 def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:

@@ -22,10 +22,6 @@ DEEPEST, LARGEST, LONGEST = 2**10, 2**20, 10**9  # nobody means a deeper or larg
 PLUGGED = {"alignment": ("alignments", "none"), "schedule": ("schedules", "constant"), "velocity_schedule": ("schedules", "constant")}
 
 
-def _plugged(section: str) -> Any:
-    return field(default_factory=lambda: {"name": PLUGGED[section][1]})
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = option("", "`demo`, a cache folder made by `gsnr prepare`, or latents prepared by REPA or iREPA")
@@ -80,9 +76,9 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
-    alignment: dict[str, Any] = _plugged("alignment")
-    schedule: dict[str, Any] = _plugged("schedule")
-    velocity_schedule: dict[str, Any] = _plugged("velocity_schedule")
+    alignment: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    velocity_schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
     steps: int = option(400_000, "training steps in all", low=1, high=LONGEST)
     batch: int = option(256, "global batch size, over all processes", low=1, high=LARGEST)
     seed: int = option(0, "seed of everything random", low=0)

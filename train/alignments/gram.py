@@ -34,7 +34,7 @@ class Config(AlignmentConfig):
 
     @classmethod
     def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
-        return {name: options for options in RepaConfig.targets(name, model, own).values()}
+        return RepaConfig.targets(name, model, own)
 
     @staticmethod
     def default_tap(depth: int) -> int:

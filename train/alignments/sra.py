@@ -28,7 +28,9 @@ LABEL = "SRA"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = option(0.2, "factor of the alignment loss beside the velocity loss (SRA's first 150 epochs, --schedule decay afterwards; 0.5 with a cos)")
+    weight: float = option(
+        0.2, "factor of the alignment loss beside the velocity loss (SRA's first 150 epochs, --schedule decay afterwards; 0.5 with a cos)"
+    )
     loss: str = option("smooth_l1", "distance to the target (cos_token_axis: the default of its code since July 2026)", tuple(LOSSES))
     teacher_tap: int | None = option(None, "block of the moving average (default: 8 of B, 16 of L, 20 of XL, else two thirds of the depth)")
     offset: float = option(0.2, "the teacher's time is t - offset u, u uniform in [0, 1), not below 0")

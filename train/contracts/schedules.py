@@ -7,8 +7,8 @@ from dataclasses import asdict, fields, is_dataclass
 import torch
 
 from gsnr import plugins
-from gsnr.train.contracts.problem import hold
 from gsnr.train.config import schedule_config
+from gsnr.train.contracts.problem import hold
 from gsnr.train.schedules import ScheduleConfig, TimeSchedule, WeightSchedule, make_schedule
 
 STEPS = (1, 2, 100, 10**4, 10**6)
