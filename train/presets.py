@@ -24,7 +24,7 @@ SIZES = {
 PUBLISHED = {size.removesuffix("2").upper(): values[:3] for size, values in SIZES.items() if "-" not in size}  # of SiT-XL: depth, width, heads
 DEMO, SMOKE = "demo", "smoke"
 
-DEMO_TAPS = {2: 1, 3: 2, 4: 3, 5: 3, 8: 4}  # blocks of B's 12 -> of the demo's 6: in proportion, but kept apart
+DEMO_TAPS = {2: 1, 3: 2, 4: 3, 8: 4}  # blocks of B's 12 -> of the demo's 6: in proportion, but kept apart
 DEMO_PROJECTOR_WIDTH = 256  # REPA's 2048 is for widths of 768 and more
 
 

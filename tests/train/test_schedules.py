@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from gsnr.train.objective import Objective
 from gsnr.train.runs import checkpoint
 from gsnr.train.schedules import WeightSchedule, make_schedule
 from gsnr.train.step import optimisation_step
-from tests.conftest import call
+from tests.conftest import REPO, call
 from tests.train.run_files import lines, tensors
 
 T = torch.linspace(0, 1, 11)
@@ -191,3 +194,16 @@ def test_parameters_of_the_alignment_stay_once_it_is_over() -> None:
         optimisation_step(accelerator, objective, raw, raw, prepared, batch, 1.0, 1, (), {"align": make_schedule({"name": "stop", "at": 1})}, step)
         kept.append(torch.cat([p.detach().flatten() for p in raw.alignment.parameters()]).clone())
     assert torch.equal(kept[0], kept[1]) and torch.equal(kept[1], kept[2])
+
+
+def test_two_processes_stop_as_one_does(tmp_path: Path) -> None:
+    """torchrun with 2 ranks over gloo: after the stop projector and router have no gradient on any rank, and nobody waits for it."""
+    words = (*SMALL[:-4], "--alignment", "repa", "--schedule", "stop", "--schedule.at", 2, "--steps", 5, "--save-every", 100)
+    assert call(main, *words, "--out", tmp_path / "one") == 0
+    launch = ("--nproc-per-node", "2", "--standalone", "-m", "train", *map(str, words), "--out", str(tmp_path / "two"))
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *launch], cwd=REPO, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (tensors(checkpoint.locate(tmp_path / run)) for run in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
