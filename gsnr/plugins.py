@@ -1,8 +1,8 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
-A file is of the kind whose marks it defines: `class Alignment`, `Router`, `Projector`, `VAE` or `Extractor`, functions `integrate` and
-`evaluations` (a sampler), `run` and `cannot` (a probe), a function `draw` (a figure), or `measure` and `NEEDS` (a metric). Files are looked for in
-the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry points of group `gsnr.plugins` (their values are
+A file is of the kind whose marks it defines: `class Alignment`, `Schedule`, `Router`, `Projector`, `VAE` or `Extractor`, functions `integrate`
+and `evaluations` (a sampler), `run` and `cannot` (a probe), a function `draw` (a figure), or `measure` and `NEEDS` (a metric). Files are looked for
+in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry points of group `gsnr.plugins` (their values are
 modules). Files whose name starts with an underscore are not plug-ins. Imports nothing heavy.
 """
 
@@ -37,6 +37,7 @@ class Kind:
 
 KINDS = {
     "alignments": Kind("gsnr.train.alignments", ("Alignment",), "gsnr.train.contracts.alignments"),
+    "schedules": Kind("gsnr.train.schedules", ("Schedule",), "gsnr.train.contracts.schedules"),
     "routers": Kind("gsnr.train.routers", ("Router",), "gsnr.train.contracts.routers"),
     "projectors": Kind("gsnr.train.projectors", ("Projector",), "gsnr.train.contracts.projectors"),
     "vaes": Kind("gsnr.train.vaes", ("VAE",), "gsnr.train.contracts.vaes"),

@@ -149,7 +149,8 @@ def test_every_public_name_has_its_place_in_the_api() -> None:
     shown = set(re.findall(r"^::: ([\w.]+)", text, re.M))
     assert {f"gsnr.{name}" for name in gsnr.__all__ if name != "__version__"} <= shown
     assert {"gsnr.table", "gsnr.estimates", "gsnr.intervals", "gsnr.comparison"} <= shown  # what gsnr's docstring calls importable without torch
-    assert {"gsnr.probes", "gsnr.figures", *(f"gsnr.train.{kind}" for kind in ("alignments", "routers", "projectors", "vaes", "samplers"))} <= shown
+    kinds = ("alignments", "schedules", "routers", "projectors", "vaes", "samplers")
+    assert {"gsnr.probes", "gsnr.figures", *(f"gsnr.train.{kind}" for kind in kinds)} <= shown
 
 
 def test_docstrings_in_columns_become_lists() -> None:
@@ -183,7 +184,7 @@ def test_tables_name_every_method_and_probe() -> None:
 
 def test_taps_in_the_table_are_those_of_the_methods() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+), (\d+), (\d+) \|", (REPO / "docs" / "methods.md").read_text(), re.M)
-    assert {name for name, *_ in rows} == {"ahpa", "repa", "irepa", "sra", "sra2"}
+    assert {name for name, *_ in rows} == {"ahpa", "repa", "irepa", "sra", "sra2", "layersync", "gram", "spare", "disperse"}
     for name, *taps in rows:
         assert [plugins.find("alignments", name).Config.default_tap(depth) for depth in (12, 24, 28)] == [int(tap) for tap in taps], name
 

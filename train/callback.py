@@ -16,7 +16,7 @@ from torch import Tensor
 
 import gsnr
 from gsnr.train import parameter_groups
-from gsnr.train.alignments import AlignmentModule
+from gsnr.train.alignments import COUPLED, AlignmentModule
 from gsnr.train.config import TrainConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
@@ -40,6 +40,12 @@ def check_images(config: TrainConfig, heldout: Split) -> None:
     """Raises ValueError where there are not enough held-out images."""
     if config.gsnr_every and config.gsnr_images > heldout.size:
         raise ValueError(f"--gsnr-images {config.gsnr_images}: the held-out split of {heldout.header.data!r} has {heldout.size}")
+
+
+def check_independent(config: TrainConfig, alignment: AlignmentModule) -> None:
+    """Raises ValueError where the loss to be measured has no per-sample gradients."""
+    if config.gsnr_every and alignment.coupled:
+        raise ValueError(f"--gsnr-every: alignment {alignment.name!r} {COUPLED}")
 
 
 class GsnrCallback:

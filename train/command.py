@@ -5,6 +5,7 @@ gsnr train --preset demo --out runs/demo --steps 1600 --resume
 torchrun --nproc-per-node 8 -m gsnr train --preset ahpa-xl2 --data CACHE --out runs/ahpa-xl2
 gsnr train --preset router-lookup-b2 --data CACHE --out runs/lookup      a row of Table D.17; --list-presets shows them all
 gsnr train --preset ahpa-b2 --data CACHE --alignment uniform --alignment.source mid --out runs/uniform-mid
+gsnr train --preset repa-b2 --data CACHE --schedule stop --schedule.at 50000 --out runs/early      when to stop an alignment
 gsnr train --preset ahpa-b2 --help                            its values, and the options of its alignment
 """
 
@@ -32,43 +33,56 @@ def _parser() -> Parser:
     return parser
 
 
-def _options() -> dict[str, type]:
-    """alignment -> the class of its options, without what its file imports."""
-    return {name: declared_options(plugin.path, "Config") for name, plugin in plugins.every("alignments").items()}
+def _options(kind: str) -> dict[str, type]:
+    """alignment, or schedule -> the class of its options, without what its file imports."""
+    return {name: declared_options(plugin.path, "Config") for name, plugin in plugins.every(kind).items()}
 
 
 def _teach(words: list[str]) -> list[str]:
     """The options of the configuration, each once. With --preset, --config or --alignment: their values as defaults, and of alignments theirs."""
     from gsnr.train import presets
-    from gsnr.train.config import TrainConfig, nest, overlay
+    from gsnr.train.config import PLUGGED, TrainConfig, nest, overlay
 
     args, rest = _parser().parse_known_args(words)
-    flat = {key: value for key, value in overrides(rest).items() if not key.startswith("alignment.")}
+    flat = {key: value for key, value in overrides(rest).items() if key.partition(".")[0] not in PLUGGED or key in PLUGGED}
     layers = [presets.find(args.preset) if args.preset else {}, _read(args.config), nest(flat)]
     values = asdict(TrainConfig())
     for layer in layers:
         values = overlay(values, layer)
-    chosen = values.pop("alignment")
+    chosen, schedules = values.pop("alignment"), [values.pop("schedule"), values.pop("velocity_schedule")]
     config = build(TrainConfig, values)
-    lines = ["options of the configuration [default]; --data is short for --data.path:", *help_lines(config, leave_out=("alignment",))]
+    lines = ["options of the configuration [default]; --data is short for --data.path:", *help_lines(config, leave_out=tuple(PLUGGED))]
+    lines += _teach_schedules(*schedules)
     if any("alignment" in layer for layer in layers):
         name = chosen.pop("name", "none")
         cls = declared_options(plugins.get("alignments", name).path, "Config")
         options = cls(**{f.name: chosen[f.name] for f in fields(cls) if f.name in chosen})
         shown = options if chosen.get("parts") else options.for_depth(config.model.depth)
         return [*lines, "", f"--alignment {name}; its options [default]:", *help_lines(shown, "alignment.")]
-    every = _options()
+    every = _options("alignments")
     named = f"  {'--alignment':30} {', '.join(every)} [none]"
     return [*lines, "", "options of alignments [default] (whose they are):", named, *help_of_several(every, "alignment.")]
 
 
-def _known() -> dict[str, str]:
-    """Every option -> its type as written, those of all alignments included."""
-    from gsnr.train.config import TrainConfig
+def _teach_schedules(schedule: dict[str, Any], velocity: dict[str, Any]) -> list[str]:
+    """Lines of --help on schedules, whose options are those of --velocity-schedule too."""
+    every = _options("schedules")
+    named = [
+        f"  {'--schedule':30} of the alignment loss, over steps or t: {', '.join(every)} [{schedule['name']}]",
+        f"  {'--velocity-schedule':30} of the velocity loss, one of the same, with --velocity-schedule.OPTION [{velocity['name']}]",
+    ]
+    return ["", "options of schedules [default] (whose they are):", *named, *help_of_several(every, "schedule.")]
 
-    known = {"data": "str", "alignment": "str", "alignment.name": "str", **kinds(TrainConfig)}
-    for cls in _options().values():
-        known |= kinds(cls, "alignment.")
+
+def _known() -> dict[str, str]:
+    """Every option -> its type as written, those of all alignments and schedules included."""
+    from gsnr.train.config import PLUGGED, TrainConfig
+
+    known = {"data": "str", **kinds(TrainConfig)}
+    for section, (kind, _) in PLUGGED.items():
+        known |= {section: "str", f"{section}.name": "str"}
+        for cls in _options(kind).values():
+            known |= kinds(cls, f"{section}.")
     return known
 
 
@@ -89,15 +103,17 @@ def _list_presets() -> None:
         options = ", ".join(f"{key} {value}" for key, value in row.alignment.items() if key not in ("name", "parts"))
         if "parts" in row.alignment:
             options = f"{len(row.alignment['parts'])} of uniform deep, at blocks {', '.join(str(part['tap']) for part in row.alignment['parts'])}"
-        print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {row.alignment['name']}{': ' + options if options else ''}")
+        its = [f"; {section.replace('_', ' ')} {schedule['name']}" for section, schedule in row.schedules.items()]
+        said = f"{row.alignment['name']}{': ' + options if options else ''}{''.join(its)}"
+        print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {said}")
     print("\ndemo is ahpa-demo; smoke is a demo of seconds, for tests. At size demo, a block that a row names, 2, 3, 4 or 8 of B's 12, is")
     print("1, 2, 3 or 4 of 6; methods take the block that their own rule gives a model of depth 6.")
-    print("repa, irepa, sra, sra2 keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
+    print("repa and the other methods from elsewhere keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
 
 
 def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:
     """What can be told from words and the disk, before seconds go into imports. Raises ValueError as the trainer would."""
-    from gsnr.train.config import TrainConfig, overlay
+    from gsnr.train.config import PLUGGED, TrainConfig, overlay
     from gsnr.train.runs import place
 
     values = asdict(TrainConfig())
@@ -105,9 +121,10 @@ def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:
         values = overlay(values, layer)
     config = build(TrainConfig, values)
     check_ranges(config)
-    options = {key: value for key, value in config.alignment.items() if key != "name"}
-    cls = declared_options(plugins.get("alignments", config.alignment.get("name", "none")).path, "Config")
-    check_ranges(build(cls, options, "alignment."), "alignment.")
+    for section, (kind, usual) in PLUGGED.items():
+        values = getattr(config, section)
+        cls = declared_options(plugins.get(kind, values.get("name", usual)).path, "Config")
+        check_ranges(build(cls, {key: value for key, value in values.items() if key != "name"}, f"{section}."), f"{section}.")
     place.holds_run(out, resume)
     data = config.data.path
     if data not in ("", "demo") and no_path(data) is None and not Path(data).exists():

@@ -1,12 +1,14 @@
 """The configuration of a run: frozen dataclasses, and how a preset, a file and the command line are laid over one another.
 
 Precedence: preset < file < command line. Unknown keys are errors. The resolved configuration is saved with every run.
-An alignment's own options live in its own file (`train/alignments/NAME.py`, class Config); here they are a mapping that it validates.
+The options of alignments and schedules live in their own files (`train/alignments/NAME.py`, class Config); here they are mappings that those
+validate.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,6 +17,9 @@ from gsnr.commandline import no_path
 from gsnr.options import build, check_ranges, option
 
 DEEPEST, LARGEST, LONGEST = 2**10, 2**20, 10**9  # nobody means a deeper or larger model, or a longer run
+
+# section whose options a plug-in declares -> its kind, and the plug-in where none is named
+PLUGGED = {"alignment": ("alignments", "none"), "schedule": ("schedules", "constant"), "velocity_schedule": ("schedules", "constant")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     alignment: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     init: str = option("", "checkpoint whose averaged weights a new run starts from, of the alignment too where it is the same (default: afresh)")
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    velocity_schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
     steps: int = option(400_000, "training steps in all", low=1, high=LONGEST)
     batch: int = option(256, "global batch size, over all processes", low=1, high=LARGEST)
     seed: int = option(0, "seed of everything random", low=0)
@@ -112,11 +119,26 @@ def alignment_config(values: dict[str, Any]) -> Any:
     return options
 
 
+def schedule_config(values: Mapping[str, Any], section: str) -> Any:
+    """A schedule's options as the Config of its file (a `ScheduleConfig`), resolved. section: of the configuration, for errors.
+
+    Raises ValueError for an unknown name or option, for a value out of its range, and for options that do not go together."""
+    module = plugins.find("schedules", values.get("name", "constant"))
+    options = build(module.Config, {key: value for key, value in values.items() if key != "name"}, f"{section}.")
+    check_ranges(options, f"{section}.")
+    return options.resolved(section)
+
+
+def resolve_schedule(values: dict[str, Any], section: str) -> dict[str, Any]:
+    """Validates a schedule's options against its own Config and fills in its defaults. Raises ValueError, naming the option."""
+    return {"name": values.get("name", "constant")} | asdict(schedule_config(values, section))
+
+
 def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`change` laid over `base`, section by section. A change of the alignment's name drops the options of the one before."""
+    """`change` laid over `base`, section by section. A change of an alignment's or a schedule's name drops the options of the one before."""
     merged = dict(base)
     for key, value in change.items():
-        if key == "alignment" and isinstance(value, dict) and value.get("name", base["alignment"]["name"]) != base["alignment"]["name"]:
+        if key in PLUGGED and isinstance(value, dict) and value.get("name", base[key]["name"]) != base[key]["name"]:
             merged[key] = value
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = merged[key] | value
@@ -126,10 +148,10 @@ def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"optim.lr": 1} -> {"optim": {"lr": 1}}; a bare "alignment" means its name."""
+    """{"optim.lr": 1} -> {"optim": {"lr": 1}}; a bare "alignment" means its name, and so of schedules."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
-        section, _, name = ("alignment.name" if key == "alignment" else key).rpartition(".")
+        section, _, name = (f"{key}.name" if key in PLUGGED else key).rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     return nested
 
@@ -141,7 +163,8 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
         values = overlay(values, layer)
     config = build(TrainConfig, values)
     check_ranges(config)
-    config = replace(config, alignment=resolve_alignment(config.alignment, config.model))
+    schedules = {section: resolve_schedule(getattr(config, section), section) for section in ("schedule", "velocity_schedule")}
+    config = replace(config, alignment=resolve_alignment(config.alignment, config.model), **schedules)
     check(config)
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,31 @@ from torch import Tensor
 BETA = 0.05  # where smooth L1 turns from square to line; SRA's and SRA 2's
 
 
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """No autocast; the meta device, on which costs are counted, knows none."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+
+
 def cosine(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
     """(B,): 1 - mean over tokens of the cosine over channels (AHPA Eq. 5)."""
     return 1 - F.cosine_similarity(prediction_BTC.float(), target_BTC.float(), dim=-1).mean(dim=1)
+
+
+def token_axis_cosine(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+    """(B,): 1 - mean over channels of the cosine over tokens: what SRA's code computes, whose call takes its function's default axis."""
+    return 1 - F.cosine_similarity(prediction_BTC.float(), target_BTC.float(), dim=1).mean(dim=1)
+
+
+def similarities(tokens_BTC: Tensor) -> Tensor:
+    """(B,T,T) float32: cosines between the tokens of a sample."""
+    with full_precision(tokens_BTC.device):
+        unit_BTC = F.normalize(tokens_BTC.float(), dim=-1)
+        return unit_BTC @ unit_BTC.transpose(1, 2)
+
+
+def gram(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+    """(B,): mean over pairs of tokens of the squared difference of their cosines (sREPA, arXiv 2605.16949)."""
+    return (similarities(prediction_BTC) - similarities(target_BTC)).square().mean(dim=(1, 2))
 
 
 def group_cosine(prediction_BTC: Tensor, target_BTC: Tensor, channels: list[int]) -> Tensor:

@@ -22,15 +22,17 @@ from gsnr.train.models.sit import SiT
 
 
 class Objective(nn.Module):
-    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32."""
+    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32.
+
+    forward(batch, False) is that of a model without alignment, for when its schedule is over."""
 
     def __init__(self, model: SiT, alignment: AlignmentModule) -> None:
         super().__init__()
         self.model = model
         self.alignment = alignment
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        taps = self.alignment.taps
+    def forward(self, batch: Batch, aligned: bool = True) -> dict[str, Tensor]:
+        taps = self.alignment.taps if aligned else ()
         x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
         predicted, hidden = self.model.forward_with_taps(x_t, batch["t"], batch["label"], batch["label_drop"], taps=taps)
         assert predicted is not None

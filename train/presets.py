@@ -1,14 +1,14 @@
 """Presets: what a run differs in from the defaults of `gsnr.train.config`. METHOD-SIZE and ROW-SIZE, from one table of sizes and one of rows.
 
-A row is one line of a table of the paper (or a control that it lacks): an alignment and its options. Every row exists at the size the
-paper runs it at and at demo size; all rows of a size share data, recipe and seed and differ in the alignment alone. Only the methods of REPA's
-family keep REPA's learning rate and clip at full size (its published recipe).
+A row is one line of a table of the paper (or a control that it lacks): an alignment and its options, and the schedules of the losses. Every row
+exists at the size the paper runs it at and at demo size; all rows of a size share data, recipe and seed and differ in these alone. Only the
+methods of REPA's family keep REPA's learning rate and clip at full size (its published recipe).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gsnr.commandline import meant
@@ -30,12 +30,15 @@ DEMO_PROJECTOR_WIDTH = 256  # REPA's 2048 is for widths of 768 and more
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """table: of the AHPA paper, "-" for what it does not have. sizes: which full sizes it comes in. repa: REPA's learning rate and clip."""
+    """table: of the AHPA paper, "-" for what it does not have. sizes: which full sizes it comes in. repa: REPA's learning rate and clip.
+    schedules: of the losses, by their sections of the configuration. at: size -> what its preset has otherwise, section by section."""
 
     table: str
     alignment: dict[str, Any]
     sizes: tuple[str, ...] = ("b2",)
     repa: bool = False
+    schedules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    at: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
 
 def _ahpa(table: str, **options: Any) -> Row:
@@ -48,6 +51,35 @@ def _uniform(table: str, **options: Any) -> Row:
 
 def _deep(tap: int) -> dict[str, Any]:
     return {"name": "uniform", "source": "deep", "tap": tap}
+
+
+def _repa(at: dict[str, dict[str, dict[str, Any]]] | None = None, **schedules: Any) -> Row:
+    """REPA under schedules, at all sizes."""
+    return Row(table="-", alignment={"name": "repa"}, sizes=tuple(SIZES), repa=True, schedules=schedules, at=at or {})
+
+
+def _stop(step: int, **alignment: Any) -> dict[str, dict[str, Any]]:
+    return {"schedule": {"at": step}, "alignment": alignment}
+
+
+def _scheduled() -> dict[str, Row]:
+    """REPA under the schedules of other papers."""
+    haste = {"s2": _stop(100_000, tap=5), "b2": _stop(100_000, tap=5), "xl2-512": _stop(300_000), DEMO: _stop(700)}
+    snr, window, sigmoid = ({"name": name, "normalise": True} for name in ("t_snr", "t_window", "t_sigmoid"))
+    reed = {"alignment": {"tap": 8}}
+    return {
+        # HASTE (arXiv 2505.16792) without its attention half: block 5 of B; a quarter of the demo's steps, as of B's 400K
+        "haste-features": _repa(haste, schedule={"name": "stop", "at": 250_000}),
+        # Stable Velocity's VA-REPA (arXiv 2602.05435): its three forms, xi 0.7
+        "va-repa": _repa(schedule=sigmoid),
+        "va-repa-window": _repa(schedule=window),
+        "va-repa-snr": _repa(schedule=snr),
+        # REED (arXiv 2507.08980) without its second target, of a vision-language model: block 8 at all sizes, velocity loss from 0 to 1 in 50K steps
+        "reed-image": _repa(
+            {"s2": reed, "b2": reed, DEMO: {"velocity_schedule": {"end": 350}}},
+            velocity_schedule={"name": "ramp", "before": 0.0, "after": 1.0, "end": 50_000},
+        ),
+    }
 
 
 def _methods() -> dict[str, Row]:
@@ -66,6 +98,11 @@ def _methods() -> dict[str, Row]:
         "irepa": Row(table="-", alignment={"name": "irepa"}, sizes=every, repa=True),
         "sra": Row(table="4", alignment={"name": "sra"}, sizes=every, repa=True),
         "sra2": Row(table="3, E.18", alignment={"name": "sra2"}, sizes=every, repa=True),
+        "sra-cosine": Row(table="-", alignment={"name": "sra", "loss": "cos_token_axis", "weight": 0.5}, sizes=every, repa=True),
+        "layersync": Row(table="-", alignment={"name": "layersync"}, sizes=every, repa=True),
+        "gram": Row(table="-", alignment={"name": "gram"}, sizes=every, repa=True),
+        "spare": Row(table="-", alignment={"name": "spare"}, sizes=every, repa=True),
+        "disperse": Row(table="-", alignment={"name": "disperse"}, sizes=every, repa=True),
     }
 
 
@@ -121,14 +158,21 @@ def _ablations() -> dict[str, Row]:
     }
 
 
-ROWS = _methods() | _ablations()
+ROWS = _methods() | _scheduled() | _ablations()
+
+
+def _changed(row: Row, size: str, made: dict[str, Any]) -> dict[str, Any]:
+    """A preset with the row's schedules, and with what the row has otherwise at this size."""
+    made = made | {section: dict(options) for section, options in row.schedules.items()}
+    return made | {section: made[section] | change for section, change in row.at.get(size, {}).items()}
 
 
 def _full(row: Row, size: str) -> dict[str, Any]:
     """A row at 256x256 or 512x512 (README of the authors' repository; Table A.9)."""
     depth, hidden_size, num_heads, input_size = SIZES[size]
     model = {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads, "input_size": input_size}
-    return {"model": model, "alignment": row.alignment} | ({"optim": {"lr": 1e-4, "clip": 1.0}} if row.repa else {})
+    made = {"model": model, "alignment": row.alignment} | ({"optim": {"lr": 1e-4, "clip": 1.0}} if row.repa else {})
+    return _changed(row, size, made)
 
 
 def _at_demo_size(alignment: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +181,7 @@ def _at_demo_size(alignment: dict[str, Any]) -> dict[str, Any]:
         small["tap"] = DEMO_TAPS[small["tap"]]
     if "parts" in small:
         small["parts"] = tuple(_at_demo_size(part) for part in small["parts"])
-    if small["name"] == "repa":
+    if small["name"] in ("repa", "gram"):
         small["projector_width"] = DEMO_PROJECTOR_WIDTH
     return small
 
@@ -192,7 +236,7 @@ def at(row: str, size: str) -> dict[str, Any]:
     """A row at any size, also one that it has no preset for."""
     if size == SMOKE:
         return _smoke()
-    return _demo(ROWS[row].alignment) if size == DEMO else _full(ROWS[row], size)
+    return _changed(ROWS[row], DEMO, _demo(ROWS[row].alignment)) if size == DEMO else _full(ROWS[row], size)
 
 
 def is_model_name(name: str) -> bool:

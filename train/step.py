@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from gsnr.train.data.batches import Batch
 from gsnr.train.objective import Objective
 from gsnr.train.optimizer import hold
+from gsnr.train.schedules import WeightSchedule
 
 Metrics = dict[str, Tensor]
 
@@ -65,9 +67,11 @@ def check_finite(step: int, totals: dict[str, float], most: int) -> None:
         )
 
 
-def ready(accelerator: Accelerator, batch: Batch, raw: Objective, ema: Objective) -> Batch:
-    """A batch on the device, with what the alignment reads of the moving average."""
+def ready(accelerator: Accelerator, batch: Batch, raw: Objective, ema: Objective, aligned: bool = True) -> Batch:
+    """A batch on the device; where it is aligned, with what the alignment reads of the moving average."""
     moved = {key: x.to(accelerator.device, non_blocking=True) for key, x in batch.items()}
+    if not aligned:
+        return moved
     with torch.no_grad(), accelerator.autocast():
         return raw.alignment.prepare(moved, ema.model)
 
@@ -75,6 +79,12 @@ def ready(accelerator: Accelerator, batch: Batch, raw: Objective, ema: Objective
 def _micro_batches(batch: Batch, parts: int) -> list[Batch]:
     size = len(batch["t"]) // parts
     return [{key: x[i * size : (i + 1) * size] for key, x in batch.items()} for i in range(parts)]
+
+
+def _total(losses: Mapping[str, Tensor], t_B: Tensor, weight: float, schedules: Mapping[str, WeightSchedule], step: int) -> Tensor:
+    """The mean velocity loss plus the weighted mean alignment loss, each sample of both by its schedule. (One that is 1 changes no bit.)"""
+    means = {name: (schedules[name].weight(step, t_B) * value if name in schedules else value).mean() for name, value in losses.items()}
+    return means["velocity"] + weight * means.get("align", 0.0)
 
 
 def optimisation_step(
@@ -87,16 +97,22 @@ def optimisation_step(
     clip: float,
     accumulate: int = 1,
     held: Iterable[nn.Parameter] = (),
+    schedules: Mapping[str, WeightSchedule] = MappingProxyType({}),
+    step: int = 1,
 ) -> Metrics:
     """One step; its metrics, still on the device. `raw` is the objective without its distributed wrapper. batch: this process's part, a multiple
-    of `accumulate` samples, on any device. held: parameters that this step leaves as they are."""
+    of `accumulate` samples, on any device. held: parameters that this step leaves as they are. schedules: of the losses, by their names.
+    Metrics velocity and align are without their schedules, loss with them."""
     optimizer.zero_grad(set_to_none=True)
     parts = _micro_batches(batch, accumulate)
     sums: Metrics = {}
+    aligned = "align" not in schedules or not schedules["align"].over(step)
     for i, part in enumerate(parts):
         with accelerator.no_sync(objective) if i < len(parts) - 1 else nullcontext():
-            losses = {name: value.mean() / accumulate for name, value in objective(ready(accelerator, part, raw, ema)).items()}
-            losses["loss"] = losses["velocity"] + raw.alignment.weight * losses.get("align", 0.0)
+            ours = ready(accelerator, part, raw, ema, aligned)
+            each = objective(ours, aligned)
+            losses = {name: value.mean() / accumulate for name, value in each.items()}
+            losses["loss"] = _total(each, ours["t"], raw.alignment.weight, schedules, step) / accumulate
             accelerator.backward(losses["loss"])
         sums = {name: sums.get(name, 0.0) + value.detach() for name, value in losses.items()}
     hold(held)

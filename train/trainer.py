@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsnr.train import opening, optimizer, sample, vae
-from gsnr.train.callback import GsnrCallback, check_images
+from gsnr.train.callback import GsnrCallback, check_images, check_independent
 from gsnr.train.config import TrainConfig, check_size
 from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.cache import Header, Split
@@ -30,6 +30,7 @@ from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.runs.preemption import Preemption, left_to_the_trainer
 from gsnr.train.runs.progress import Progress, trackers
+from gsnr.train.schedules import WeightSchedule, make_schedule
 from gsnr.train.step import Window, check_finite, optimisation_step
 from gsnr.train.vaes import FrozenVAE
 
@@ -56,6 +57,7 @@ class Run:
     ema: Objective
     optimizer: Any
     window: Window
+    schedules: dict[str, WeightSchedule]
     callback: GsnrCallback
     decoder: FrozenVAE | None
     hold: runfolder.Hold | None
@@ -83,13 +85,22 @@ def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
         checkpoint.assign(raw.alignment, loaded.alignment.state_dict(), loaded.folder)
 
 
+def schedules_of(config: TrainConfig) -> dict[str, WeightSchedule]:
+    """Loss of an objective -> its schedule."""
+    sections = {"align": "schedule", "velocity": "velocity_schedule"}
+    return {loss: make_schedule(getattr(config, section), section) for loss, section in sections.items()}
+
+
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     """Raises ValueError where the launcher's processes know nothing of one another, or a tracker is missing."""
+    last = make_schedule(config.schedule).last
+    ends = last is not None and last < config.steps  # from then on projector and router are no part of backward
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # without it, torchrun on a CPU would start runs that know nothing of one another
         mixed_precision=config.precision,
         log_with=trackers(config) or None,
         project_dir=out,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if ends else None,
     )
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, but {accelerator.num_processes} processes joined")
@@ -132,6 +143,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     if decoder is not None:
         decoder.require_decoder(f"--sample-every {config.sample_every}")
     raw = make_objective(config, header)
+    check_independent(config, raw.alignment)
     raw.alignment.calibrate(splits["train"])
     if config.init and not resume:
         start_from(Path(config.init), raw, config)
@@ -167,6 +179,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         ema=ema,
         optimizer=prepared,
         window=Window(state.get("window", {}), accelerator.device),
+        schedules=schedules_of(config),
         callback=GsnrCallback(config, out, raw, ema.model, splits["heldout"], accelerator),
         decoder=decoder,
         hold=held[0] if held else None,
@@ -184,6 +197,7 @@ def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, groups
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         accumulate=config.accumulate,
+        until=make_schedule(config.schedule).last,
     )
 
 
@@ -200,7 +214,7 @@ def _loop(run: Run) -> str:
         for step, batch in enumerate(progress.waiting(reading), start=run.first + 1):
             lr, held = optimizer.set_rate(run.optimizer, config.optim, step), run.raw.alignment.held(step)
             parts = (accelerator, run.objective, run.raw, run.ema, run.optimizer)
-            window.add(optimisation_step(*parts, batch, config.optim.clip, config.accumulate, held))
+            window.add(optimisation_step(*parts, batch, config.optim.clip, config.accumulate, held, run.schedules, step))
             with torch.no_grad():
                 average(list(run.ema.parameters()), list(run.raw.parameters()), torch.tensor(step))
             run.callback(step)

@@ -47,11 +47,12 @@ class Aligned(nn.Module):
     def __init__(self, sit: SiT, made: list[Candidate], tap: int) -> None:
         super().__init__()
         self.sit, self.tap = sit, tap
+        self.taps = tuple(dict.fromkeys([tap, *(k for c in made for k in c.alignment.extra_taps)]))
         self.projectors = nn.ModuleList(heads_of(made))
 
     def outputs(self, batch: Batch) -> Outputs:
-        """(velocity, {tap: h_BTD})."""
-        return self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=(self.tap,))
+        """(velocity, {tap: h_BTD}), with the other blocks that a candidate reads."""
+        return self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=self.taps)
 
 
 def _outputs(model: nn.Module, batch: Batch) -> Outputs:

@@ -8,7 +8,7 @@ from typing import Any
 from gsnr import plugins
 from gsnr.probes.common.options import CONSTANT, NONE, TargetOptions
 from gsnr.probes.common.subject import Subject
-from gsnr.train.alignments import AlignmentModule
+from gsnr.train.alignments import COUPLED, AlignmentModule
 from gsnr.train.config import alignment_config, resolve_alignment
 
 USUAL = ("own", "uniform_mid", "uniform_deep")
@@ -22,16 +22,17 @@ def own_target(subject: Subject) -> tuple[str, AlignmentModule] | None:
 
 
 def available(subject: Subject) -> dict[str, dict[str, Any]]:
-    """target -> options of its alignment: the checkpoint's own first, then all that its data allow."""
+    """target -> options of its alignment: the checkpoint's own first, then all that its data allow; none whose loss couples samples."""
     own, model = own_target(subject), subject.checkpoint.config.model
     trained = None if own is None else own[1].config
     made: dict[str, dict[str, Any]] = {}
     for name in plugins.names("alignments"):
-        for target, options in plugins.find("alignments", name).Config.targets(name, model, trained).items():
+        module = plugins.find("alignments", name)
+        for target, options in () if module.Alignment.coupled else module.Config.targets(name, model, trained).items():
             resolved = resolve_alignment({"name": name, "tap": subject.tap} | options, model)
             if set(alignment_config(resolved).needs) <= subject.header.groups.keys():
                 made[target] = resolved
-    if own is None:
+    if own is None or own[1].coupled:
         return made
     return {own[0]: {"name": own[1].name} | asdict(own[1].config)} | {target: options for target, options in made.items() if target != own[0]}
 
@@ -47,6 +48,8 @@ def chosen(subject: Subject, asked: tuple[str, ...]) -> dict[str, dict[str, Any]
     names = [own[0] if name == "own" and own else name for name in asked or USUAL]
     for name in names:
         if name not in options and asked:
+            if name in plugins.names("alignments") and plugins.find("alignments", name).Alignment.coupled:
+                raise ValueError(f"--targets {name}: {COUPLED}")
             why = f"{subject.checkpoint.folder} is aligned to nothing" if name == "own" else "it does not exist, or the data lack its features"
             raise ValueError(f"--targets {name}: {why}; choose from all, own, {', '.join(options)}")
     return {name: options[name] for name in dict.fromkeys(names) if name in options}

@@ -290,7 +290,9 @@ def test_full_size_parameter_counts() -> None:
 
 
 def test_bad_names_and_shapes() -> None:
-    with pytest.raises(ValueError, match=choose_from("ahpa, heuristic, irepa, multi, none, repa, sra, sra2, static, uniform")):
+    with pytest.raises(
+        ValueError, match=choose_from("ahpa, disperse, gram, heuristic, irepa, layersync, multi, none, repa, spare, sra, sra2, static, uniform")
+    ):
         made("nope")
     with pytest.raises(ValueError, match=choose_from("attention, content, fixed, linear, lookup, mlp, sigmoid, static")):
         made("ahpa", router="nope")

@@ -130,12 +130,23 @@ def test_published_defaults_per_model_size() -> None:
         "irepa": ((4, 8, 8), 1.0),
         "sra": ((3, 6, 8), 0.2),
         "sra2": ((2, 8, 8), 1.0),
+        "haste-features": ((5, 8, 8), 0.5),
+        "va-repa": ((4, 8, 8), 0.5),
+        "reed-image": ((8, 8, 8), 0.5),
+        "layersync": ((3, 8, 8), 0.2),
+        "disperse": ((3, 6, 7), 0.5),
+        "sra-cosine": ((3, 6, 8), 0.5),
     }
     for method, (taps, weight) in published.items():
         found = [resolve(presets.find(f"{method}-{size}")) for size in ("b2", "l2", "xl2")]
         assert tuple(c.alignment["tap"] for c in found) == taps
         assert {c.alignment["weight"] for c in found} == {weight}
     assert [resolve(presets.find(f"sra-{size}")).alignment["teacher_tap"] for size in ("b2", "l2", "xl2")] == [8, 16, 20]
+    assert [resolve(presets.find(f"haste-features-{size}")).schedule["at"] for size in ("b2", "l2", "xl2", "xl2-512", "demo")] == [
+        *(100_000, 250_000, 250_000, 300_000),
+        700,
+    ]
+    assert [resolve(presets.find(f"layersync-{size}")).alignment["target_tap"] for size in ("b2", "l2", "xl2")] == [7, 14, 16]
     repa, ahpa = resolve(presets.find("repa-b2")).optim, resolve(presets.find("ahpa-b2")).optim
     assert (repa.lr, repa.clip, ahpa.lr, ahpa.clip) == (1e-4, 1.0, 2e-4, 2.0)
 
@@ -144,7 +155,9 @@ def test_every_row_is_a_preset_of_the_demo_and_differs_in_the_alignment_alone() 
     """The rows of Tables 1, 2, D.13-D.17 by what they set; at demo size all share everything else."""
     demo = resolve(presets.find("demo"))
     for row in presets.ROWS:
-        assert replace(resolve(presets.find(f"{row}-demo")), alignment=demo.alignment) == demo
+        made = resolve(presets.find(f"{row}-demo"))
+        shared = {"alignment": demo.alignment} | {section: getattr(demo, section) for section in presets.ROWS[row].schedules}
+        assert replace(made, **shared) == demo
     b2 = {row: resolve(presets.find(f"{row}-b2")).alignment for row in presets.ROWS}
     assert [b2[f"tap{k}"]["tap"] for k in (2, 3, 4, 8)] == [2, 3, 4, 8]
     assert [part["tap"] for part in b2["multi"]["parts"]] == [3, 4, 8]
@@ -157,7 +170,7 @@ def test_every_row_is_a_preset_of_the_demo_and_differs_in_the_alignment_alone() 
         "conv5",
     ]
     assert [b2[f"router-{r}"]["router"] for r in ("content", "lookup", "attention")] == ["content", "lookup", "attention"]
-    different = {json.dumps(options, sort_keys=True) for row, options in b2.items()}
+    different = {json.dumps((options, presets.ROWS[row].schedules), sort_keys=True) for row, options in b2.items()}
     same = {"tap3": "uniform-deep", "source-g3": "uniform-mid", "source-g4": "uniform-deep"}  # one thing under the names of two tables
     for row, twin in same.items():
         assert b2[row] | {"source": b2[twin]["source"]} == b2[twin]

@@ -24,6 +24,9 @@ from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.models.sit import SiT
 
+# What is said where per-sample gradients of a coupled loss are asked for.
+COUPLED = "is coupled: a sample's loss reads other samples, and has no gradient of its own; measure independent batches (docs: Extending)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
@@ -58,7 +61,12 @@ class AlignmentConfig:
 
 
 class AlignmentModule(nn.Module, ABC):
-    """What the trainer and the probes call. tap: None for no alignment at all."""
+    """What the trainer and the probes call. tap: None for no alignment at all.
+
+    coupled: the loss of a sample reads other samples. Then the mean of `loss` is the loss of the batch; the trainer takes it, and the probes,
+    which need per-sample gradients, do not."""
+
+    coupled = False
 
     def __init__(self, config: AlignmentConfig) -> None:
         super().__init__()
@@ -76,8 +84,15 @@ class AlignmentModule(nn.Module, ABC):
         return (self,)
 
     @property
+    def extra_taps(self) -> tuple[int, ...]:
+        """Blocks beside the tap whose outputs it reads, of the same forward pass."""
+        return ()
+
+    @property
     def taps(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(part.tap for part in self.parts if part.tap is not None))
+        """All blocks whose outputs it reads, the taps first."""
+        extra = (tap for part in self.parts for tap in part.extra_taps)
+        return tuple(dict.fromkeys([*(part.tap for part in self.parts if part.tap is not None), *extra]))
 
     @abstractmethod
     def loss(self, hidden: dict[int, Tensor], batch: Batch) -> Tensor:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gsnr import plugins
@@ -77,11 +75,6 @@ def _counts(split: str, mid: tuple[int, ...], deep: tuple[int, ...]) -> tuple[in
     return counts[0], counts[1]
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager:
-    """No autocast; the meta device, on which costs are counted, knows none."""
-    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
-
-
 class RoutedAlignment(TargetAlignment):
     """Pulls projected hidden states towards a router's mixture of VAE features (AHPA Eq. 2-5)."""
 
@@ -131,12 +124,12 @@ class RoutedAlignment(TargetAlignment):
 
     def weights(self, batch: Batch, h_BTD: Tensor) -> dict[str, Tensor]:
         """The router's, sample by sample; float32."""
-        with _full_precision(h_BTD.device):  # bf16 would round t to 8 bits, and the router with it
+        with losses.full_precision(h_BTD.device):  # bf16 would round t to 8 bits, and the router with it
             return self.router(batch["t"].float(), h_BTD.detach().float())
 
     def mixture(self, batch: Batch, weights: dict[str, Tensor]) -> Tensor:
         """(B,T,C) float32: the batch's features with these weights."""
-        with _full_precision(batch["t"].device):
+        with losses.full_precision(batch["t"].device):
             features = {group: self.normalised(group, batch[group].detach().float()) for group in self.needs}
             if self.mid_layers is not None:
                 features |= mid_deep(features["G3"], features["G4"], self.mid_layers)

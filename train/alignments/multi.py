@@ -63,6 +63,7 @@ class Alignment(AlignmentModule):
         super().__init__(config)
         built = [plugins.find("alignments", part["name"]).Alignment(_config(part), model, groups) for part in config.parts]
         self.each = nn.ModuleList(built)
+        self.coupled = any(part.coupled for part in built)
 
     @property
     def parts(self) -> tuple[AlignmentModule, ...]:

@@ -1,5 +1,6 @@
 """SRA: an earlier block of the model is pulled towards a later block of its own moving average, which sees less noise (Jiang et al. 2026,
-"No Other Representation Component Is Needed"). The loss is the paper's smooth L1; newer versions of its code default to a cosine.
+"No Other Representation Component Is Needed"). The loss is the paper's smooth L1. Newer versions of its code default to a cosine, of weight
+0.5, whose call takes the axis of tokens, not that of channels: `cos_token_axis`; `cos` is that over channels.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gsnr.train.interpolant import interpolate
 from gsnr.train.models.sit import SiT
 from gsnr.train.projectors import sra
 
+LOSSES = {"smooth_l1": losses.smooth_l1, "cos": losses.cosine, "cos_token_axis": losses.token_axis_cosine}
 #         depth: student, teacher block (SRA's B, L and XL)
 BLOCKS = {12: (3, 8), 24: (6, 16), 28: (8, 20)}
 
@@ -26,7 +28,10 @@ LABEL = "SRA"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
-    weight: float = option(0.2, "factor of the alignment loss beside the velocity loss (SRA's first 150 epochs; its later decay is not done)")
+    weight: float = option(
+        0.2, "factor of the alignment loss beside the velocity loss (SRA's first 150 epochs, --schedule decay afterwards; 0.5 with a cos)"
+    )
+    loss: str = option("smooth_l1", "distance to the target (cos_token_axis: the default of its code since July 2026)", tuple(LOSSES))
     teacher_tap: int | None = option(None, "block of the moving average (default: 8 of B, 16 of L, 20 of XL, else two thirds of the depth)")
     offset: float = option(0.2, "the teacher's time is t - offset u, u uniform in [0, 1), not below 0")
 
@@ -50,6 +55,7 @@ class Alignment(TargetAlignment):
         super().__init__(config)
         assert config.teacher_tap is not None
         self.teacher_tap, self.offset = config.teacher_tap, config.offset
+        self.loss_function = LOSSES[config.loss]
         self.key = f"ema_block_{self.teacher_tap}_offset_{self.offset:g}"  # of the teacher's states in a batch
         self.projector = sra.Projector(model.hidden_size, model.hidden_size, model.grid)
 
@@ -63,4 +69,4 @@ class Alignment(TargetAlignment):
         return batch[self.key].detach()
 
     def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
-        return losses.smooth_l1(projected_BTC, target_BTC)
+        return self.loss_function(projected_BTC, target_BTC)

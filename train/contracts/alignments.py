@@ -52,9 +52,12 @@ def _loss(name: str, alignment: AlignmentModule) -> list[str]:
             hold(projected.shape == target.shape, name, f"projected {tuple(projected.shape)} against a target {tuple(target.shape)}")
     mixed = {key: torch.cat([x[:2], batch_of(seed=1)[key][2:]]) for key, x in batch_of().items()}
     changed = alignment.loss({k: torch.cat([x[:2], x[2:] + 1]) for k, x in h.items()}, prepared(alignment, mixed))
-    hold(alike(changed[:2], loss[:2]), name, "a sample's loss depends on the other samples of its batch")
+    own = alike(changed[:2], loss[:2])
+    hold(own or alignment.coupled, name, "a sample's loss depends on the other samples of its batch; say coupled = True if it has to")
+    hold(not own or not alignment.coupled, name, "says coupled = True, and a sample's loss is its own")
     hold(not torch.allclose(changed[2], loss[2]), name, "another sample has the same loss")
-    return ["loss: (B,) in float32, finite, a function of the batch, one sample's is its own"]
+    said = "coupled" if alignment.coupled else "one sample's is its own"
+    return [f"loss: (B,) in float32, finite, a function of the batch, {said}"]
 
 
 def _gradients(name: str, alignment: AlignmentModule) -> list[str]:
@@ -66,7 +69,8 @@ def _gradients(name: str, alignment: AlignmentModule) -> list[str]:
     loss = alignment.loss(inputs, batch | leaves)
     hold(loss.requires_grad, name, "no gradient reaches the hidden state at the tap")
     loss.sum().backward()
-    hold(all(x.grad is not None and x.grad.abs().sum() > 0 for x in inputs.values()), name, "no gradient reaches the hidden state at the tap")
+    at_taps = [inputs[part.tap].grad for part in alignment.parts if part.tap is not None]
+    hold(all(g is not None and g.abs().sum() > 0 for g in at_taps), name, "no gradient reaches the hidden state at the tap")
     for key in [*alignment.needs, *(key for key in leaves if key.startswith("ema_"))]:
         hold(leaves[key].grad is None, name, f"a gradient flows into {key!r}; detach what is not trained")
     for parameter, p in alignment.named_parameters():
@@ -107,7 +111,9 @@ def per_sample_norms(alignment: AlignmentModule, engine: str) -> Mapping[str, np
 
 
 def _engines(name: str, alignment: AlignmentModule) -> list[str]:
-    """ghost and vmap give each parameter the ||g_i||^2 of the loop, for the whole objective."""
+    """ghost and vmap give each parameter the ||g_i||^2 of the loop, for the whole objective; of a coupled loss there are none."""
+    if alignment.coupled:
+        return ["gsnr: coupled, so independent batches are the units (docs/extending.md)"]
     norms = partial(per_sample_norms, alignment)
     expected = norms("loop")
     for engine in ("vmap", "ghost"):

@@ -41,7 +41,9 @@ def assemble(
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatches(Dataset):
-    """`self[s]` is this rank's part of step s. Raises ValueError for a world size that does not divide the batch."""
+    """`self[s]` is this rank's part of step s. until: the first step that reads no features any more; None for all of them.
+
+    Raises ValueError for a world size that does not divide the batch."""
 
     split: Split
     groups: tuple[str, ...]
@@ -51,6 +53,7 @@ class StepBatches(Dataset):
     rank: int = 0
     world: int = 1
     accumulate: int = 1
+    until: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch % (self.world * self.accumulate):
@@ -61,7 +64,8 @@ class StepBatches(Dataset):
         local = self.batch // self.world
         samples = step * self.batch + self.rank * local + np.arange(local, dtype=np.int64)
         drawn = rng.draw(self.seed, "train", samples, self.split.header.latent_shape)
-        batch = assemble(self.split, permutation.image_of(samples, self.split.size, self.seed), drawn, drawn.u, self.groups)
+        groups = self.groups if self.until is None or step < self.until else ()
+        batch = assemble(self.split, permutation.image_of(samples, self.split.size, self.seed), drawn, drawn.u, groups)
         return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
 
 
