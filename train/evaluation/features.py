@@ -69,8 +69,8 @@ def of_reference(images: ImageSet, extractor: FeatureExtractor, name: str, forms
     paths = {form: _path(images, extractor, name, form) for form in wanted}
     kept = {form: found for form in wanted if (found := _kept(paths[form], images, form)) is not None}
     made = extract(images, extractor, [form for form in wanted if form not in kept], batch, "reference", blocks=1)
-    for form, found in made.items():
-        kept[form] = found.whole if isinstance(found, Blocks) else found
+    for form, features in made.items():
+        kept[form] = features.whole if isinstance(features, Blocks) else features
         paths[form].parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(paths[form]) as aside, aside.open("wb") as file:
             _write(file, kept[form])

@@ -34,10 +34,17 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotIm
 class ImageSet(Protocol):
     """n images of (H,W)."""
 
-    path: Path
-    n: int
-    size: tuple[int, int]
-    about: Any
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    @property
+    def about(self) -> Any: ...
 
     def batches(self, batch: int) -> Iterator[NDArray[np.uint8]]:
         """(B,H,W,3), in order. Raises ValueError for damaged data."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
@@ -17,6 +19,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 class Extractor(FeatureExtractor):
     modes = ("bicubic",)
     metrics = ("cmmd",)
+    model: Any  # a checker cannot see the types of transformers
 
     def load(self, source: str | None) -> None:
         self.model = pretrained(transformers.CLIPVisionModelWithProjection, source or "openai/clip-vit-large-patch14-336", "clip")
