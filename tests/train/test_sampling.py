@@ -244,7 +244,8 @@ def test_a_grid_of_several_checkpoints_has_the_same_noise(smoke_run: Path, plain
     first, second, third = (drawn[64 * k : 64 * (k + 1)] for k in range(3))
     assert np.array_equal(first, second) and not np.array_equal(first, third) and not np.array_equal(first[:, :64], first[:, 64:])
     with Image.open(tmp_path / "b.png") as image:
-        assert np.array_equal(np.asarray(image)[18:, -64:], first[:, 64:])
+        alone = np.asarray(image)[18:, -64:].astype(int)
+    assert np.abs(alone - first[:, 64:]).max() <= 1, "batches of 1 and 2 round otherwise"
     with pytest.raises(ValueError, match=r"--at-steps 4: .* has .*30"):
         call(sample.main, *words, "--classes", "1", "--at-steps", "4", "--out", tmp_path / "c.png")
     assert call(sample.main, *words[:3], "--classes", "1,2", "--at-steps", "30", "--sampling-steps", 1, "--out", tmp_path / "c.png") == 0
