@@ -143,14 +143,14 @@ def test_weight_0_and_a_schedule_that_is_over_are_no_alignment(name: str) -> Non
         assert all(torch.equal(p, q) for p, q in zip(raw.model.parameters(), plain.model.parameters(), strict=True)), options
 
 
-@pytest.mark.parametrize("name", NEWER)
+@pytest.mark.parametrize("name", ["layersync", "gram", "disperse"])  # two taps, a head, coupled
 def test_resumed_bit_for_bit(name: str, tmp_path: Path) -> None:
     """In the middle of a ramp."""
-    ramp = ("--schedule", "ramp", "--schedule.start", 2, "--schedule.end", 5)
+    ramp = ("--schedule", "ramp", "--schedule.start", 1, "--schedule.end", 5)
     common = ("--preset", "smoke", "--trackers", "none", "--alignment", name, *ramp, "--out")
-    assert call(main, *common, tmp_path / "whole", "--steps", 6) == 0
-    assert call(main, *common, tmp_path / "parts", "--steps", 3) == 0
-    assert call(main, *common, tmp_path / "parts", "--steps", 6, "--resume") == 0
+    assert call(main, *common, tmp_path / "whole", "--steps", 4) == 0
+    assert call(main, *common, tmp_path / "parts", "--steps", 2) == 0
+    assert call(main, *common, tmp_path / "parts", "--steps", 4, "--resume") == 0
     one, two = (tensors(checkpoint.locate(tmp_path / run)) for run in ("whole", "parts"))
     assert one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items())
 
