@@ -120,7 +120,8 @@ class Parser(argparse.ArgumentParser):
             self.epilog = "\n".join(self.teach([word for word in words if not asks_for_help([word])]))
         found, rest = super().parse_known_args(words, namespace)
         for action in self._actions:
-            if action.nargs is None and isinstance(getattr(found, action.dest, None), list) and action.option_strings:
+            value = getattr(found, action.dest, None)
+            if action.option_strings and (value == [] if action.nargs == "+" else action.nargs is None and isinstance(value, list)):
                 self.error(f"argument {action.option_strings[0]}: expected one argument")  # --flag=--, of which argparse drops the value
         self._check_bounds(found)
         return found, rest

@@ -43,7 +43,9 @@ def test_what_a_fault_is(code: int | None, error: str, left: set[str], fault: st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("evaluate --ckpt=--", "argument --ckpt: expected one argument"),
         ("sample --ckpt=--", "argument --ckpt: expected one argument"),
+        ("bench --memory-of=none", "--memory-of 'none' does not exist"),
         ("probe --ckpt run --draws 1000000000 --out new", "--draws 1000000000: must be at least 1 and at most 1024"),
         ("probe --ckpt run --fit-steps 99999999999999999999 --out new", "--fit-steps 99999999999999999999: must be at least 1 and at most 10000000"),
         ("prepare --data pictures --vae demo --out new --workers 100000", "--workers 100000: must be at least 0 and at most 256"),

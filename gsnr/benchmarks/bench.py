@@ -175,7 +175,8 @@ def main(argv: list[str]) -> int:
         raise ValueError("peak memory on a CPU is read from Linux's /proc, which is not there; add --no-memory")
     torch.backends.cudnn.allow_tf32 = False
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # peers hook the first layer, whose input has no gradient
-    if args.memory_of:
+    if args.memory_of is not None:
+        choose("--memory-of", args.memory_of, (STEP, *METHODS))
         print(memory_of(args.memory_of, build(subjects[0], args.batches, device)))
         return 0
     found: dict[str, Any] = {"environment": environment(), "subjects": []}

@@ -19,30 +19,7 @@ from gsnr.train.projectors.repa import Projector as RepaProjector
 from gsnr.train.routers import RouterConfig
 from gsnr.train.routers.mlp import Router
 from tests.listing import choose_from
-
-
-def f64(x: torch.Tensor) -> np.ndarray:
-    return x.detach().double().numpy()
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
-
-
-def mlp(state: dict[str, torch.Tensor], prefix: str, x: np.ndarray, layers: int) -> np.ndarray:
-    for i in range(layers):
-        x = x @ f64(state[f"{prefix}.{2 * i}.weight"]).T + f64(state[f"{prefix}.{2 * i}.bias"])
-        x = silu(x) if i < layers - 1 else x
-    return x
-
-
-def numpy_cosine(z_TC: np.ndarray, y_TC: np.ndarray) -> float:
-    return 1 - np.mean([z @ y / (np.linalg.norm(z) * np.linalg.norm(y)) for z, y in zip(z_TC, y_TC, strict=True)])
+from tests.train.in_numpy import f64, mlp, numpy_cosine, softmax, tokens
 
 
 def numpy_smooth_l1(z: np.ndarray, y: np.ndarray) -> float:
@@ -55,10 +32,6 @@ def numpy_conv3x3(state: dict[str, torch.Tensor], h_TD: np.ndarray, side: int) -
     padded = np.zeros((side + 2, side + 2, h_TD.shape[1]))
     padded[1:-1, 1:-1] = h_TD.reshape(side, side, -1)
     return np.stack([bias + np.einsum("oikl,kli->o", kernel, padded[r : r + 3, c : c + 3]) for r in range(side) for c in range(side)])
-
-
-def tokens(f_Cgg: np.ndarray) -> np.ndarray:
-    return f_Cgg.reshape(len(f_Cgg), -1).T
 
 
 def numpy_target(alignment: AlignmentModule, batch: dict[str, torch.Tensor], b: int, alpha: dict[str, np.ndarray], beta: np.ndarray, norm: str):
@@ -336,5 +309,5 @@ def test_bad_names_and_shapes() -> None:
         made("ahpa", groups={})
     with pytest.raises(ValueError, match="reads features of teacher"):
         made("repa", groups={"G3": (4, 6, 2, 2)})
-    with pytest.raises(ValueError, match="2-token grid"):
+    with pytest.raises(ValueError, match="on a grid of 2x2 tokens, the model's tokens on 8x8"):
         made("ahpa", model=ModelConfig(input_size=8, patch_size=1, hidden_size=8))

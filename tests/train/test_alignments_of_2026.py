@@ -22,8 +22,8 @@ from gsnr.train.runs import checkpoint
 from gsnr.train.schedules import make_schedule
 from gsnr.train.step import optimisation_step
 from tests.conftest import REPO, call
+from tests.train.in_numpy import f64, mlp, numpy_cosine, softmax, tokens
 from tests.train.run_files import tensors
-from tests.train.test_alignment import f64, mlp, numpy_cosine, softmax, tokens
 
 NEWER = ("layersync", "gram", "spare", "disperse", "sra")
 

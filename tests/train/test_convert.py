@@ -215,7 +215,7 @@ def projection(kind: str, s: dict[str, Tensor], h_BTD: Tensor) -> Tensor:
     [
         ("repa", {"name": "repa", "tap": 2, "weight": 0.5, "projector_width": 24}),
         ("irepa", {"name": "irepa", "tap": 2, "weight": 1.0, "projector": "conv3x3", "gamma": 0.7}),
-        ("sra", {"name": "sra", "tap": 1, "weight": 0.2, "teacher_tap": 3, "offset": 0.1}),
+        ("sra", {"name": "sra", "tap": 1, "weight": 0.2, "teacher_tap": 3, "offset": 0.1, "loss": "smooth_l1"}),
     ],
 )
 def test_heads_project_as_in_the_file(kind: str, options: dict[str, Any], tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_a_cache_that_is_damaged_or_made_otherwise_is_named(flipped: dict[str, P
     run = ("--preset", "ahpa-b2", "--data.workers", 0, "--precision", "no", "--steps", 1, "--out", tmp_path / "run", "--data.path", copy)
     with pytest.raises(ValueError, match=r"was made with VAE .*, not with --data.vae demo"):
         call(train, *run, "--data.vae", "demo")
-    with pytest.raises(ValueError, match=r"the cache holds latents of shape \(4, 4, 4\); the model wants 4x32\^2"):
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 4\) \(32 pixels, 2 tokens a side\); the model wants 4x32\^2 \(256"):
         call(train, *run, "--model.num-classes", 3)
     shard = copy / "train" / "data-00002-of-00004.arrow"
     whole = shard.read_bytes()

@@ -14,7 +14,7 @@ from torch import Tensor
 from gsnr.options import option
 from gsnr.train import losses
 from gsnr.train.alignments import AlignmentConfig, AlignmentModule
-from gsnr.train.config import ModelConfig
+from gsnr.train.config import DEEPEST, ModelConfig
 from gsnr.train.data.batches import Batch
 
 LABEL = "LayerSync"
@@ -23,7 +23,7 @@ LABEL = "LayerSync"
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
     weight: float = option(0.2, "factor of the alignment loss beside the velocity loss (LayerSync)")
-    target_tap: int | None = option(None, "block that is the target (default: 16 of XL, in proportion else, and behind the tap)")
+    target_tap: int | None = option(None, "block that is the target (default: 16 of XL, in proportion else, and behind the tap)", low=1, high=DEEPEST)
 
     @classmethod
     def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
