@@ -16,7 +16,7 @@ from gsnr.train import presets
 from gsnr.train.config import resolve
 from gsnr.train.cost import main
 from gsnr.train.costing import activations as memory
-from gsnr.train.costing import paper, steps
+from gsnr.train.costing import paper, sampling, steps
 from gsnr.train.costing.activations import activations, saved_bytes
 from gsnr.train.costing.counts import bytes_of_an_image, macs, objective_of, synthetic_batch
 from gsnr.train.models.sit import SiT
@@ -76,6 +76,8 @@ def test_peak_is_the_share_of_the_flops_that_run(monkeypatch: pytest.MonkeyPatch
         return 0.25
 
     monkeypatch.setattr(steps.clock, "seconds", clock)
+    monkeypatch.setattr(sampling, "sampling", lambda *_: None)
+    monkeypatch.setattr(sampling, "forward_seconds", lambda *_: 0.25)
     assert main(["--size", "demo", "--rows", "ahpa", "--batch", "2", "--rounds", "1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     product, step = counted[0], counted[-1]
@@ -184,7 +186,7 @@ def test_bad_names(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr(steps, "stepper", full)
+    monkeypatch.setattr(steps, "matmul_peak", full)
     with pytest.raises(ValueError, match="--batch 7: too much for the memory of this machine"):
         main(["--size", "demo", "--rows", "sit", "--rounds", "1", "--batch", "7"])
     if not torch.cuda.is_available():
