@@ -28,7 +28,7 @@ from gsnr.train.data.latents import Scaling
 from gsnr.train.guidance import Guidance, velocity_of
 from gsnr.train.runs import checkpoint
 from gsnr.train.samplers import Velocity
-from gsnr.train.sampling import comparison, eight_bit, estimate, output, recipe, run, shards, subject
+from gsnr.train.sampling import comparison, eight_bit, estimate, output, recipe, run, subject
 from gsnr.train.sampling.recipe import Recipe
 from gsnr.train.vaes import FrozenVAE
 
@@ -200,8 +200,6 @@ def _many(args: argparse.Namespace) -> int:
     if by.together > 1 and args.batch not in (None, by.together):
         raise ValueError(f"--batch {args.batch}: sampler {args.sampler!r} solves {by.together} samples together, whatever the batch; leave it out")
     output.check_kind(args.out)
-    if not args.dry_run and not shards.Workplace(args.out).record.is_file():
-        output.check_free(args.out)
 
     def decide() -> run.Job:
         found = subject.open_subject(args.ckpt[0], args.weights, args.vae, other=True)

@@ -83,7 +83,7 @@ COMMANDS = {
     "tables": Attacked("tables --run WORK/run"),
     "report": Attacked("report --run WORK/run"),
     "sample": Attacked("sample --ckpt WORK/run --classes 1 --per-class 1 --sampling-steps 1"),
-    "sample, many": Attacked(f"sample --ckpt WORK/run {MANY}", (".many.npz.sampling",), once=True),
+    "sample, many": Attacked(f"sample --ckpt WORK/run {MANY}", (".many.npz.sampling",)),
     "convert": Attacked(f"convert --ckpt WORK/foreign.pt --from sit --model {foreign_files.MODEL} --out WORK/converted", once=True),
     "fit-demo-vae": Attacked("fit-demo-vae --steps 1 --batch 1 --out WORK/vae", once=True, ready=_few_images),
     "fit-demo-teacher": Attacked("fit-demo-teacher --steps 1 --batch 4 --out WORK/teacher", once=True, ready=_few_images),

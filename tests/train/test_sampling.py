@@ -194,6 +194,8 @@ def test_a_damaged_shard_is_named_and_a_finished_output_only_tidied(
     capsys.readouterr()
     assert call(sample.main, *words) == 0
     assert "already drawn with these options" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
+    with pytest.raises(ValueError, match=r"samples.npz: exists; name a new one"):
+        call(sample.main, *words, "--seed", 8)
 
 
 def test_a_folder_of_pngs(smoke_run: Path, whole: Path, tmp_path: Path) -> None:

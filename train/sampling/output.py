@@ -63,8 +63,23 @@ def check_kind(out: Path) -> None:
         raise ValueError(f"--out {out}: name a file that ends in .npz, or a folder for PNGs")
 
 
-def check_free(out: Path) -> None:
-    """Raises ValueError for what is there already, and where nothing can be written."""
+def about_of(out: Path) -> dict[str, Any]:
+    """How an output says that it was made; {} for what is none of ours."""
+    try:
+        if out.is_dir():
+            return dict(files.read_json(out / "about.json"))
+        with np.load(out, allow_pickle=False) as stored:
+            return dict(files.parse_json(str(stored["about"])))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
+def is_made(out: Path, options: dict[str, Any]) -> bool:
+    """Whether `out` is there and was made with these options. Raises ValueError where something else is there, and where nothing can be written."""
     if is_there(out):
-        raise ValueError(f"--out {out}: exists; name a new one")
+        about = about_of(out)
+        if any(name not in about or about[name] != value for name, value in json.loads(json.dumps(options)).items()):
+            raise ValueError(f"--out {out}: exists; name a new one")
+        return True
     files.check_writable(out.parent, "--out")
+    return False

@@ -97,11 +97,9 @@ class _Progress:
 
 
 def _begin(job: Job, place: shards.Workplace, held: ExitStack, leads: bool) -> list[int] | None:
-    """The shards that are still to be drawn; None where the output is there, and only the shards had to go. The leading process makes the folder
-    ready."""
-    if output.is_there(job.out) and place.of(job.options()):
+    """The shards that are still to be drawn; None where the output is there. The leading process makes the folder ready."""
+    if output.is_made(job.out, job.options()):
         return None
-    output.check_free(job.out)
     if leads:
         held.enter_context(place.locked())
         place.begin(job.options())

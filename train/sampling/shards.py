@@ -80,12 +80,10 @@ class Workplace:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it and run the same command again") from error
 
-    def of(self, options: dict[str, Any]) -> bool:
-        """Whether it was begun with these very options."""
-        return self.record.is_file() and checksums.read_sealed(self.record) == json.loads(json.dumps(options))
-
     def remove(self) -> None:
         """Under a name by which `files` knows what a killed process left."""
+        if not self.aside.is_dir():
+            return
         left = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.{files.HOST}.", suffix=files.ASIDE, dir=self.out.parent))
         os.rename(self.aside, left)
         shutil.rmtree(left, ignore_errors=True)
