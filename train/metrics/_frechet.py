@@ -44,11 +44,11 @@ def with_spread(name: str, samples: Blocks, reference: Moments) -> Values:
 
 
 def _infinity(to: Distance, samples: Blocks, whole: float) -> float | None:
-    """The intercept of a line in 1/n through means over disjoint parts: each block, pairs, halves, all. Such means have about one variance, so
-    the points count alike. None with fewer than two sizes that are `ROOMY`."""
+    """The intercept of a line in 1/n through means over disjoint parts: all, halves, fifths. Such means have about one variance, so the points count
+    alike. None with fewer than two sizes that are `ROOMY`."""
     assert len(samples.n_K) == BLOCKS
     n, points = int(samples.n_K.sum()), [(1 / samples.n_K.sum(), whole)]
-    for size in (1, 2, 5):
+    for size in (2, 5):
         if n * size / BLOCKS >= ROOMY * len(to.root):
             parts = [to(samples.merged(range(first, first + size))) for first in range(0, BLOCKS, size)]
             points.append((BLOCKS / (n * size), float(np.mean(parts))))
