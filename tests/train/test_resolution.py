@@ -25,9 +25,9 @@ from gsnr.train.prepare.images import centre_crop
 from gsnr.train.runs import checkpoint
 from gsnr.train.trainer import make_objective
 from tests.conftest import call
+from tests.train.dino_files import save_dino
+from tests.train.foreign_files import CHANNELS, mlp, pair, write
 from tests.train.foreign_files import MODEL as FOREIGN
-from tests.train.test_convert import made
-from tests.train.test_teacher import save_dino
 
 SIDE, GRID = 128, 16  # pixels and tokens of an image: twice the demo's
 MODEL = {"input_size": GRID, "patch_size": 1, "hidden_size": 16, "depth": 4, "num_heads": 2, "num_classes": 2}
@@ -220,7 +220,8 @@ def test_a_run_begins_with_the_weights_of_another(smoke_run: Path, tmp_path: Pat
 
 
 def test_a_new_start_from_a_foreign_file(tmp_path: Path) -> None:
-    made("repa", tmp_path / "f.pt")
+    raw, ema = pair(1, CHANNELS, lambda: {"projectors": torch.nn.ModuleList([mlp()])})
+    write(tmp_path / "f.pt", raw, ema, steps=12, encoder_depth=2, proj_coeff=0.5, path_type="linear", prediction="v")
     assert call(convert, "--ckpt", tmp_path / "f.pt", "--model", FOREIGN, "--out", tmp_path / "as-it-is") == 0
     assert call(convert, "--ckpt", tmp_path / "f.pt", "--model", FOREIGN, "--resolution", 128, "--out", tmp_path / "start") == 0
     was, now = checkpoint.load(tmp_path / "as-it-is"), checkpoint.load(tmp_path / "start")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 
 from gsnr.train import teacher as teachers
 from gsnr.train.demo import fit_teacher as fit
@@ -22,21 +22,9 @@ from gsnr.train.demo import images as demo
 from gsnr.train.priors.features import to_pixels
 from gsnr.train.vae import DEMO_FOLDER as VAE_FOLDER
 from tests.conftest import call
+from tests.train.dino_files import save_dino
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-TINY = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=70, patch_size=14, hidden_dropout_prob=0.5)
-
-
-def save_dino(folder: Path, registers: int = 0, **changes: int) -> Dinov2Model | Dinov2WithRegistersModel:
-    """A tiny DINOv2 whose every weight matters, in a folder. Returned in eval mode."""
-    torch.manual_seed(0)
-    kind = Dinov2WithRegistersModel if registers else Dinov2Model
-    config = Dinov2WithRegistersConfig(num_register_tokens=registers, **TINY | changes) if registers else Dinov2Config(**TINY | changes)
-    model = kind(config)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    model.save_pretrained(folder)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
