@@ -61,7 +61,7 @@ demo: announced $(RUNS) ## trains the demo, measures it, writes a page, and ends
 	@echo "1/5 train (a quarter of the time), for $(STEPS) of the preset's 2800 steps"
 	$(BIN)/gsnr train --preset demo --steps $(STEPS) --out $(RUN) --resume
 	@echo "2/5 evaluate (a twentieth)"
-	$(BIN)/gsnr evaluate --ckpt $(RUN) --frechet 256 --metrics precision,recall,density,coverage
+	$(BIN)/gsnr evaluate --ckpt $(RUN) --frechet 192 --metrics precision,recall,density,coverage
 	@echo "3/5 measure (a third)"
 	$(BIN)/gsnr probe --ckpt $(RUN) --probe $(PROBES) --controls shuffled --projector fit --resume
 	@echo "4/5 draw the page (a twentieth); \`gsnr figures --run $(RUN)\` writes its figures as files, too"

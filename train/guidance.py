@@ -30,7 +30,7 @@ class Guidance:
         if not 1 <= self.weight < float("inf"):
             raise ValueError(f"guidance weight {self.weight}: must be a number of at least 1, which is none")
         if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"guidance interval {self.low} to {self.high}: must be LOW HIGH with 0 <= LOW <= HIGH <= 1 (t = 1 is noise)")
+            raise ValueError(f"guidance interval {self.low} to {self.high}: must be 0 <= LOW <= HIGH <= 1 (t = 1 is noise)")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels {self.channels}: must be at least 1, or all")
 

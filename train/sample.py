@@ -158,7 +158,7 @@ def _guidance(args: argparse.Namespace) -> Guidance:
     try:
         return Guidance(weight=args.cfg, low=low, high=high, channels=channels)
     except ValueError as error:
-        raise ValueError(f"--cfg, --cfg-interval, --guide-channels: {error}") from error
+        raise ValueError(f"--cfg {args.cfg}, --cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: {error}") from error
 
 
 def _steps(args: argparse.Namespace) -> int | None:
@@ -173,7 +173,7 @@ def _listed(text: str) -> tuple[int, ...]:
     """Classes or steps of a list. Raises ValueError naming what is none."""
     for word in text.split(","):
         if not (word.isascii() and word.isdigit()) or len(word) > 9:
-            raise ValueError(f"{text!r}: {word!r} is no whole number; a list such as 1,5,207 is needed")
+            raise ValueError(f"{text!r}: {word!r} is no whole number of at least 0; a list such as 1,5,207 is needed (--n: or balanced, random)")
     return tuple(int(word) for word in text.split(","))
 
 

@@ -361,7 +361,7 @@ def test_damaged_files_and_files_of_something_else(repa_file: Path, tmp_path: Pa
         fails(match, "--ckpt", file, *words, out=out)
 
     fails("nothing.pt: no such file", "--ckpt", tmp_path / "nothing.pt", out=out)
-    fails(": a folder; name a file", "--ckpt", tmp_path, out=out)
+    fails(": a folder, which goes with", "--ckpt", tmp_path, out=out)
     for cut in (0, 100, len(whole) // 2, len(whole) - 30):
         refused("truncated, or not a checkpoint of torch.save", whole[:cut])
     refused("truncated, or not a checkpoint of torch.save", b"weights, honestly")
@@ -414,7 +414,7 @@ def test_shapes_that_no_sit_has(repa_file: Path, tmp_path: Path) -> None:
     for name, shape in (("t_embedder.mlp.0.weight", (WIDTH, 128)),):
         torch.save({"ema": ema.state_dict() | {name: torch.zeros(shape)}}, tmp_path / "f.pt")
         fails("its t_embedder.mlp.0 or final_layer.linear has a shape", "--ckpt", tmp_path / "f.pt", "--model", MODEL, out=tmp_path / "out")
-    fails("a folder; name a file of torch.save", "--ckpt", tmp_path, out=tmp_path / "out")
+    fails("a folder, which goes with --resolution or --to pipeline", "--ckpt", tmp_path, out=tmp_path / "out")
     fails("--model '' does not exist", "--ckpt", repa_file, "--model", "", out=tmp_path / "out")
 
 

@@ -211,7 +211,7 @@ def test_guided_channels_and_the_formula() -> None:
     [
         ({"weight": 0.5}, "guidance weight 0.5: must be a number of at least 1"),
         ({"weight": float("nan")}, "guidance weight nan"),
-        ({"low": 0.8, "high": 0.2}, "guidance interval 0.8 to 0.2: must be LOW HIGH"),
+        ({"low": 0.8, "high": 0.2}, "guidance interval 0.8 to 0.2: must be 0 <= LOW <= HIGH"),
         ({"high": 1.5}, "guidance interval 0.0 to 1.5"),
         ({"channels": 0}, "guided channels 0: must be at least 1"),
     ],

@@ -257,7 +257,7 @@ def test_a_grid_of_several_checkpoints_has_the_same_noise(smoke_run: Path, plain
     ("words", "said"),
     [
         (("--cfg", 0.5), "--cfg 0.5: must be at least 1"),
-        (("--cfg-interval", "0.8,0.2"), "guidance interval 0.8 to 0.2: must be LOW HIGH"),
+        (("--cfg-interval", "0.8,0.2"), "guidance interval 0.8 to 0.2: must be 0 <= LOW <= HIGH"),
         (("--cfg-interval", "0,1.2"), "guidance interval 0.0 to 1.2"),
         (("--cfg-interval", "half"), "--cfg-interval half, .*: LOW,HIGH and all or a whole number are needed"),
         (("--guide-channels", 5, "--cfg", 2), "--guide-channels 5: the latents of .* have 4"),

@@ -22,7 +22,8 @@ from gsnr.train.runs import checkpoint
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr convert", __doc__)
-    parser.add_argument("--ckpt", type=a_path, required=True, metavar="FILE", help="file of torch.save; nothing in it is run")
+    ours = "with --resolution or --to pipeline also a run or checkpoint folder"
+    parser.add_argument("--ckpt", type=a_path, required=True, metavar="FILE", help=f"file of torch.save, of which nothing is run; {ours}")
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument(
         "--from", dest="kind", default="auto", metavar="FORMAT", help=f"auto, {', '.join(foreign.KINDS)} (default: auto, by the tensors)"
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
         print(f"wrote {args.out}: {said}")
         return 0
     if args.ckpt.is_dir():
-        raise ValueError(f"--ckpt {args.ckpt}: a folder; name a file of torch.save (a run or checkpoint of ours needs none, but with --resolution)")
+        raise ValueError(f"--ckpt {args.ckpt}: a folder, which goes with --resolution or --to pipeline; else name a file of torch.save")
     conversion.check_out(args.out)
     found = foreign.read(args.ckpt, args.kind)
     plan = conversion.make_plan(found, args.model)

@@ -131,7 +131,8 @@ def open_images(path: Path, flag: str, moments: bool = False) -> ImageSet:
     try:
         return _npz(path, moments)
     except DAMAGED as error:
-        raise ValueError(f"{flag} {path}: {_said(error)}") from error
+        said = f"no whole .npz ({_said(error)})" if isinstance(error, zipfile.BadZipFile) else _said(error)
+        raise ValueError(f"{flag} {path}: {said}") from error
 
 
 def check_alike(samples: ImageSet, reference: ImageSet) -> None:
@@ -171,10 +172,10 @@ def _npz(path: Path, moments: bool) -> Npz:
             return Npz(path, 0, (0, 0), None, stored)
         with archive.open(f"{ARRAY}.npy") as member:
             shape, fortran, dtype = _header(member)
-    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape or fortran:
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape[1:] or fortran:
         raise ValueError(f"{ARRAY} is {dtype} {shape}{' in Fortran order' if fortran else ''}, not uint8 (N,H,W,3)")
     if shape[0] < LEAST:
-        raise ValueError(f"{ARRAY} holds {shape[0]} image; at least {LEAST} are needed")
+        raise ValueError(f"{ARRAY} holds {shape[0]} image{'' if shape[0] == 1 else 's'}; at least {LEAST} are needed")
     return Npz(path, shape[0], shape[1:3], _about(path, members), stored)
 
 
