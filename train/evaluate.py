@@ -165,7 +165,7 @@ def _parser() -> Parser:
     parser.add_argument("--mode", metavar="M", help="how images are resized, of inception: adm, pytorch-fid, clean-fid (default: adm)")
     parser.add_argument("--weights-file", metavar="PATH|URL|ID", help="weights of the features (default: $INCEPTION_WEIGHTS, or the hub's)")
     parser.add_number("--batch", 64, "images at once through the network", low=1, high=100000)
-    parser.add_argument("--out", type=a_path, metavar="JSON", help="file that what is printed is also written to")
+    parser.add_argument("--out", type=a_path, metavar="JSON", help="file that what is printed is also written to, in place of one that is there")
     return parser
 
 

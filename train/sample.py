@@ -130,7 +130,10 @@ def _parser() -> Parser:
     parser.add_argument("--guide-channels", default="all", metavar="all|N", help="guide the first N latent channels; SiT: 3 (default: all)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(
-        "--out", type=a_path, metavar="PATH", help="file to write (default: RUN/figures/samples.png); --n: .npz, or a folder for PNGs"
+        "--out",
+        type=a_path,
+        metavar="PATH",
+        help="PNG to write or replace (default: RUN/figures/samples.png); --n: a new .npz, or a new folder for PNGs",
     )
     parser.add_argument("--classes", metavar="N", help="the first N (default: 10, or all); --n: balanced, random or A,B,...; --grid: A,B,...")
     parser.add_number("--per-class", 8, "images a class", low=1, high=MOST_IMAGES)
