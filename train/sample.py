@@ -133,7 +133,7 @@ def _parser() -> Parser:
         "--out",
         type=a_path,
         metavar="PATH",
-        help="PNG to write or replace (default: RUN/figures/samples.png); --n: a new .npz, or a new folder for PNGs",
+        help="PNG to write or replace (default: RUN/figures/samples.png); --n: a new .npz or folder of PNGs",
     )
     parser.add_argument("--classes", metavar="N", help="the first N (default: 10, or all); --n: balanced, random or A,B,...; --grid: A,B,...")
     parser.add_number("--per-class", 8, "images a class", low=1, high=MOST_IMAGES)
