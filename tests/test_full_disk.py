@@ -28,6 +28,7 @@ def before(probed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("fit-demo-teacher", 5000),
         ("evaluate", 10),
         ("check-plugin", 10),
+        ("sample, many", 5000),
     ],
 )
 def test_a_full_disk(name: str, size: int, before: Path, tmp_path: Path) -> None:

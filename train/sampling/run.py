@@ -141,6 +141,7 @@ def run(decide: Callable[[], Job], out: Path) -> None:
             for number in todo[team.rank :: team.world]:
                 place.write(number, *draw_shard(job, job.shards[number], team.device, progress.add))
             team.wait(progress.add)
+            progress.close()
             if team.rank:
                 return
             _finish(job, place, team.device)
