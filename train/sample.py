@@ -5,8 +5,8 @@
     gsnr sample --grid --ckpt A B C --classes 1,5,207 --out it.png   several checkpoints from the same noise
 
 From t = 1 (noise) to t = 0 (data), state in float64. Guidance: v = v_null + w (v_class - v_null). With --n, sample i is a function of (seed, i),
-whatever the number of processes (torchrun), and however often it was stopped: the same command goes on. Another --batch changes the last bits
-(1e-4 of a latent), for matrix products round by their shape.
+whatever the number of processes (torchrun --nproc-per-node P -m -- train.sample ...), and however often it was stopped: the same command goes on.
+Another --batch changes the last bits (1e-4 of a latent), for matrix products round by their shape.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from gsnr.train import sample, samplers
 from gsnr.train.data import rng
@@ -26,7 +28,7 @@ from gsnr.train.sampling import output, recipe, run, shards
 from gsnr.train.sampling.eight_bit import to_uint8
 from gsnr.train.sampling.recipe import Recipe
 from gsnr.train.sampling.subject import Subject, open_subject
-from tests.conftest import call
+from tests.conftest import REPO, call
 from tests.train.run_files import hash_again
 
 N = 20
@@ -143,6 +145,13 @@ def test_two_processes_draw_what_one_draws(smoke_run: Path, whole: Path, tmp_pat
     assert [child.exitcode for child in children] == [0, 0]
     assert (tmp_path / "samples.npz").read_bytes() == whole.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
+
+
+def test_torchrun_takes_the_command_of_the_page() -> None:
+    """Without the `--` torchrun says that --n is ambiguous."""
+    (line,) = re.findall(r"^ +torchrun (.*)$", (REPO / "docs" / "sampling.md").read_text(), re.M)
+    found = get_args_parser().parse_args(line.split())
+    assert found.module and found.training_script == "train.sample" and "--n" in found.training_script_args
 
 
 def test_kill_minus_9_and_the_same_command_again(smoke_run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
