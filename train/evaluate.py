@@ -176,7 +176,8 @@ OF_SAMPLES = ("reference", "features", "mode", "weights_file", "batch")
 def _check_together(parser: Parser, args: Namespace) -> None:
     """Raises ValueError for neither or both of --ckpt and --samples, and for a flag that goes with the other one."""
     if (args.ckpt is None) == (args.samples is None):
-        raise ValueError("one of --ckpt and --samples is needed: a checkpoint's held-out loss, or metrics of images on a disk")
+        needed = "one is needed" if args.ckpt is None else "name only one"
+        raise ValueError(f"--ckpt, --samples: {needed}: a checkpoint's held-out loss, or metrics of images on a disk")
     there, other, strange = ("--ckpt", "--samples", OF_SAMPLES) if args.ckpt is not None else ("--samples", "--ckpt", OF_CHECKPOINTS)
     for name in strange:
         if getattr(args, name) != parser.get_default(name):

@@ -212,7 +212,9 @@ def _many(args: argparse.Namespace) -> int:
 
     try:
         if args.dry_run:
-            print("\n".join(estimate.estimate(decide(), "cuda" if torch.cuda.is_available() else "cpu")))
+            job = decide()
+            device, made = "cuda" if torch.cuda.is_available() else "cpu", output.is_made(args.out, job.options())
+            print(f"{args.out}: already drawn with these options; nothing to do" if made else "\n".join(estimate.estimate(job, device)))
         else:
             run.run(decide, args.out)
     except torch.OutOfMemoryError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import diffusers
@@ -44,8 +45,10 @@ def load(name: str) -> FrozenVAE:
     verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)  # what it would log is in the error
     try:
-        kind, source = _kind_and_source(name)
-        found: FrozenVAE = plugins.find("vaes", kind).VAE.open(source)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="huggingface_hub")  # of arguments that diffusers gives it
+            kind, source = _kind_and_source(name)
+            found: FrozenVAE = plugins.find("vaes", kind).VAE.open(source)
     except plugins.Missing:
         raise
     except Exception as error:  # diffusers raises a dozen kinds for a missing, damaged or foreign folder, and so may a plug-in

@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,11 +41,11 @@ def differences(run: Path, images: int, bins: int, repetitions: int, projector: 
     """One row a cell and pair of probes: z = difference / standard error."""
     subject = load(run, data=None, vae_name=None, model=None, weights="ema")
     pairs = subject.splits["heldout"].size // (2 * images)
-    found = []
+    found: list[pd.DataFrame] = []
     for seed, pair in tqdm(list(product(range(repetitions), range(pairs))), desc="pairs of probes", unit="pair", leave=False):
-        shared = {"bins": bins, "n_images": images, "fit_samples": fit_samples, "projector": (projector,), "controls": CONTROLS}
+        shared: dict[str, Any] = {"bins": bins, "n_images": images, "fit_samples": fit_samples, "projector": (projector,), "controls": CONTROLS}
         a, b = (_probe(subject, TargetOptions(**shared, seed=2 * seed + side, first_image=(2 * pair + side) * images)) for side in (0, 1))
-        z = (a["gsnr"] - b["gsnr"]) / np.sqrt(a["se"] ** 2 + b["se"] ** 2)
+        z: pd.Series = (a["gsnr"] - b["gsnr"]) / np.sqrt(a["se"] ** 2 + b["se"] ** 2)
         found.append(z.rename("z").reset_index().assign(seed=seed, pair=pair))
     return pd.concat(found, ignore_index=True)
 

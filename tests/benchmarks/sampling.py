@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsnr.train.guidance import Guidance
 from gsnr.train.models.sit import SiT
@@ -30,7 +30,7 @@ from gsnr.train.sampling import recipe
 
 
 @torch.no_grad()
-def plain(model: nn.Module, shape: tuple[int, int, int], y_B: Tensor, steps: int, cfg: float) -> Tensor:
+def plain(model: Any, shape: tuple[int, int, int], y_B: Tensor, steps: int, cfg: float) -> Tensor:
     """The loop by hand."""
 
     def velocity(x: Tensor, t: float) -> Tensor:

@@ -19,8 +19,9 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsnr.benchmarks import clock
-from gsnr.train import cost, optimizer, presets
+from gsnr.train import optimizer, presets
 from gsnr.train.config import TrainConfig, resolve
+from gsnr.train.costing import counts
 from gsnr.train.schedules import make_schedule
 from gsnr.train.step import optimisation_step
 
@@ -30,10 +31,10 @@ AT = 100
 def stepper(config: TrainConfig, samples: int, step: int) -> Callable[[], None]:
     """That step of a run whose alignment stops after step AT, with its moving average; warmed up."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.precision)
-    raw = cost.objective_of(config, "cpu").to(accelerator.device)
+    raw = counts.objective_of(config, "cpu").to(accelerator.device)
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
     objective, adamw = accelerator.prepare(raw, optimizer.make(raw, config.optim))
-    batch, average = cost.synthetic_batch(config, samples, str(accelerator.device)), get_ema_multi_avg_fn(config.optim.ema)
+    batch, average = counts.synthetic_batch(config, samples, str(accelerator.device)), get_ema_multi_avg_fn(config.optim.ema)
     schedules = {"align": make_schedule({"name": "stop", "at": AT})}
 
     def one() -> None:

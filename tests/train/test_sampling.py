@@ -243,6 +243,9 @@ def test_a_dry_run_says_how_long_and_writes_nothing(smoke_run: Path, tmp_path: P
         assert word in said
     assert " 7 passes of " in said, "four evaluations, of which those at .68, .36 and .04 are guided"
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "s.npz").write_bytes(b"taken")
+    with pytest.raises(ValueError, match=r"--out .*s\.npz: exists; name a new one"):
+        call(sample.main, "--ckpt", smoke_run, *WORDS, "--out", tmp_path / "s.npz", "--dry-run")
 
 
 def test_a_grid_of_several_checkpoints_has_the_same_noise(smoke_run: Path, plain_run: Path, tmp_path: Path) -> None:
