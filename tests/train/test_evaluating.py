@@ -213,7 +213,7 @@ REFUSED = {
     "--metrics fdd": r"--metrics fdd: is of features dinov2, not demo",
     "--mode adm": r"--mode of features demo: 'adm' does not exist; choose from native",
     "--frechet 64": r"--frechet: goes with --ckpt, not with --samples",
-    "--ckpt DIR": r"--ckpt, --samples: one is needed",
+    "--ckpt DIR": r"--ckpt, --samples: name only one",
     "--out DIR/numbers.txt": r"--out .*numbers.txt: name a file that ends in .json",
     "--batch 0": r"--batch 0: must be at least 1",
 }
