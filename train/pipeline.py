@@ -47,14 +47,14 @@ class SiTPipeline(DiffusionPipeline):
         transformer: SiT,
         vae: ModelMixin,
         latent_factor: float = 1.0,
-        latent_channel_scale: Sequence[float] = (),
-        latent_channel_bias: Sequence[float] = (),
+        latent_channel_scale: list[float] | None = None,
+        latent_channel_bias: list[float] | None = None,
         unconditional: bool = True,
         id2label: dict[int, str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae)
-        scale, bias = tuple(latent_channel_scale), tuple(latent_channel_bias)
+        scale, bias = tuple(latent_channel_scale or ()), tuple(latent_channel_bias or ())
         self.scaling = Scaling(factor=latent_factor, channel_scale=scale, channel_bias=bias)
         self.unconditional = unconditional
         self.labels = {name.strip(): int(label) for label, names in (id2label or {}).items() for name in names.split(",")}
@@ -169,8 +169,8 @@ def of_subject(subject: Subject, id2label: dict[int, str] | None = None) -> SiTP
         transformer=subject.loaded.model,
         vae=subject.frozen.model,
         latent_factor=subject.scaling.factor,
-        latent_channel_scale=subject.scaling.channel_scale,
-        latent_channel_bias=subject.scaling.channel_bias,
+        latent_channel_scale=list(subject.scaling.channel_scale),
+        latent_channel_bias=list(subject.scaling.channel_bias),
         unconditional=subject.loaded.config.label_dropout > 0,
         id2label=id2label,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,11 @@ def test_a_scaling_by_channel_goes_through_save_and_load(loaded: checkpoint.Chec
     np.testing.assert_allclose(picture[0], (decoded / 2 + 0.5).clip(0, 1), atol=1e-5)
     with pytest.raises(ValueError, match=r"guidance_scale 2\.0: this model was trained without label dropout"):
         read(0, guidance_scale=2.0)
+
+
+def test_diffusers_can_read_the_signature() -> None:
+    """It warns of each argument whose type it cannot use."""
+    assert set(SiTPipeline._get_signature_types()) == set(inspect.signature(SiTPipeline.__init__).parameters) - {"self"}
 
 
 def test_what_it_says_of_its_progress(pipe: SiTPipeline, capsys: pytest.CaptureFixture) -> None:
