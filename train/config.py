@@ -47,6 +47,12 @@ class ModelConfig:
     num_heads: int = option(16, "attention heads", low=1, high=LARGEST)
     mlp_ratio: float = option(4.0, "MLP width over hidden size", low=1, high=LARGEST)
     num_classes: int = option(1000, "classes, the null class not counted", low=1, high=LARGEST)
+    residual: str = option("standard", "what a sublayer reads: the sum of earlier ones, or a mixture of them (DAR, arXiv 2605.20708)", ("standard", "dar"))
+    queries: str = option("static", "dar: a query a sublayer, with the time embedding, or of the last output", ("static", "static_t", "dynamic"))
+    chunk: int = option(4, "dar: sublayers that later ones read as one source; 0 is dense, none", low=0, high=2 * DEEPEST)
+    summary: str = option("last", "dar: of a chunk, its last output (the paper), or their sum (ours)", ("last", "sum"))
+    final: str = option("own", "dar: what the final layer reads by (the paper under REPA: reuse)", ("own", "reuse", "summaries"))
+    query_std: float = option(0.0, "dar: standard deviation of the initial queries (the paper does not say; 0 is uniform weights)", low=0, high=100)
 
     @property
     def grid(self) -> int:
@@ -55,10 +61,11 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Of the matrices, near enough: attention (4 w^2), adaLN (6 w^2) and MLP of each block, embeddings of classes, patches, times, places."""
+        """Of the matrices, near enough: attention (4 w^2), adaLN (6 w^2) and MLP of each block, dynamic queries (w^2 a sublayer), embeddings."""
         blocks = self.depth * (10 + 2 * self.mlp_ratio) * self.hidden_size**2
         others = self.num_classes + 2 * self.in_channels * self.patch_size**2 + 3 * self.hidden_size + self.grid**2
-        return int(blocks + others * self.hidden_size)
+        routing = (2 * self.depth + 1) * self.hidden_size * (self.residual == "dar") * (self.queries == "dynamic")
+        return int(blocks + (others + routing) * self.hidden_size)
 
 
 @dataclass(frozen=True, kw_only=True)

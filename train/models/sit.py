@@ -9,6 +9,7 @@ Taps are 1-based: tap k is the output of block k.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gsnr.train.models.routing import Routing, Stream
+
 FREQUENCIES = 256  # of the timestep embedding
+ATTENTION, MLP = "attention", "mlp"  # sublayers of a block
+STANDARD, DAR = RESIDUALS = ("standard", "dar")
 
 
 def sincos_1d(positions_T: np.ndarray, width: int) -> np.ndarray:
@@ -116,9 +121,15 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(hidden_size, mlp_ratio)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
-    def forward(self, h_BTD: Tensor, c_BD: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c_BD).chunk(6, dim=1)
-        h_BTD = h_BTD + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a))
+    def forward(self, h_BTD: Tensor, c_BD: Tensor, half: str = "") -> Tensor:
+        """The stream after both. half: attention or mlp, the gated output of that alone; `c` is then what `adaLN_modulation` made of it."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (c_BD if half else self.adaLN_modulation(c_BD)).chunk(6, dim=1)
+        if half == MLP:
+            return gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
+        attended = gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a))
+        if half == ATTENTION:
+            return attended
+        h_BTD = h_BTD + attended
         return h_BTD + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
 
 
@@ -149,8 +160,16 @@ class SiT(ModelMixin, ConfigMixin):
         num_heads: int = 16,
         mlp_ratio: float = 4.0,
         num_classes: int = 1000,
+        residual: str = STANDARD,
+        queries: str = "static",
+        chunk: int = 4,
+        summary: str = "last",
+        final: str = "own",
+        query_std: float = 0.0,
     ) -> None:
         super().__init__()
+        if residual not in RESIDUALS:
+            raise ValueError(f"model.residual {residual!r} does not exist; choose from {', '.join(RESIDUALS)}")
         if input_size % patch_size:
             raise ValueError(f"model: input_size {input_size} is not a multiple of patch_size {patch_size}")
         if hidden_size % num_heads or hidden_size % 4:
@@ -165,6 +184,11 @@ class SiT(ModelMixin, ConfigMixin):
         self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * in_channels)
         self.checkpointing = False  # compute the blocks' activations again in backward
         self._initialise()
+        self.routing = None
+        if residual == DAR:
+            self.routing = Routing(depth=depth, hidden_size=hidden_size, queries=queries, chunk=chunk, summary=summary, final=final, query_std=query_std)
+            if queries == "static_t":  # so that it begins as `static` does (the paper; it changes adaLN's condition, too)
+                nn.init.zeros_(self.t_embedder.mlp[2].weight)
 
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for linear layers, 0.02 for embeddings, zero for every modulation and for the output."""
@@ -202,14 +226,27 @@ class SiT(ModelMixin, ConfigMixin):
         bad = [k for k in taps if not 1 <= k <= len(self.blocks)]
         if bad:
             raise ValueError(f"tap {bad[0]} does not exist: this model has blocks 1 to {len(self.blocks)}")
-        h_BTD = self.x_embedder(x) + self.pos_embed
-        c_BD = self.t_embedder(t) + self.y_embedder(y, label_drop)
-        hidden: dict[int, Tensor] = {}
+        h_BTD, t_BD = self.x_embedder(x) + self.pos_embed, self.t_embedder(t)
+        c_BD = t_BD + self.y_embedder(y, label_drop)
+        stream, hidden = None, dict[int, Tensor]()
+        if self.routing is not None:
+            stream = self.routing.begin(h_BTD, t_BD)
+            h_BTD = stream.read()
         for k, block in enumerate(self.blocks, start=1):
-            if stop and k > max(taps):
-                return None, hidden
-            recompute = self.checkpointing and torch.is_grad_enabled()
-            h_BTD = checkpoint(block, h_BTD, c_BD, use_reentrant=False) if recompute else block(h_BTD, c_BD)
+            h_BTD = self._block(block, h_BTD, c_BD) if stream is None else self._routed(block, h_BTD, c_BD, stream)
             if k in taps:
                 hidden[k] = h_BTD
+            if stop and k == max(taps) < len(self.blocks):
+                return None, hidden
         return self.unpatchify(self.final_layer(h_BTD, c_BD)), hidden
+
+    def _block(self, block: nn.Module, h_BTD: Tensor, *inputs: Any) -> Tensor:
+        recompute = self.checkpointing and torch.is_grad_enabled()
+        return checkpoint(block, h_BTD, *inputs, use_reentrant=False) if recompute else block(h_BTD, *inputs)
+
+    def _routed(self, block: SiTBlock, h_BTD: Tensor, c_BD: Tensor, stream: Stream) -> Tensor:
+        """What the next block reads, or the final layer. h: what this one does."""
+        modulation_BF = block.adaLN_modulation(c_BD)
+        stream.write(self._block(block, h_BTD, modulation_BF, ATTENTION))
+        stream.write(self._block(block, stream.read(), modulation_BF, MLP))
+        return stream.read()
