@@ -47,7 +47,7 @@ class ModelConfig:
     num_heads: int = option(16, "attention heads", low=1, high=LARGEST)
     mlp_ratio: float = option(4.0, "MLP width over hidden size", low=1, high=LARGEST)
     num_classes: int = option(1000, "classes, the null class not counted", low=1, high=LARGEST)
-    residual: str = option("standard", "what a sublayer reads: the sum of earlier ones, or a mixture of them (DAR, arXiv 2605.20708)", ("standard", "dar"))
+    residual: str = option("standard", "a sublayer reads the sum of earlier ones, or a mixture (dar, arXiv 2605.20708)", ("standard", "dar"))
     queries: str = option("static", "dar: a query a sublayer, with the time embedding, or of the last output", ("static", "static_t", "dynamic"))
     chunk: int = option(4, "dar: sublayers that later ones read as one source; 0 is dense, none", low=0, high=2 * DEEPEST)
     summary: str = option("last", "dar: of a chunk, its last output (the paper), or their sum (ours)", ("last", "sum"))

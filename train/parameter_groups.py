@@ -1,6 +1,7 @@
 """Parameter groups of a SiT, by parameter name: what the column `group` of G-SNR tables and the lines of gsnr.jsonl mean.
 
-"backbone" is the patch and time embedders, the blocks and the final layer; the label embedding is a group of its own.
+"backbone" is the patch and time embedders, the blocks, the aggregators of a routed model ("routing") and the final layer; the label embedding is a
+group of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ def groups_of(name: str, last_block: int | None = None) -> tuple[str, ...]:
         return (BACKBONE, "embedders")
     if name.startswith("final_layer."):
         return (BACKBONE, "final layer") if last_block is None else ()
+    if name.startswith("routing.aggregators."):  # number i gives what sublayer i + 1 reads: 2 k gives what block k leaves
+        return (BACKBONE, "routing") if last_block is None or int(name.split(".")[2]) <= 2 * last_block else ()
     _, number, part, *_ = name.split(".")
     block = int(number) + 1
     return (BACKBONE, f"block {block}", KINDS[part]) if last_block is None or block <= last_block else ()

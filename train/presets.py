@@ -31,7 +31,8 @@ DEMO_PROJECTOR_WIDTH = 256  # REPA's 2048 is for widths of 768 and more
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """table: of the AHPA paper, "-" for what it does not have. sizes: which full sizes it comes in. repa: REPA's learning rate and clip.
-    schedules: of the losses, by their sections of the configuration. at: size -> what its preset has otherwise, section by section."""
+    schedules: of the losses, by their sections of the configuration. at: size -> what its preset has otherwise, section by section. model, recipe:
+    what the row changes in the backbone, and at full size in training."""
 
     table: str
     alignment: dict[str, Any]
@@ -39,6 +40,8 @@ class Row:
     repa: bool = False
     schedules: dict[str, dict[str, Any]] = field(default_factory=dict)
     at: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def _ahpa(table: str, **options: Any) -> Row:
@@ -60,6 +63,33 @@ def _repa(at: dict[str, dict[str, dict[str, Any]]] | None = None, **schedules: A
 
 def _stop(step: int, **alignment: Any) -> dict[str, dict[str, Any]]:
     return {"schedule": {"at": step}, "alignment": alignment}
+
+
+# DAR's recipe (arXiv 2605.20708): four times SiT's batch, so that its steps see four times the images
+DAR_RECIPE = {"batch": 1024, "precision": "bf16", "optim": {"lr": 1e-4}}
+
+
+def _dar(queries: str, chunk: int = 4, alignment: dict[str, Any] | None = None) -> Row:
+    """The final layer reads by an aggregator of its own; with an alignment by the last sublayer's. Of the demo's 12 sublayers a chunk is 6, not 8."""
+    model = {"residual": "dar", "queries": queries, "chunk": chunk, "final": "own" if alignment is None else "reuse"}
+    small = {DEMO: {"model": {"chunk": 6}}} if chunk == 8 else {}
+    return Row(table="-", alignment=alignment or {"name": "none"}, sizes=("b2", "xl2"), model=model, recipe=DAR_RECIPE, at=small)
+
+
+def _routed() -> dict[str, Row]:
+    """Diffusion-adaptive routing, and SiT with as many parameters as its dynamic form."""
+    wide = {"b2": {"model": {"hidden_size": 816}}, DEMO: {"model": {"hidden_size": 100}}}
+    return {
+        "dar-static": _dar("static"),
+        "dar-static-t": _dar("static_t"),
+        "dar-dynamic": _dar("dynamic"),
+        "dar-static-c1": _dar("static", 1),
+        "dar-static-c8": _dar("static", 8),
+        "dar-static-dense": _dar("static", 0),
+        "dar-static-repa": _dar("static", alignment={"name": "repa"}),
+        "dar-static-ahpa": _dar("static", alignment={"name": "ahpa"}),
+        "sit-plus": Row(table="-", alignment={"name": "none"}, sizes=("b2", "xl2"), model={"hidden_size": 1216}, recipe=DAR_RECIPE, at=wide),
+    }
 
 
 def _scheduled() -> dict[str, Row]:
@@ -158,12 +188,12 @@ def _ablations() -> dict[str, Row]:
     }
 
 
-ROWS = _methods() | _scheduled() | _ablations()
+ROWS = _methods() | _scheduled() | _routed() | _ablations()
 
 
 def _changed(row: Row, size: str, made: dict[str, Any]) -> dict[str, Any]:
     """A preset with the row's schedules, and with what the row has otherwise at this size."""
-    made = made | {section: dict(options) for section, options in row.schedules.items()}
+    made = made | {"model": made["model"] | row.model} | {section: dict(options) for section, options in row.schedules.items()}
     return made | {section: made[section] | change for section, change in row.at.get(size, {}).items()}
 
 
@@ -172,7 +202,7 @@ def _full(row: Row, size: str) -> dict[str, Any]:
     depth, hidden_size, num_heads, input_size = SIZES[size]
     model = {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads, "input_size": input_size}
     made = {"model": model, "alignment": row.alignment} | ({"optim": {"lr": 1e-4, "clip": 1.0}} if row.repa else {})
-    return _changed(row, size, made)
+    return _changed(row, size, made | row.recipe)
 
 
 def _at_demo_size(alignment: dict[str, Any]) -> dict[str, Any]:

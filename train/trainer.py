@@ -9,7 +9,7 @@ import copy
 import os
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from gsnr.train.config import TrainConfig, check_size
 from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.guidance import Guidance
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.routing import ROUTING_OPTIONS, other_function
+from gsnr.train.models.sit import DAR, STANDARD, SiT
 from gsnr.train.objective import Objective, check_cache, make_alignment
 from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
@@ -72,15 +73,23 @@ def make_objective(config: TrainConfig, header: Header) -> Objective:
 
 
 def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
-    """Puts a checkpoint's averaged weights into a new objective. Raises ValueError for one of another architecture or token grid."""
+    """Puts a checkpoint's averaged weights into a new objective; those of a plain residual stream also into one that is routed and the same function.
+
+    Raises ValueError for one of another architecture or token grid."""
     loaded = checkpoint.load(path, "ema")
-    if loaded.config.model != config.model:
-        other = next(key for key, value in asdict(loaded.config.model).items() if value != getattr(config.model, key))
+    was, model = loaded.config.model, config.model
+    routed = was.residual == STANDARD and model.residual == DAR
+    if routed and (reason := other_function(model)):
+        raise ValueError(f"--init {path}: has a plain residual stream, of which this model would be another function: {reason}")
+    if routed:
+        was = replace(was, **{key: getattr(model, key) for key in ROUTING_OPTIONS})
+    if was != model:
+        other = next(key for key, value in asdict(was).items() if value != getattr(model, key))
         raise ValueError(
-            f"--init {path}: its model's {other} is {getattr(loaded.config.model, other)}, this run's {getattr(config.model, other)}"
+            f"--init {path}: its model's {other} is {getattr(was, other)}, this run's {getattr(model, other)}"
             + ("; `gsnr convert --resolution` makes a start on another token grid" if other == "input_size" else "")
         )
-    raw.model.load_state_dict(loaded.model.state_dict())
+    raw.model.load_state_dict(loaded.model.state_dict(), strict=not routed)
     if loaded.config.alignment == config.alignment:
         checkpoint.assign(raw.alignment, loaded.alignment.state_dict(), loaded.folder)
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from gsnr.passes import COV_SAMPLES, MANY_TAKEN
 from gsnr.train.models.sit import SiT
+from gsnr.train.parameter_groups import groups_of
 
 ATTENTION_BACKWARD = 2  # products of attention's backward, of those of its forward; flash kernels make the scores once more
 
@@ -63,7 +64,7 @@ def account(model: SiT, tap: int, heads: Sequence[nn.Module], samples: int, *, t
     to_tap, from_tap = weights + tap * attention, weights + tap * ATTENTION_BACKWARD * attention
     head = sum(p.numel() for h in heads for name, p in h.named_parameters() if p.ndim > 1) * tokens / max(1, count)
     met = sum(t**2 * (d + p) for t, d, p in below)
-    size = 4 * 2 * sum(p.numel() for name, p in model.named_parameters() if _is_below(name, tap))
+    size = 4 * 2 * sum(p.numel() for name, p in model.named_parameters() if groups_of(name, tap))
     signed = COV_SAMPLES if samples > MANY_TAKEN * COV_SAMPLES else 0  # of fewer, D takes part in the second look
     if together:
         again = (count + 1) * weights + count * head
@@ -71,9 +72,3 @@ def account(model: SiT, tap: int, heads: Sequence[nn.Module], samples: int, *, t
         return Account(macs=samples * (macs + again) + signed * again, sums_bytes=(count + 1) * size)
     each = to_tap + to_tap + 3 * head + from_tap + weights + forward + backward + weights + 2 * weights + 4 * weights + 2 * head
     return Account(macs=count * (samples * each + min(samples, COV_SAMPLES) * (2 * weights + head)), sums_bytes=2 * size)
-
-
-def _is_below(name: str, tap: int) -> bool:
-    """Whether a parameter lies at or below the tap."""
-    part, _, rest = name.partition(".")
-    return part != "final_layer" and (part != "blocks" or int(rest.partition(".")[0]) < tap)

@@ -14,6 +14,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,9 @@ def median(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="b2")
     parser.add_argument("--queries", default="static", choices=routing.QUERIES)
     parser.add_argument("--batch", type=int, default=4)
@@ -73,9 +76,9 @@ def main() -> None:
     fused = routing._Mixture.apply
     forward = lambda model: model(*batch).square().mean()
 
-    def step(name: str, how: Callable[..., Tensor]) -> Callable[[], None]:
+    def step(name: str, how: Callable[..., Any]) -> Callable[[], None]:
         def one() -> None:
-            routing._Mixture.apply = how  # type: ignore[method-assign,assignment]
+            routing._Mixture.apply = how  # type: ignore[method-assign]
             models[name].zero_grad(set_to_none=True)
             forward(models[name]).backward()
 

@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from gsnr.train.config import ModelConfig
+
 QUERIES = ("static", "static_t", "dynamic")
 SUMMARIES = ("last", "sum")
 FINALS = ("own", "reuse", "summaries")
+ROUTING_OPTIONS = ("residual", "queries", "chunk", "summary", "final", "query_std")  # of a model
 EPS = 1e-6  # of RMSNorm; the paper gives none, and every v_l is 0 when training begins
 CACHED = 2**18  # numbers of one source that a step over samples takes on a CPU: those of all sources then stay in its cache
 
@@ -83,6 +87,17 @@ class _Mixture(torch.autograd.Function):
         return dq, None, *dv
 
 
+def other_function(model: ModelConfig) -> str:
+    """Why such a model with the weights of a plain residual stream would be another function; "" where it is the same, but for LayerNorm's eps."""
+    if model.query_std:
+        return f"--model.query-std is {model.query_std}, not 0"
+    if model.queries == "static_t":
+        return "--model.queries static_t adds the time embedding to queries of 0 (static and dynamic keep them)"
+    if model.chunk not in (0, 1) and model.summary != "sum":
+        return f"--model.summary {model.summary} forgets what a chunk wrote but the end (sum keeps it, and so does --model.chunk 0)"
+    return ""
+
+
 class Aggregator(nn.Module):
     """One sublayer's mixture of sources. query: (D,), or (D,D) of v_{l-1} where queries are dynamic; norm: (D,), the weight of RMSNorm."""
 
@@ -124,8 +139,9 @@ class Routing(nn.Module):
             raise ValueError(f"model.chunk {chunk}: {depth} blocks have {self.sublayers} sublayers, which it must divide; 0 is all")
         self.queries, self.summary, self.final = queries, summary, final
         count = self.sublayers + (final != "reuse")
-        self.aggregators = nn.ModuleList(Aggregator(hidden_size, queries == "dynamic") for _ in range(count))
-        for aggregator in self.aggregators if query_std else ():
+        aggregators = [Aggregator(hidden_size, queries == "dynamic") for _ in range(count)]
+        self.aggregators = nn.ModuleList(aggregators)
+        for aggregator in aggregators if query_std else ():
             nn.init.normal_(aggregator.query, std=query_std)
 
     def begin(self, v_BTD: Tensor, t_BD: Tensor) -> Stream:
@@ -149,7 +165,8 @@ class Stream:
         if number % routing.chunk == 0 and (number < routing.sublayers or routing.final == "summaries"):
             self._close()
         reused = number == len(routing.aggregators)
-        h_BTD, weights_BTn = routing.aggregators[number - reused].mix([*self.finished, *self.inside], self.last, self.shift)
+        aggregator: Any = routing.aggregators[number - reused]
+        h_BTD, weights_BTn = aggregator.mix([*self.finished, *self.inside], self.last, self.shift)
         if self.weights is not None:
             self.weights.append(weights_BTn)
         return h_BTD

@@ -186,9 +186,11 @@ class SiT(ModelMixin, ConfigMixin):
         self._initialise()
         self.routing = None
         if residual == DAR:
-            self.routing = Routing(depth=depth, hidden_size=hidden_size, queries=queries, chunk=chunk, summary=summary, final=final, query_std=query_std)
+            self.routing = Routing(
+                depth=depth, hidden_size=hidden_size, queries=queries, chunk=chunk, summary=summary, final=final, query_std=query_std
+            )
             if queries == "static_t":  # so that it begins as `static` does (the paper; it changes adaLN's condition, too)
-                nn.init.zeros_(self.t_embedder.mlp[2].weight)
+                nn.init.zeros_(self.t_embedder.get_parameter("mlp.2.weight"))
 
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for linear layers, 0.02 for embeddings, zero for every modulation and for the output."""
@@ -244,7 +246,7 @@ class SiT(ModelMixin, ConfigMixin):
         recompute = self.checkpointing and torch.is_grad_enabled()
         return checkpoint(block, h_BTD, *inputs, use_reentrant=False) if recompute else block(h_BTD, *inputs)
 
-    def _routed(self, block: SiTBlock, h_BTD: Tensor, c_BD: Tensor, stream: Stream) -> Tensor:
+    def _routed(self, block: Any, h_BTD: Tensor, c_BD: Tensor, stream: Stream) -> Tensor:
         """What the next block reads, or the final layer. h: what this one does."""
         modulation_BF = block.adaLN_modulation(c_BD)
         stream.write(self._block(block, h_BTD, modulation_BF, ATTENTION))
