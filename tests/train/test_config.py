@@ -171,7 +171,8 @@ def test_every_row_is_a_preset_of_the_demo_and_differs_in_the_alignment_alone() 
         "conv5",
     ]
     assert [b2[f"router-{r}"]["router"] for r in ("content", "lookup", "attention")] == ["content", "lookup", "attention"]
-    different = {json.dumps((options, presets.ROWS[row].schedules), sort_keys=True) for row, options in b2.items()}
+    changes = {row: (options, presets.ROWS[row].schedules, presets.ROWS[row].model) for row, options in b2.items()}
+    different = {json.dumps(changed, sort_keys=True) for changed in changes.values()}
     same = {"tap3": "uniform-deep", "source-g3": "uniform-mid", "source-g4": "uniform-deep"}  # one thing under the names of two tables
     for row, twin in same.items():
         assert b2[row] | {"source": b2[twin]["source"]} == b2[twin]
