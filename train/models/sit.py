@@ -3,7 +3,7 @@
 It is a diffusers model (`save_pretrained`, `from_pretrained`). Time runs as in `gsnr.train.interpolant`: t = 1 is noise.
 
 Shapes: B batch, C latent channels, H = W latent side, P patch, T = (H/P)^2 tokens, D hidden size. h_BTD hidden state, c_BD condition.
-Taps are 1-based: tap k is the output of block k.
+Taps are 1-based: tap k is the output of block k; tap -k its attention's queries, keys and values, side by side: (B,T,3D).
 """
 
 from __future__ import annotations
@@ -89,10 +89,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
+    def forward(self, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """(its output, its queries, keys and values side by side)."""
         b, t, d = h_BTD.shape
-        q, k, v = self.qkv(h_BTD).view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d))
+        qkv_BTE = self.qkv(h_BTD)
+        q, k, v = qkv_BTE.view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d)), qkv_BTE
 
 
 class Mlp(nn.Module):
@@ -116,10 +118,13 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(hidden_size, mlp_ratio)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
-    def forward(self, h_BTD: Tensor, c_BD: Tensor) -> Tensor:
+    def forward(self, h_BTD: Tensor, c_BD: Tensor, with_qkv: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """h_BTD; with_qkv: beside its attention's queries, keys and values."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c_BD).chunk(6, dim=1)
-        h_BTD = h_BTD + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a))
-        return h_BTD + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
+        attended_BTD, qkv_BTE = self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a))
+        h_BTD = h_BTD + gate_a.unsqueeze(1) * attended_BTD
+        h_BTD = h_BTD + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
+        return (h_BTD, qkv_BTE) if with_qkv else h_BTD
 
 
 class FinalLayer(nn.Module):
@@ -194,22 +199,25 @@ class SiT(ModelMixin, ConfigMixin):
     def forward_with_taps(
         self, x: Tensor, t: Tensor, y: Tensor, label_drop: Tensor | None = None, *, taps: tuple[int, ...] = (), stop: bool = False
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """(velocity, {k: h_BTD after block k}). With `stop`, nothing above the last tap is computed;
+        """(velocity, {k: h_BTD after block k; -k: its queries, keys and values}). With `stop`, nothing above the last tap is computed;
         the velocity is None unless the last tap is the last block.
 
         Raises ValueError for a tap outside 1..depth.
         """
-        bad = [k for k in taps if not 1 <= k <= len(self.blocks)]
+        bad = [k for k in taps if not 1 <= abs(k) <= len(self.blocks)]
         if bad:
             raise ValueError(f"tap {bad[0]} does not exist: this model has blocks 1 to {len(self.blocks)}")
         h_BTD = self.x_embedder(x) + self.pos_embed
         c_BD = self.t_embedder(t) + self.y_embedder(y, label_drop)
         hidden: dict[int, Tensor] = {}
         for k, block in enumerate(self.blocks, start=1):
-            if stop and k > max(taps):
+            if stop and k > max(map(abs, taps)):
                 return None, hidden
             recompute = self.checkpointing and torch.is_grad_enabled()
-            h_BTD = checkpoint(block, h_BTD, c_BD, use_reentrant=False) if recompute else block(h_BTD, c_BD)
+            inputs = (h_BTD, c_BD, True) if -k in taps else (h_BTD, c_BD)
+            h_BTD = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            if -k in taps:
+                h_BTD, hidden[-k] = h_BTD
             if k in taps:
                 hidden[k] = h_BTD
         return self.unpatchify(self.final_layer(h_BTD, c_BD)), hidden
