@@ -67,7 +67,7 @@ def _stop(step: int, **alignment: Any) -> dict[str, dict[str, Any]]:
 def _haste() -> Row:
     """HASTE (arXiv 2505.16792): REPA and attention, both at block 5 of B and 8 of L and XL, until a step."""
     both = {"name": "multi", "parts": ({"name": "repa"}, {"name": "attention"})}
-    of_b = {"schedule": {"at": 100_000}, "alignment": {"parts": ({"name": "repa", "tap": 5}, {"name": "attention"})}}
+    of_b: dict[str, dict[str, Any]] = {"schedule": {"at": 100_000}, "alignment": {"parts": ({"name": "repa", "tap": 5}, {"name": "attention"})}}
     at: dict[str, dict[str, dict[str, Any]]] = {"s2": of_b, "b2": of_b, "xl2-512": {"schedule": {"at": 300_000}}, DEMO: {"schedule": {"at": 700}}}
     stop = {"schedule": {"name": "stop", "at": 250_000}}
     return Row(table="-", alignment=both, sizes=tuple(SIZES), repa=True, schedules=stop, at=at, runs_on_demo=False)

@@ -32,7 +32,7 @@ LABEL = "DUPA"
 @dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig):
     weight: float = option(0.5, "factor of the alignment loss beside the velocity loss (DUPA; 0.25 to 1 do as well there)")
-    views: int = option(2, "(t, noise) views of an image (DUPA; it gains a little from more)", low=2, high=16)  # type: ignore[assignment]
+    views: int = option(2, "(t, noise) views of an image (DUPA; it gains a little from more)", low=2, high=16)
     projector_width: int = option(2048, "of the two hidden layers of the head (DUPA's is not public; REPA's)", low=1, high=2**16)
 
     @classmethod

@@ -82,7 +82,9 @@ class Alignment(TargetAlignment):
         self.projector = plugins.find("projectors", config.projector).Projector(model.hidden_size, rank, model.grid)
 
     def calibrate(self, train: Split) -> None:
-        """Fits whitening and regression in two passes over the first images in a fixed random order."""
+        """Fits whitening and regression on the first images in a fixed random order. Raises ValueError for a split of one image."""
+        if train.size < 2:
+            raise ValueError(f"alignment 'rare': is fitted on train images, some of them set aside; {train.header.data!r} has {train.size}")
         rank = self.shift_R.shape[0]
         sums = self._moments(train)
         whole = sums[0] + sums[1]
@@ -93,8 +95,8 @@ class Alignment(TargetAlignment):
         if len(maps) == 2:
             both = np.zeros((2 * channels, 2 * rank))
             both[:channels, :rank], both[channels:, rank:] = maps
-            b = chosen(*(both.T @ part.about(whole.mean) @ both for part in sums), rank)
-            below = -maps[0] @ b
+            solves, chooses = (both.T @ part.about(whole.mean) @ both for part in sums)
+            below = -maps[0] @ chosen(solves, chooses, rank)
         stacked = np.concatenate([below, own]) if len(maps) == 2 else own
         fitted = {self.own_CR: own, self.below_CR: below, self.shift_R: -whole.mean @ stacked}
         for buffer, value in fitted.items():
