@@ -34,8 +34,20 @@ CAPTION = (
     "with the checkpoint's own, the G-SNR itself is drawn beside its floor. The axis is linear up to 10 and logarithmic beyond."
 )
 COLUMNS = 3
-FIXED = ("repa", "irepa", "gram", "sra", "layersync", "sra2", "spare")  # targets that are no VAE layers: Fig. 2(a)
-LAYERS = ("uniform_G1", "uniform_G2", "uniform_mid", "uniform_deep")  # one group of VAE layers each: Fig. 2(b)
+FIXED = (
+    "repa",
+    "irepa",
+    "rare",
+    "gram",
+    "attention",
+    "sra",
+    "layersync",
+    "sra2",
+    "spare",
+    "pooled_vlm",
+    "pooled_teacher",
+)  # targets that are no VAE layers: Fig. 2(a)
+LAYERS = ("uniform_G1", "uniform_G2", "uniform_mid", "uniform_deep", "rare_G4")  # one group of VAE layers each: Fig. 2(b)
 MIXTURES = ("ahpa", "static", "heuristic", "uniform_both", "uniform_G1-G4")
 MIXED = ("uniform_mid", "uniform_deep")  # shown beside the mixtures, too
 FEW, MOST = 4, 7  # targets that need one panel only; curves in a panel of others

@@ -184,7 +184,21 @@ def test_tables_name_every_method_and_probe() -> None:
 
 def test_taps_in_the_table_are_those_of_the_methods() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+), (\d+), (\d+) \|", (REPO / "docs" / "methods.md").read_text(), re.M)
-    assert {name for name, *_ in rows} == {"ahpa", "repa", "irepa", "sra", "sra2", "layersync", "gram", "spare", "disperse"}
+    assert {name for name, *_ in rows} == {
+        "ahpa",
+        "repa",
+        "irepa",
+        "sra",
+        "sra2",
+        "layersync",
+        "gram",
+        "spare",
+        "disperse",
+        "attention",
+        "rare",
+        "dupa",
+        "pooled",
+    }
     for name, *taps in rows:
         assert [plugins.find("alignments", name).Config.default_tap(depth) for depth in (12, 24, 28)] == [int(tap) for tap in taps], name
 

@@ -18,7 +18,7 @@ import gsnr
 from gsnr.train import parameter_groups
 from gsnr.train.alignments import COUPLED, AlignmentModule
 from gsnr.train.config import TrainConfig
-from gsnr.train.data.batches import Batch
+from gsnr.train.data.batches import Batch, as_views
 from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import heldout_batches
 from gsnr.train.models.sit import SiT
@@ -58,9 +58,11 @@ class GsnrCallback:
         if not config.gsnr_every:
             return
         size = min(64, -(-config.gsnr_images // world))
-        batches = list(heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, objective.alignment.needs, size))[rank::world]
+        views, columns = objective.alignment.views, objective.alignment.columns
+        drawn = heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, columns, size * views, views)
+        batches = list(drawn)[rank::world]
         losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.taps else ()))}
-        ready = [_ready(batch | {"image": torch.from_numpy(index)}, accelerator.device) for index, batch in batches]
+        ready = [_ready(as_views(batch | {"image": torch.from_numpy(index)}, views), accelerator.device) for index, batch in batches]
         prepared = _Prepared(ready, objective.alignment, ema)
         self.monitor = gsnr.Monitor(objective, losses, prepared, every=config.gsnr_every, groups=group_of, index="image")
 
@@ -94,7 +96,8 @@ class _Prepared:
 
 def _loss(name: str) -> Any:
     def loss(objective: torch.nn.Module, batch: Batch) -> Tensor:
-        return objective(batch)[name]
+        value = objective(batch)[name]
+        return value.mean(1) if value.dim() > 1 else value
 
     return loss
 

@@ -102,7 +102,9 @@ def _list_presets() -> None:
     for name, row in presets.ROWS.items():
         options = ", ".join(f"{key} {value}" for key, value in row.alignment.items() if key not in ("name", "parts"))
         if "parts" in row.alignment:
-            options = f"{len(row.alignment['parts'])} of uniform deep, at blocks {', '.join(str(part['tap']) for part in row.alignment['parts'])}"
+            parts = row.alignment["parts"]
+            taps = [str(part["tap"]) for part in parts if "tap" in part]
+            options = f"{len(parts)} of uniform deep, at blocks {', '.join(taps)}" if taps else ", ".join(part["name"] for part in parts)
         its = [f"; {section.replace('_', ' ')} {schedule['name']}" for section, schedule in row.schedules.items()]
         said = f"{row.alignment['name']}{': ' + options if options else ''}{''.join(its)}"
         print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {said}")

@@ -26,7 +26,7 @@ import torch
 from gsnr import commands
 from gsnr.commandline import Parser, choose
 from gsnr.train import presets
-from gsnr.train.config import TrainConfig, resolve
+from gsnr.train.config import TrainConfig, alignment_config, resolve
 from gsnr.train.costing import activations, counts, paper, sampling, steps
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -109,6 +109,10 @@ def main(argv: list[str]) -> int:
     for row in rows:
         choose("--rows", row, presets.ROWS)
     configs = {row: resolve(presets.at(row, args.size), {"precision": args.precision, "compile": args.compile}) for row in rows}
+    for row, config in configs.items():
+        options = alignment_config(config.alignment)
+        if options.pictures or options.views > 1:
+            raise ValueError(f"--rows {row}: its step runs a teacher on pictures, or several views of an image, which are not counted here")
     found = {row: _counted(config) for row, config in configs.items()}
     peak, drawn = (0.0, None) if args.macs_only else _timed(found, configs, args)
     published = args.size == paper.SIZE

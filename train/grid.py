@@ -173,7 +173,7 @@ def main(argv: list[str]) -> int:
     from gsnr.train import presets
 
     args, options = _parser().parse_known_args(argv)
-    rows = list(presets.ROWS) if args.rows is None else args.rows.split(",")
+    rows = [name for name, row in presets.ROWS.items() if row.runs_on_demo] if args.rows is None else args.rows.split(",")
     for row in rows:
         choose("--rows", row, presets.ROWS)
     seeds = _seeds(args.seeds)

@@ -22,6 +22,15 @@ def cosine(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(prediction_BTC.float(), target_BTC.float(), dim=-1).mean(dim=1)
 
 
+def residual_cosine(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+    """(B,): mean over tokens of w_k (1 - cos_k); w_k, without gradient, is 1 - cos_k over its mean over the sample's tokens, between 1/4 and 4, and
+    again over its mean (RARE, arXiv 2609.34732; it subtracts 1, and means over tokens of a sample here)."""
+    residual_BT = 1 - F.cosine_similarity(prediction_BTC.float(), target_BTC.float(), dim=-1)
+    eta_BT = residual_BT.detach().clamp_min(torch.finfo(torch.float32).tiny)  # all of them 0: all weights 1
+    w_BT = (eta_BT / eta_BT.mean(1, keepdim=True)).clamp(1 / 4, 4)
+    return (w_BT / w_BT.mean(1, keepdim=True) * residual_BT).mean(1)
+
+
 def token_axis_cosine(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
     """(B,): 1 - mean over channels of the cosine over tokens: what SRA's code computes, whose call takes its function's default axis."""
     return 1 - F.cosine_similarity(prediction_BTC.float(), target_BTC.float(), dim=1).mean(dim=1)
@@ -37,6 +46,22 @@ def similarities(tokens_BTC: Tensor) -> Tensor:
 def gram(prediction_BTC: Tensor, target_BTC: Tensor) -> Tensor:
     """(B,): mean over pairs of tokens of the squared difference of their cosines (sREPA, arXiv 2605.16949)."""
     return (similarities(prediction_BTC) - similarities(target_BTC)).square().mean(dim=(1, 2))
+
+
+def attention_logits(qkv_BTE: Tensor, heads: int, first: int) -> Tensor:
+    """(B,H,T,T) float32: of queries against keys, over the root of a head's width; of the first H heads. qkv: queries, keys and values side by
+    side, each head by head."""
+    with full_precision(qkv_BTE.device):
+        q_BHTd, k_BHTd, _ = qkv_BTE.float().unflatten(-1, (3, heads, -1))[..., :first, :].permute(2, 0, 3, 1, 4)
+        return q_BHTd @ k_BHTd.transpose(2, 3) * q_BHTd.shape[-1] ** -0.5
+
+
+def attention_cross_entropy(qkv_BTE: Tensor, heads: int, target_BTF: Tensor, target_heads: int) -> Tensor:
+    """(B,): mean over heads and queries of -sum_key P log Q, P the target's attention, Q the other's; of the heads that both have, in order (HASTE,
+    arXiv 2505.16792). Queries, keys and values side by side, of as many tokens."""
+    first = min(heads, target_heads)
+    wanted_BHTT = attention_logits(target_BTF, target_heads, first).softmax(-1)
+    return -(wanted_BHTT * attention_logits(qkv_BTE, heads, first).log_softmax(-1)).sum(-1).mean((1, 2))
 
 
 def group_cosine(prediction_BTC: Tensor, target_BTC: Tensor, channels: list[int]) -> Tensor:

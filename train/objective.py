@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from gsnr import plugins
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import ModelConfig, alignment_config
-from gsnr.train.data.batches import Batch
+from gsnr.train.data.batches import Batch, flattened
 from gsnr.train.data.cache import TEACHER, Header
 from gsnr.train.interpolant import interpolate, velocity, velocity_loss
 from gsnr.train.models.sit import SiT
 
+ANY_GRID = 1  # of a group that has one vector an image
+
 
 class Objective(nn.Module):
-    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32.
+    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32; of a batch with K views an
+    image, velocity is (B,K).
 
     forward(batch, False) is that of a model without alignment, for when its schedule is over."""
 
@@ -33,14 +36,15 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, aligned: bool = True) -> dict[str, Tensor]:
         taps = self.alignment.taps if aligned else ()
-        x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-        predicted, hidden = self.model.forward_with_taps(x_t, batch["t"], batch["label"], batch["label_drop"], taps=taps)
+        shape, rows = batch["t"].shape, flattened(batch)
+        x_t = interpolate(rows["latent"], rows["noise"], rows["t"])
+        predicted, hidden = self.model.forward_with_taps(x_t, rows["t"], rows["label"], rows["label_drop"], taps=taps)
         assert predicted is not None
-        losses = {"velocity": velocity_loss(predicted, velocity(batch["latent"], batch["noise"]))}
+        losses = {"velocity": velocity_loss(predicted, velocity(rows["latent"], rows["noise"])).view(shape)}
         if taps:
-            losses["align"] = self.alignment.loss(hidden, batch)
-            if losses["align"].shape != losses["velocity"].shape:
-                got, wanted = (tuple(losses[name].shape) for name in ("align", "velocity"))
+            losses["align"] = self.alignment.loss({k: h.view(*shape, *h.shape[1:]) for k, h in hidden.items()}, batch)
+            if losses["align"].shape != shape[:1]:
+                got, wanted = tuple(losses["align"].shape), tuple(shape[:1])
                 raise ValueError(f"alignment {self.alignment.name!r}: its loss has shape {got}, not {wanted}, one value per sample")
         return losses
 
@@ -54,13 +58,21 @@ def make_alignment(options: dict[str, Any], model: ModelConfig, groups: Mapping[
     for group in config.needs:
         if group not in groups:
             raise ValueError(f"alignment {options['name']!r} reads features of {group}; the cache has {', '.join(groups) or 'none'}")
-        if (found := groups[group][-1]) != grid:
+        if (found := groups[group][-1]) not in (grid, ANY_GRID):
             fits = f" (a teacher of patch 14 then sees {14 * grid} pixels a side)" if group == TEACHER else ""
             raise ValueError(
                 f"the cache's features of {group} lie on a grid of {found}x{found} tokens, the model's tokens on {grid}x{grid}: prepare them again "
                 f"with its --resolution and --patch{fits}, or take them resized: --data.regrid bilinear"
             )
     return plugins.find("alignments", options["name"]).Alignment(config, model, groups)
+
+
+def attach_teacher(alignment: AlignmentModule, header: Header) -> None:
+    """Gives it the teacher of the cache, where it reads pictures. Raises ValueError where the cache has no pictures, or no teacher that does."""
+    if alignment.config.pictures:
+        from gsnr.train import teacher_attention  # brings transformers, which takes seconds
+
+        alignment.attach(teacher_attention.of_cache(header))
 
 
 def check_cache(model: ModelConfig, header: Header) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from gsnr.train import vae
 from gsnr.train.config import TrainConfig, alignment_config, resolve
 from gsnr.train.data import latent_folders
-from gsnr.train.data.cache import ONLINE, Header, Split, open_cache
+from gsnr.train.data.cache import ONLINE, TEACHER, Header, Split, open_cache
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.objective import check_cache
 from gsnr.train.priors.online import OnlineSplit
@@ -54,7 +54,7 @@ def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
         raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
     if needs and header.resampling != config.data.resampling:
         raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
-    if needs and header.dtype == ONLINE and config.data.workers:
+    if set(needs) - {TEACHER} and header.dtype == ONLINE and config.data.workers:
         raise ValueError(f"--data.workers {config.data.workers}: {folder} holds pictures, whose features the trainer itself computes; set it to 0")
     return _regridded(config, (header, splits))
 

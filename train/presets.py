@@ -32,7 +32,7 @@ DEMO_PROJECTOR_WIDTH = 256  # REPA's 2048 is for widths of 768 and more
 class Row:
     """table: of the AHPA paper, "-" for what it does not have. sizes: which full sizes it comes in. repa: REPA's learning rate and clip.
     schedules: of the losses, by their sections of the configuration. at: size -> what its preset has otherwise, section by section. model, recipe:
-    what the row changes in the backbone, and at full size in training."""
+    what the row changes in the backbone, and at full size in training. runs_on_demo: False where the demo's data lack what it reads."""
 
     table: str
     alignment: dict[str, Any]
@@ -42,6 +42,7 @@ class Row:
     at: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    runs_on_demo: bool = True
 
 
 def _ahpa(table: str, **options: Any) -> Row:
@@ -92,13 +93,25 @@ def _routed() -> dict[str, Row]:
     }
 
 
+def _haste() -> Row:
+    """HASTE (arXiv 2505.16792): REPA and attention, both at block 5 of B and 8 of L and XL, until a step."""
+    both = {"name": "multi", "parts": ({"name": "repa"}, {"name": "attention"})}
+    of_b: dict[str, dict[str, Any]] = {"schedule": {"at": 100_000}, "alignment": {"parts": ({"name": "repa", "tap": 5}, {"name": "attention"})}}
+    at: dict[str, dict[str, dict[str, Any]]] = {"s2": of_b, "b2": of_b, "xl2-512": {"schedule": {"at": 300_000}}, DEMO: {"schedule": {"at": 700}}}
+    stop = {"schedule": {"name": "stop", "at": 250_000}}
+    return Row(table="-", alignment=both, sizes=tuple(SIZES), repa=True, schedules=stop, at=at, runs_on_demo=False)
+
+
 def _scheduled() -> dict[str, Row]:
     """REPA under the schedules of other papers."""
     haste = {"s2": _stop(100_000, tap=5), "b2": _stop(100_000, tap=5), "xl2-512": _stop(300_000), DEMO: _stop(700)}
     snr, window, sigmoid = ({"name": name, "normalise": True} for name in ("t_snr", "t_window", "t_sigmoid"))
     reed = {"alignment": {"tap": 8}}
+    ramped: dict[str, Any] = {"name": "ramp", "before": 0.0, "after": 1.0, "end": 50_000}
+    two = {"name": "multi", "parts": ({"name": "repa", "tap": 8}, {"name": "pooled"})}
     return {
-        # HASTE (arXiv 2505.16792) without its attention half: block 5 of B; a quarter of the demo's steps, as of B's 400K
+        "haste": _haste(),
+        # HASTE without its attention half: block 5 of B; a quarter of the demo's steps, as of B's 400K
         "haste-features": _repa(haste, schedule={"name": "stop", "at": 250_000}),
         # Stable Velocity's VA-REPA (arXiv 2602.05435): its three forms, xi 0.7
         "va-repa": _repa(schedule=sigmoid),
@@ -107,8 +120,10 @@ def _scheduled() -> dict[str, Row]:
         # REED (arXiv 2507.08980) without its second target, of a vision-language model: block 8 at all sizes, velocity loss from 0 to 1 in 50K steps
         "reed-image": _repa(
             {"s2": reed, "b2": reed, DEMO: {"velocity_schedule": {"end": 350}}},
-            velocity_schedule={"name": "ramp", "before": 0.0, "after": 1.0, "end": 50_000},
+            velocity_schedule=ramped,
         ),
+        # with it: vectors of a vision-language model (group vlm of the cache, which the demo's lacks) at block 16
+        "reed": Row(table="-", alignment=two, sizes=tuple(SIZES), repa=True, schedules={"velocity_schedule": ramped}, runs_on_demo=False),
     }
 
 
@@ -132,6 +147,9 @@ def _methods() -> dict[str, Row]:
         "layersync": Row(table="-", alignment={"name": "layersync"}, sizes=every, repa=True),
         "gram": Row(table="-", alignment={"name": "gram"}, sizes=every, repa=True),
         "spare": Row(table="-", alignment={"name": "spare"}, sizes=every, repa=True),
+        "spare-across": Row(table="-", alignment={"name": "spare", "across": 1.0}, sizes=every, repa=True),
+        "rare": Row(table="-", alignment={"name": "rare"}, sizes=every, repa=True),
+        "dupa": Row(table="-", alignment={"name": "dupa"}, sizes=every, repa=True),
         "disperse": Row(table="-", alignment={"name": "disperse"}, sizes=every, repa=True),
     }
 
@@ -211,7 +229,7 @@ def _at_demo_size(alignment: dict[str, Any]) -> dict[str, Any]:
         small["tap"] = DEMO_TAPS[small["tap"]]
     if "parts" in small:
         small["parts"] = tuple(_at_demo_size(part) for part in small["parts"])
-    if small["name"] in ("repa", "gram"):
+    if small["name"] in ("repa", "gram", "dupa"):
         small["projector_width"] = DEMO_PROJECTOR_WIDTH
     return small
 

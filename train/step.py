@@ -82,8 +82,16 @@ def _micro_batches(batch: Batch, parts: int) -> list[Batch]:
 
 
 def _total(losses: Mapping[str, Tensor], t_B: Tensor, weight: float, schedules: Mapping[str, WeightSchedule], step: int) -> Tensor:
-    """The mean velocity loss plus the weighted mean alignment loss, each sample of both by its schedule. (One that is 1 changes no bit.)"""
-    means = {name: (schedules[name].weight(step, t_B) * value if name in schedules else value).mean() for name, value in losses.items()}
+    """The mean velocity loss plus the weighted mean alignment loss, each sample of both by its schedule. (One that is 1 changes no bit.) Of K views,
+    t is (B,K); a loss of the image then takes the mean weight of its views."""
+
+    def mean(name: str, value: Tensor) -> Tensor:
+        if name not in schedules:
+            return value.mean()
+        w = schedules[name].weight(step, t_B.flatten()).view(t_B.shape)
+        return ((w.mean(1) if w.dim() > value.dim() else w) * value).mean()
+
+    means = {name: mean(name, value) for name, value in losses.items()}
     return means["velocity"] + weight * means.get("align", 0.0)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsnr.train import opening, optimizer, sample, vae
+from gsnr.train.alignments import AlignmentModule
 from gsnr.train.callback import GsnrCallback, check_images, check_independent
 from gsnr.train.config import TrainConfig, check_size
 from gsnr.train.data.batches import StepBatches, loader
@@ -26,7 +27,7 @@ from gsnr.train.data.cache import Header, Split
 from gsnr.train.guidance import Guidance
 from gsnr.train.models.routing import ROUTING_OPTIONS, other_function
 from gsnr.train.models.sit import DAR, STANDARD, SiT
-from gsnr.train.objective import Objective, check_cache, make_alignment
+from gsnr.train.objective import Objective, attach_teacher, check_cache, make_alignment
 from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.runs.preemption import Preemption, left_to_the_trainer
@@ -153,13 +154,14 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         decoder.require_decoder(f"--sample-every {config.sample_every}")
     raw = make_objective(config, header)
     check_independent(config, raw.alignment)
+    attach_teacher(raw.alignment, header)
     raw.alignment.calibrate(splits["train"])
     if config.init and not resume:
         start_from(Path(config.init), raw, config)
     raw.model.checkpointing = config.checkpointing
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
     adamw = optimizer.make(raw, config.optim)
-    batches = _batches(accelerator, config, splits["train"], raw.alignment.needs)
+    batches = _batches(accelerator, config, splits["train"], raw.alignment)
     if main:
         held.append(runfolder.hold(out))
     state = runfolder.restore(out, config, header, raw, ema, adamw)
@@ -195,11 +197,11 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     )
 
 
-def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, groups: tuple[str, ...]) -> StepBatches:
+def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, alignment: AlignmentModule) -> StepBatches:
     """This process's share of every step's batch."""
     return StepBatches(
         split=split,
-        groups=groups,
+        groups=alignment.columns,
         batch=config.batch,
         seed=config.seed,
         label_dropout=config.label_dropout,
@@ -207,6 +209,7 @@ def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, groups
         world=accelerator.num_processes,
         accumulate=config.accumulate,
         until=make_schedule(config.schedule).last,
+        views=alignment.views,
     )
 
 

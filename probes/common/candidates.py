@@ -24,7 +24,7 @@ from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import partners
 from gsnr.train.interpolant import interpolate
-from gsnr.train.objective import make_alignment
+from gsnr.train.objective import attach_teacher, make_alignment
 
 FIT, CKPT = "fit", "ckpt"
 OTHERS = (SHUFFLED, WITHIN_CLASS)  # controls that are targets of other images
@@ -102,6 +102,7 @@ def candidates(subject: Subject, options: TargetOptions) -> list[Candidate]:
                 kinds = [] if name in (c.target for c in made) else [(NONE, NONE)]
             for control, its_projector in kinds:
                 its = copy.deepcopy(alignment).to(subject.device)
+                attach_teacher(its, subject.header)
                 made.append(Candidate(target=name, control=control, projector=its_projector, alignment=its))
     return made
 
@@ -126,8 +127,8 @@ def with_constants(made: list[Candidate], means: Mapping[str, Tensor]) -> list[C
 
 
 def groups_of(made: list[Candidate]) -> tuple[str, ...]:
-    """The feature groups that any candidate's target reads."""
-    return tuple(dict.fromkeys(group for candidate in made for group in candidate.alignment.needs))
+    """The columns of the cache that any candidate's target reads."""
+    return tuple(dict.fromkeys(group for candidate in made for group in candidate.alignment.columns))
 
 
 def partners_of(split: Split, seed: int, made: list[Candidate]) -> dict[str, NDArray[np.int64]]:

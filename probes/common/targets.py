@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from types import ModuleType
 from typing import Any
 
 from gsnr import plugins
 from gsnr.probes.common.options import CONSTANT, NONE, TargetOptions
 from gsnr.probes.common.subject import Subject
-from gsnr.train.alignments import COUPLED, AlignmentModule
+from gsnr.train.alignments import COUPLED, VIEWS, AlignmentModule
 from gsnr.train.config import alignment_config, resolve_alignment
+from gsnr.train.objective import attach_teacher, make_alignment
 
 USUAL = ("own", "uniform_mid", "uniform_deep")
+
+
+def _not_measured(module: ModuleType) -> str:
+    """Why an alignment has no gradient of one sample; "" where it has."""
+    return COUPLED if module.Alignment.coupled else VIEWS if module.Config().views > 1 else ""
 
 
 def own_target(subject: Subject) -> tuple[str, AlignmentModule] | None:
@@ -19,6 +26,20 @@ def own_target(subject: Subject) -> tuple[str, AlignmentModule] | None:
     several; None for no alignment."""
     parts = subject.aligned.alignment.parts
     return (parts[0].config.target_name(parts[0].name), parts[0]) if parts else None
+
+
+def _readable(subject: Subject, options: dict[str, Any]) -> bool:
+    """Whether the data hold what an alignment reads; of pictures, also a teacher to show them to."""
+    config, header = alignment_config(options), subject.header
+    if not set(config.needs) <= header.groups.keys():
+        return False
+    if not config.pictures:
+        return True
+    try:
+        attach_teacher(make_alignment(options, subject.checkpoint.config.model, header.groups), header)
+    except ValueError:
+        return False
+    return True
 
 
 def available(subject: Subject) -> dict[str, dict[str, Any]]:
@@ -30,9 +51,9 @@ def available(subject: Subject) -> dict[str, dict[str, Any]]:
         module = plugins.find("alignments", name)
         for target, options in () if module.Alignment.coupled else module.Config.targets(name, model, trained).items():
             resolved = resolve_alignment({"name": name, "tap": subject.tap} | options, model)
-            if set(alignment_config(resolved).needs) <= subject.header.groups.keys():
+            if _readable(subject, resolved):
                 made[target] = resolved
-    if own is None or own[1].coupled:
+    if own is None or own[1].coupled or own[1].views > 1:
         return made
     return {own[0]: {"name": own[1].name} | asdict(own[1].config)} | {target: options for target, options in made.items() if target != own[0]}
 
@@ -48,8 +69,8 @@ def chosen(subject: Subject, asked: tuple[str, ...]) -> dict[str, dict[str, Any]
     names = [own[0] if name == "own" and own else name for name in asked or USUAL]
     for name in names:
         if name not in options and asked:
-            if name in plugins.names("alignments") and plugins.find("alignments", name).Alignment.coupled:
-                raise ValueError(f"--targets {name}: {COUPLED}")
+            if name in plugins.names("alignments") and (said := _not_measured(plugins.find("alignments", name))):
+                raise ValueError(f"--targets {name}: {said}")
             why = f"{subject.checkpoint.folder} is aligned to nothing" if name == "own" else "it does not exist, or the data lack its features"
             raise ValueError(f"--targets {name}: {why}; choose from all, own, {', '.join(options)}")
     return {name: options[name] for name in dict.fromkeys(names) if name in options}

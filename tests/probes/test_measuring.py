@@ -33,7 +33,8 @@ from tests.probes.subjects import subject_of
 
 WORDS = ("--probe", "alignment", "--bins", 3, "--n-images", 8, "--fit-samples", 128)
 TARGETS = (  # ours
-    "ahpa, gram, heuristic, irepa, layersync, repa, spare, sra, sra2, uniform_G1, uniform_G2, uniform_mid, uniform_deep, uniform_both, uniform_G1-G4"
+    "ahpa, gram, heuristic, irepa, layersync, pooled_teacher, rare, rare_G4, repa, spare, sra, sra2, "
+    "uniform_G1, uniform_G2, uniform_mid, uniform_deep, uniform_both, uniform_G1-G4"
 )
 KEYS = ["run", "target", "control", "projector", "group", "bin"]
 

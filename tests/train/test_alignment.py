@@ -264,7 +264,10 @@ def test_full_size_parameter_counts() -> None:
 
 def test_bad_names_and_shapes() -> None:
     with pytest.raises(
-        ValueError, match=choose_from("ahpa, disperse, gram, heuristic, irepa, layersync, multi, none, repa, spare, sra, sra2, static, uniform")
+        ValueError,
+        match=choose_from(
+            "ahpa, attention, disperse, dupa, gram, heuristic, irepa, layersync, multi, none, pooled, rare, repa, spare, sra, sra2, static, uniform"
+        ),
     ):
         made("nope")
     with pytest.raises(ValueError, match=choose_from("attention, content, fixed, linear, lookup, mlp, sigmoid, static")):

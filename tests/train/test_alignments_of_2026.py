@@ -16,7 +16,7 @@ from gsnr.probes.common.command import main as probe
 from gsnr.train import losses, optimizer
 from gsnr.train.command import main
 from gsnr.train.config import ModelConfig, OptimConfig, resolve_alignment
-from gsnr.train.contracts.problem import batch_of, hidden, made, randomised, sit
+from gsnr.train.contracts.problem import TrainSplit, batch_of, hidden, in_views, made, randomised, sit
 from gsnr.train.objective import Objective
 from gsnr.train.runs import checkpoint
 from gsnr.train.schedules import make_schedule
@@ -25,7 +25,7 @@ from tests.conftest import REPO, call
 from tests.train.in_numpy import f64, mlp, numpy_cosine, softmax, tokens
 from tests.train.run_files import tensors
 
-NEWER = ("layersync", "gram", "spare", "disperse", "sra")
+NEWER = ("layersync", "gram", "spare", "disperse", "sra", "attention", "rare", "dupa", "pooled")
 
 
 def cosines(x_TC: np.ndarray) -> np.ndarray:
@@ -78,6 +78,16 @@ def test_spare_in_numpy() -> None:
         assert got[b] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("source", ["vlm", "teacher"])
+def test_pooled_in_numpy(source: str) -> None:
+    alignment = randomised(made("pooled", projector_width=16, source=source, tap=1))
+    batch, h = batch_of(), hidden()
+    got = f64(alignment.loss({1: h}, batch))
+    for b in range(3):
+        z = mlp(alignment.state_dict(), "projector.mlp", f64(h[b]), 3).mean(0, keepdims=True)
+        assert got[b] == pytest.approx(numpy_cosine(z, f64(batch[source][b, 0]).mean((1, 2))[None]), rel=1e-4)
+
+
 @pytest.mark.parametrize("away", [0.0, 100.0])
 def test_disperse_in_numpy(away: float) -> None:
     """Far from the origin too, where squares are much larger than distances."""
@@ -106,12 +116,14 @@ def test_similarities_are_in_float32_under_autocast() -> None:
 def objective_of(name: str, **options: object) -> Objective:
     model = sit()
     torch.manual_seed(5)
-    return Objective(model, made(name, **options))
+    alignment = made(name, **options)
+    alignment.calibrate(TrainSplit())  # type: ignore[arg-type]
+    return Objective(model, alignment)
 
 
-def one_step(raw: Objective, schedule: dict, step: int = 3) -> dict[str, torch.Tensor]:
-    """The metrics of one step."""
-    batch = batch_of(4) | {"label_drop": torch.zeros(4, dtype=torch.bool)}
+def one_step(raw: Objective, schedule: dict, step: int = 3, views: int = 0) -> dict[str, torch.Tensor]:
+    """The metrics of one step. views: of an image (0: as many as the alignment reads)."""
+    batch = in_views(batch_of(4), views or raw.alignment.views) | {"label_drop": torch.zeros(4, dtype=torch.bool)}
     accelerator = Accelerator(cpu=True)
     objective, adamw = accelerator.prepare(raw, optimizer.make(raw, OptimConfig(lr=1e-2)))
     return optimisation_step(
@@ -136,14 +148,14 @@ def test_one_step_of_each_under_every_schedule(schedule: str) -> None:
 def test_weight_0_and_a_schedule_that_is_over_are_no_alignment(name: str) -> None:
     """Bit for bit, on the backbone."""
     plain = objective_of("none")
-    one_step(plain, {"name": "constant"})
+    one_step(plain, {"name": "constant"}, views=objective_of(name).alignment.views)
     for options, schedule in (({"weight": 0.0}, {"name": "constant"}), ({}, {"name": "stop", "at": 2})):
         raw = objective_of(name, **options)
         one_step(raw, schedule)
         assert all(torch.equal(p, q) for p, q in zip(raw.model.parameters(), plain.model.parameters(), strict=True)), options
 
 
-@pytest.mark.parametrize("name", ["layersync", "gram", "disperse"])  # two taps, a head, coupled
+@pytest.mark.parametrize("name", ["layersync", "gram", "disperse", "rare"])  # two taps, a head, coupled, fitted before it starts
 def test_resumed_bit_for_bit(name: str, tmp_path: Path) -> None:
     """In the middle of a ramp."""
     ramp = ("--schedule", "ramp", "--schedule.start", 1, "--schedule.end", 5)
@@ -196,9 +208,11 @@ def test_the_newer_targets_are_probed_on_any_backbone(plain_run: Path, tmp_path:
     from gsnr import table
 
     words = ("--ckpt", plain_run, "--probe", "alignment", "--bins", 1, "--n-images", 6, "--fit-samples", 64, "--fit-steps", 2, "--controls", "none")
-    assert call(probe, *words, "--projector", "fit", "--targets", "layersync,gram,spare", "--out", tmp_path) == 0
+    assert call(probe, *words, "--projector", "fit", "--targets", "layersync,gram,spare,rare", "--out", tmp_path) == 0
     cells = table.read(tmp_path / "alignment.parquet")
-    assert set(zip(cells["target"], cells["projector"], strict=True)) == {("layersync", "none"), ("gram", "fit"), ("spare", "none")}
+    assert set(zip(cells["target"], cells["projector"], strict=True)) == {
+        *(("layersync", "none"), ("gram", "fit"), ("spare", "none"), ("rare", "fit"))
+    }
     assert (cells["signal"] + cells["noise"] > 0).any()
 
 

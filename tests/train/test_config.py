@@ -135,6 +135,8 @@ def test_published_defaults_per_model_size() -> None:
         "reed-image": ((8, 8, 8), 0.5),
         "layersync": ((3, 8, 8), 0.2),
         "disperse": ((3, 6, 7), 0.5),
+        "rare": ((4, 8, 8), 1.0),
+        "dupa": ((4, 8, 8), 0.5),
         "sra-cosine": ((3, 6, 8), 0.5),
     }
     for method, (taps, weight) in published.items():

@@ -66,11 +66,13 @@ def test_every_alignment_trains_a_step_at_twice_the_grid(caches: dict[str, Path]
     for name in plugins.names("alignments"):
         parts = {"parts": presets.ROWS["multi"].alignment["parts"]} if name == "multi" else {}
         config = config_of(caches["layers"], alignment=name) if not parts else config_of(caches["layers"], "multi")
+        if name in ("attention", "pooled"):  # of a teacher with attention, of vectors
+            continue
         header, splits = opening.open_data(config)
         objective = make_objective(config, header)
         objective.alignment.calibrate(splits["train"])
-        needs = objective.alignment.needs
-        batch = StepBatches(split=splits["train"], groups=needs, batch=4, seed=0, label_dropout=0.0)[0]
+        needs, views = objective.alignment.needs, objective.alignment.views
+        batch = StepBatches(split=splits["train"], groups=needs, batch=4, seed=0, label_dropout=0.0, views=views)[0]
         losses = objective(objective.alignment.prepare(batch, objective.model))
         sum(loss.mean() for loss in losses.values()).backward()
         grads = [p.grad for p in objective.parameters() if p.grad is not None]

@@ -87,7 +87,7 @@ def naive(model: SiT, data: dict[str, Tensor], chunk: int, summary: str, final: 
         read.append(mix(model.routing.aggregators[number - 1], [stands(group) for group in sources_of(total, chunk, number)]))
         block = model.blocks[(number - 1) // 2]
         parts = block.adaLN_modulation(c).chunk(6, 1)[3 * ((number - 1) % 2) :][:3]
-        norm, layer = (block.norm1, block.attn) if number % 2 else (block.norm2, block.mlp)
+        norm, layer = (block.norm1, lambda h, block=block: block.attn(h)[0]) if number % 2 else (block.norm2, block.mlp)
         v.append(parts[2][:, None] * layer(norm(read[-1]) * (1 + parts[1][:, None]) + parts[0][:, None]))
     groups = sources_of(total, chunk, total + 1)
     if final == "summaries":
@@ -272,6 +272,10 @@ def test_a_stopped_pass_and_recomputed_activations() -> None:
     velocity, hidden = model.forward_with_taps(**data, taps=(2, 3))
     none, stopped = model.forward_with_taps(**data, taps=(2, 3), stop=True)
     assert none is None and all(torch.equal(stopped[k], hidden[k]) for k in (2, 3))
+    _, inside = model.forward_with_taps(**data, taps=(-3,), stop=True)
+    c, block = model.t_embedder(data["t"]) + model.y_embedder(data["y"], None), model.blocks[2]
+    shift, scale = (x[:, None] for x in block.adaLN_modulation(c).chunk(6, 1)[:2])
+    torch.testing.assert_close(inside[-3], block.attn.qkv(block.norm1(hidden[2]) * (1 + scale) + shift))
     assert velocity is not None
     plain = torch.autograd.grad(velocity.square().sum(), list(model.parameters()))
     model.checkpointing = True
@@ -345,8 +349,9 @@ def test_what_a_tap_s_gradient_reaches() -> None:
         assert reached == {name for name, _ in model.named_parameters() if groups_of(name, tap)}
 
 
-@pytest.mark.parametrize("name", sorted(set(plugins.names("alignments")) - {"none", "multi"}))
+@pytest.mark.parametrize("name", sorted(set(plugins.names("alignments")) - {"none", "multi", "attention", "pooled"}))
 def test_every_alignment_trains_a_step_on_it(name: str, tmp_path: Path) -> None:
+    """Whose features the demo's data hold."""
     words = ("--preset", "smoke", "--alignment", name, "--model.residual", "dar", "--trackers", "none", "--steps", 1, "--out", tmp_path / "run")
     assert call(train, *words, "--model.chunk", 2) == 0
 

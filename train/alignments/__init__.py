@@ -14,18 +14,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
 from gsnr.options import option
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
-from gsnr.train.data.cache import Split
+from gsnr.train.data.cache import IMAGE, Split
 from gsnr.train.models.sit import SiT
+
+if TYPE_CHECKING:
+    from gsnr.train.teacher_attention import AttentiveTeacher
 
 # What is said where per-sample gradients of a coupled loss are asked for.
 COUPLED = "is coupled: a sample's loss reads other samples, and has no gradient of its own; measure independent batches (docs: Extending)"
+VIEWS = "reads several (t, noise) views of an image at once, and the probes have single ones; measure it in training, with --gsnr-every"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,11 @@ class AlignmentConfig:
         """The feature groups of the cache that it reads; "teacher" holds those of an image teacher."""
         return ()
 
+    @property
+    def pictures(self) -> bool:
+        """Whether it reads the cache's pictures, which a teacher sees in the loop: see `AlignmentModule.attach`."""
+        return False
+
     @staticmethod
     def default_tap(depth: int) -> int:
         """The block for a model of this depth. A quarter of it is AHPA's: 3 of B, 6 of L, 7 of XL (Table A.9, Sec. 5.2.1)."""
@@ -48,6 +57,11 @@ class AlignmentConfig:
     def for_depth(self, depth: int) -> Self:
         """Itself with everything filled in that depends on the model's depth."""
         return replace(self, tap=self.default_tap(depth) if self.tap is None else self.tap)
+
+    @property
+    def views(self) -> int:
+        """(t, noise) views of an image that it reads at once: with more than one, `hidden` has (B,K,T,D), and a sample is an image."""
+        return 1
 
     def target_name(self, name: str) -> str:
         """What tables call the target of a checkpoint that was trained with these options. name: the alignment's."""
@@ -72,6 +86,8 @@ class AlignmentModule(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.tap, self.weight, self.needs = config.tap, config.weight, config.needs
+        self.views = config.views
+        self.columns = (*config.needs, *([IMAGE] if config.pictures else []))  # of the cache, beside latents and labels
 
     @property
     def name(self) -> str:
@@ -85,7 +101,7 @@ class AlignmentModule(nn.Module, ABC):
 
     @property
     def extra_taps(self) -> tuple[int, ...]:
-        """Blocks beside the tap whose outputs it reads, of the same forward pass."""
+        """Blocks beside the tap whose outputs it reads, of the same forward pass; -k: queries, keys and values of block k."""
         return ()
 
     @property
@@ -96,7 +112,10 @@ class AlignmentModule(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, hidden: dict[int, Tensor], batch: Batch) -> Tensor:
-        """(B,) float32, one value per sample. hidden: tap -> (B,T,D)."""
+        """(B,) float32, one value per sample. hidden: tap -> (B,T,D), or (B,K,T,D) of K views; -k -> (B,T,3D), see `extra_taps`."""
+
+    def attach(self, teacher: AttentiveTeacher) -> None:
+        """Takes the teacher of the cache's pictures, where it reads them, before `prepare` is called. Raises ValueError for one that does not do."""
 
     def prepare(self, batch: Batch, ema: SiT) -> Batch:
         """The batch with what the loss reads beside the cache: hidden states of the model's own moving average. Called without gradients."""

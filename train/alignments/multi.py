@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.models.sit import SiT
+
+if TYPE_CHECKING:
+    from gsnr.train.teacher_attention import AttentiveTeacher
 
 
 def _config(part: dict[str, Any]) -> AlignmentConfig:
@@ -39,6 +42,10 @@ class Config(AlignmentConfig):
     def needs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(group for part in self.parts for group in _config(part).needs))
 
+    @property
+    def pictures(self) -> bool:
+        return any(_config(part).pictures for part in self.parts)
+
     @classmethod
     def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
         """None: its parts are compared one by one."""
@@ -51,6 +58,8 @@ class Config(AlignmentConfig):
             raise ValueError('alignment.parts is missing: a JSON list of alignments, [{"name": "uniform", "source": "deep", "tap": 3}, ...]')
         resolved: list[dict[str, Any]] = [{"name": part.get("name")} | asdict(_config(part).for_depth(depth)) for part in self.parts]
         for part in resolved:
+            if (views := _config(part).views) > 1:
+                raise ValueError(f"alignment.parts: {part['name']!r} reads {views} views of an image, and goes with no other")
             if not 1 <= part["tap"] <= depth:
                 raise ValueError(f"alignment.parts: tap {part['tap']} of {part['name']!r}: this model has blocks 1 to {depth}")
             if not 0 <= part["weight"] < float("inf"):
@@ -68,6 +77,10 @@ class Alignment(AlignmentModule):
     @property
     def parts(self) -> tuple[AlignmentModule, ...]:
         return tuple(part for part in self.each if isinstance(part, AlignmentModule))
+
+    def attach(self, teacher: AttentiveTeacher) -> None:
+        for part in self.parts:
+            part.attach(teacher)
 
     def prepare(self, batch: Batch, ema: SiT) -> Batch:
         for part in self.parts:

@@ -14,7 +14,7 @@ import gsnr
 from gsnr import plugins
 from gsnr.engines import Batch
 from gsnr.train.alignments import AlignmentConfig, AlignmentModule, TargetAlignment
-from gsnr.train.contracts.problem import GROUPS, MODEL, TrainSplit, alike, batch_of, hidden, hold, made, prepared, sit, started
+from gsnr.train.contracts.problem import GROUPS, MODEL, TrainSplit, alike, batch_of, hidden, hold, made, prepared, sit, started, states
 from gsnr.train.objective import Objective
 
 STEPS, RATE = 20, 1e-2
@@ -39,9 +39,9 @@ def check(name: str) -> list[str]:
 
 def _loss(name: str, alignment: AlignmentModule) -> list[str]:
     """Shapes, dtype, determinism, and one sample's loss is its own."""
-    hold(all(1 <= tap <= MODEL.depth for tap in alignment.taps), name, f"taps {alignment.taps} of a model with blocks 1 to {MODEL.depth}")
+    hold(all(1 <= abs(tap) <= MODEL.depth for tap in alignment.taps), name, f"taps {alignment.taps} of a model with blocks 1 to {MODEL.depth}")
     hold(set(alignment.needs) <= GROUPS.keys(), name, f"needs {alignment.needs}; a cache has {', '.join(GROUPS)}")
-    h, batch = {k: hidden() for k in alignment.taps}, prepared(alignment, batch_of())
+    h, batch = states(alignment), prepared(alignment, batch_of())
     loss = alignment.loss(h, batch)
     hold(loss.shape == (3,) and loss.dtype == torch.float32, name, f"loss of shape {tuple(loss.shape)}, {loss.dtype}; not (B,) in float32")
     hold(bool(torch.isfinite(loss).all()), name, "a loss that is not finite")
@@ -64,14 +64,15 @@ def _gradients(name: str, alignment: AlignmentModule) -> list[str]:
     """They reach h and every trained parameter, and never a prior."""
     batch = prepared(alignment, batch_of())
     leaves = {key: x.float().requires_grad_(True) if x.is_floating_point() else x for key, x in batch.items() if key not in ("t", "offset_u")}
-    inputs = {k: hidden().requires_grad_(True) for k in alignment.taps}
+    inputs = {k: x.requires_grad_(True) for k, x in states(alignment).items()}
     alignment.zero_grad()
     loss = alignment.loss(inputs, batch | leaves)
     hold(loss.requires_grad, name, "no gradient reaches the hidden state at the tap")
     loss.sum().backward()
-    at_taps = [inputs[part.tap].grad for part in alignment.parts if part.tap is not None]
-    hold(all(g is not None and g.abs().sum() > 0 for g in at_taps), name, "no gradient reaches the hidden state at the tap")
-    for key in [*alignment.needs, *(key for key in leaves if key.startswith("ema_"))]:
+    for part in alignment.parts:
+        of_part = [inputs[tap].grad for tap in (part.tap, *part.extra_taps) if tap is not None]
+        hold(any(g is not None and bool(g.abs().sum() > 0) for g in of_part), name, "no gradient reaches the hidden state at the tap")
+    for key in [*alignment.needs, *(key for key in leaves if key.startswith(("ema_", "teacher_")))]:
         hold(leaves[key].grad is None, name, f"a gradient flows into {key!r}; detach what is not trained")
     for parameter, p in alignment.named_parameters():
         reached = p.grad is not None and bool(torch.isfinite(p.grad).all()) and bool(p.grad.abs().sum() > 0)
@@ -81,7 +82,7 @@ def _gradients(name: str, alignment: AlignmentModule) -> list[str]:
 
 def _learns(name: str, alignment: AlignmentModule) -> list[str]:
     """A few steps of AdamW lower the loss; a copy that loads its state gives the same loss."""
-    h, batch = {k: hidden() for k in alignment.taps}, prepared(alignment, batch_of())
+    h, batch = states(alignment), prepared(alignment, batch_of())
     trained = list(alignment.parameters())
     if trained:
         optimizer = torch.optim.AdamW(trained, lr=RATE)

@@ -2,7 +2,9 @@
 
 Sample number j of the run is image `permutation.image_of(j)` with the random numbers of j; step s holds samples s*B .. (s+1)*B - 1, of
 which each rank takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t, offset_u (B,) float32; label (B,) int64;
-label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16.
+label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16; picture (B,H,W,3) uint8 where it is asked for.
+
+Where samples are K views of an image, sample j is of image j // K, noise, t and offset_u are (B,K,...), and the rest is the image's.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from gsnr.train import children
 from gsnr.train.data import permutation, rng
-from gsnr.train.data.cache import Split
+from gsnr.train.data.cache import IMAGE, Split
 
 Batch = dict[str, torch.Tensor]
+PICTURE = "picture"  # entry of a batch: the cache's column IMAGE
 
 
 def assemble(
@@ -36,14 +39,36 @@ def assemble(
     latent = split.header.scaling.final(rows["mean"] + rows["std"] * drawn.posterior)
     arrays = {"latent": latent, "noise": drawn.noise, "t": t_N.astype(np.float32), "label": rows["label"]}
     arrays["offset_u"] = drawn.offset_u.astype(np.float32)
-    return {key: torch.from_numpy(value) for key, value in arrays.items()} | {g: torch.from_numpy(rows[g]) for g in groups}
+    arrays |= {PICTURE if name == IMAGE else name: rows[name] for name in groups}
+    return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+
+OF_A_VIEW = ("t", "noise", "offset_u")  # the entries of a batch that differ between the views of an image
+
+
+def as_views(batch: Batch, views: int) -> Batch:
+    """Rows of which `views` at a time are of one image -> a batch of images; what views share is that of the first."""
+    if views == 1:
+        return batch
+    return {key: x.unflatten(0, (-1, views)) if key in OF_A_VIEW else x[::views] for key, x in batch.items()}
+
+
+def flattened(batch: Batch) -> Batch:
+    """A batch of images with views -> one row a view, of what a model reads; any other as it is."""
+    if batch["t"].dim() == 1:
+        return batch
+    shape = batch["t"].shape
+    read = {key: batch[key] for key in ("latent", "label", "label_drop")}
+    repeated = {key: x.unsqueeze(1).expand(*shape, *x.shape[1:]).flatten(0, 1) for key, x in read.items()}
+    return repeated | {key: batch[key].flatten(0, 1) for key in ("t", "noise")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatches(Dataset):
-    """`self[s]` is this rank's part of step s. until: the first step that reads no features any more; None for all of them.
+    """`self[s]` is this rank's part of step s. until: the first step that reads no features any more; None for all of them. views: of an image;
+    the batch counts views.
 
-    Raises ValueError for a world size that does not divide the batch."""
+    Raises ValueError for a world size, or views, that do not divide the batch."""
 
     split: Split
     groups: tuple[str, ...]
@@ -54,19 +79,22 @@ class StepBatches(Dataset):
     world: int = 1
     accumulate: int = 1
     until: int | None = None
+    views: int = 1
 
     def __post_init__(self) -> None:
         if self.batch % (self.world * self.accumulate):
             parts = f" times --accumulate {self.accumulate}" if self.accumulate > 1 else ""
             raise ValueError(f"--batch {self.batch} is not a multiple of the {self.world} processes{parts}")
+        if (share := self.batch // (self.world * self.accumulate)) % self.views:
+            raise ValueError(f"--batch {self.batch}: {share} at once are not a multiple of the {self.views} views of an image (--alignment.views)")
 
     def __getitem__(self, step: int) -> Batch:
         local = self.batch // self.world
         samples = step * self.batch + self.rank * local + np.arange(local, dtype=np.int64)
         drawn = rng.draw(self.seed, "train", samples, self.split.header.latent_shape)
         groups = self.groups if self.until is None or step < self.until else ()
-        batch = assemble(self.split, permutation.image_of(samples, self.split.size, self.seed), drawn, drawn.u, groups)
-        return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
+        batch = assemble(self.split, permutation.image_of(samples // self.views, self.split.size, self.seed), drawn, drawn.u, groups)
+        return as_views(batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}, self.views)
 
 
 def loader(

@@ -3,7 +3,7 @@
 It is a diffusers model (`save_pretrained`, `from_pretrained`). Time runs as in `gsnr.train.interpolant`: t = 1 is noise.
 
 Shapes: B batch, C latent channels, H = W latent side, P patch, T = (H/P)^2 tokens, D hidden size. h_BTD hidden state, c_BD condition.
-Taps are 1-based: tap k is the output of block k.
+Taps are 1-based: tap k is the output of block k; tap -k its attention's queries, keys and values, side by side: (B,T,3D).
 """
 
 from __future__ import annotations
@@ -94,10 +94,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
+    def forward(self, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """(its output, its queries, keys and values side by side)."""
         b, t, d = h_BTD.shape
-        q, k, v = self.qkv(h_BTD).view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d))
+        qkv_BTE = self.qkv(h_BTD)
+        q, k, v = qkv_BTE.view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d)), qkv_BTE
 
 
 class Mlp(nn.Module):
@@ -121,16 +123,18 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(hidden_size, mlp_ratio)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
-    def forward(self, h_BTD: Tensor, c_BD: Tensor, half: str = "") -> Tensor:
-        """The stream after both. half: attention or mlp, the gated output of that alone; `c` is then what `adaLN_modulation` made of it."""
+    def forward(self, h_BTD: Tensor, c_BD: Tensor, half: str = "", with_qkv: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The stream after both; with_qkv: beside its attention's queries, keys and values. half: attention or mlp, the gated output of that alone;
+        `c` is then what `adaLN_modulation` made of it."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (c_BD if half else self.adaLN_modulation(c_BD)).chunk(6, dim=1)
         if half == MLP:
             return gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
-        attended = gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a))
-        if half == ATTENTION:
-            return attended
-        h_BTD = h_BTD + attended
-        return h_BTD + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
+        attended_BTD, qkv_BTE = self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a))
+        made_BTD = gate_a.unsqueeze(1) * attended_BTD
+        if half != ATTENTION:
+            h_BTD = h_BTD + made_BTD
+            made_BTD = h_BTD + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
+        return (made_BTD, qkv_BTE) if with_qkv else made_BTD
 
 
 class FinalLayer(nn.Module):
@@ -220,12 +224,12 @@ class SiT(ModelMixin, ConfigMixin):
     def forward_with_taps(
         self, x: Tensor, t: Tensor, y: Tensor, label_drop: Tensor | None = None, *, taps: tuple[int, ...] = (), stop: bool = False
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """(velocity, {k: h_BTD after block k}). With `stop`, nothing above the last tap is computed;
+        """(velocity, {k: h_BTD after block k; -k: its queries, keys and values}). With `stop`, nothing above the last tap is computed;
         the velocity is None unless the last tap is the last block.
 
         Raises ValueError for a tap outside 1..depth.
         """
-        bad = [k for k in taps if not 1 <= k <= len(self.blocks)]
+        bad = [k for k in taps if not 1 <= abs(k) <= len(self.blocks)]
         if bad:
             raise ValueError(f"tap {bad[0]} does not exist: this model has blocks 1 to {len(self.blocks)}")
         h_BTD, t_BD = self.x_embedder(x) + self.pos_embed, self.t_embedder(t)
@@ -235,20 +239,25 @@ class SiT(ModelMixin, ConfigMixin):
             stream = self.routing.begin(h_BTD, t_BD)
             h_BTD = stream.read()
         for k, block in enumerate(self.blocks, start=1):
-            h_BTD = self._block(block, h_BTD, c_BD) if stream is None else self._routed(block, h_BTD, c_BD, stream)
+            made = self._block(block, h_BTD, c_BD, "", -k in taps) if stream is None else self._routed(block, h_BTD, c_BD, stream, -k in taps)
+            if -k in taps:
+                h_BTD, hidden[-k] = made
+            else:
+                h_BTD = made
             if k in taps:
                 hidden[k] = h_BTD
-            if stop and k == max(taps) < len(self.blocks):
+            if stop and k == max(map(abs, taps)) < len(self.blocks):
                 return None, hidden
         return self.unpatchify(self.final_layer(h_BTD, c_BD)), hidden
 
-    def _block(self, block: nn.Module, h_BTD: Tensor, *inputs: Any) -> Tensor:
+    def _block(self, block: nn.Module, h_BTD: Tensor, *inputs: Any) -> Any:
         recompute = self.checkpointing and torch.is_grad_enabled()
         return checkpoint(block, h_BTD, *inputs, use_reentrant=False) if recompute else block(h_BTD, *inputs)
 
-    def _routed(self, block: Any, h_BTD: Tensor, c_BD: Tensor, stream: Stream) -> Tensor:
-        """What the next block reads, or the final layer. h: what this one does."""
+    def _routed(self, block: Any, h_BTD: Tensor, c_BD: Tensor, stream: Stream, with_qkv: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """What the next block reads, or the final layer; with_qkv as of a block. h: what this one reads."""
         modulation_BF = block.adaLN_modulation(c_BD)
-        stream.write(self._block(block, h_BTD, modulation_BF, ATTENTION))
+        attended_BTD, qkv_BTE = self._block(block, h_BTD, modulation_BF, ATTENTION, True)
+        stream.write(attended_BTD)
         stream.write(self._block(block, stream.read(), modulation_BF, MLP))
-        return stream.read()
+        return (stream.read(), qkv_BTE) if with_qkv else stream.read()

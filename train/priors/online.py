@@ -29,8 +29,8 @@ class OnlineSplit:
         """Raises ValueError for features that exceed float16."""
         made = tuple(name for name in columns if name in self.header.groups and name != TEACHER)
         read = tuple(name for name in columns if name not in made)
-        rows = self.stored.take(index_N, (*read, IMAGE) if made else read, view)
-        return rows | self._features(rows.pop(IMAGE), made) if made else rows
+        rows = self.stored.take(index_N, tuple(dict.fromkeys((*read, IMAGE))) if made else read, view)
+        return rows | self._features(rows[IMAGE] if IMAGE in columns else rows.pop(IMAGE), made) if made else rows
 
     def _features(self, images_NHWC: NDArray[np.uint8], groups: tuple[str, ...]) -> Rows:
         self.vae.model.to(self.device)
