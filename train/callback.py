@@ -58,8 +58,9 @@ class GsnrCallback:
         if not config.gsnr_every:
             return
         size = min(64, -(-config.gsnr_images // world))
-        batches = list(heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, objective.alignment.needs, size))[rank::world]
-        losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.taps else ()))}
+        needs = tuple(dict.fromkeys((*objective.alignment.needs, *config.model.reads)))
+        batches = list(heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, needs, size))[rank::world]
+        losses = {name: _loss(name) for name in objective.losses}
         ready = [_ready(batch | {"image": torch.from_numpy(index)}, accelerator.device) for index, batch in batches]
         prepared = _Prepared(ready, objective.alignment, ema)
         self.monitor = gsnr.Monitor(objective, losses, prepared, every=config.gsnr_every, groups=group_of, index="image")

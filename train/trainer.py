@@ -68,7 +68,7 @@ def make_objective(config: TrainConfig, header: Header) -> Objective:
     check_cache(config.model, header)
     torch.manual_seed(config.seed)
     model = SiT(**asdict(config.model))
-    return Objective(model, make_alignment(config.alignment, config.model, header.groups))
+    return Objective(model, make_alignment(config.alignment, config.model, header.groups), config.class_token_weight)
 
 
 def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
@@ -198,6 +198,7 @@ def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, groups
         world=accelerator.num_processes,
         accumulate=config.accumulate,
         until=make_schedule(config.schedule).last,
+        always=config.model.reads,
     )
 
 

@@ -49,6 +49,10 @@ class AlignmentConfig:
         """Itself with everything filled in that depends on the model's depth."""
         return replace(self, tap=self.default_tap(depth) if self.tap is None else self.tap)
 
+    def over_patches(self) -> Self:
+        """Itself without what it reads of an extra token: what probes compare on any backbone."""
+        return self
+
     def target_name(self, name: str) -> str:
         """What tables call the target of a checkpoint that was trained with these options. name: the alignment's."""
         return name
@@ -96,7 +100,7 @@ class AlignmentModule(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, hidden: dict[int, Tensor], batch: Batch) -> Tensor:
-        """(B,) float32, one value per sample. hidden: tap -> (B,T,D)."""
+        """(B,) float32, one value per sample. hidden: tap -> (B,T,D), of the patches; a model's extra token is there as `extra_of(tap)`, (B,1,D)."""
 
     def prepare(self, batch: Batch, ema: SiT) -> Batch:
         """The batch with what the loss reads beside the cache: hidden states of the model's own moving average. Called without gradients."""

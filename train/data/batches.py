@@ -2,7 +2,7 @@
 
 Sample number j of the run is image `permutation.image_of(j)` with the random numbers of j; step s holds samples s*B .. (s+1)*B - 1, of
 which each rank takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t, offset_u (B,) float32; label (B,) int64;
-label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16.
+label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16; extra_noise (B,C) float32 where the class token's is among these.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from gsnr.train import children
+from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.cache import Split
 
 Batch = dict[str, torch.Tensor]
+
+
+def draw(split: Split, seed: int, stream: str, numbers_N: NDArray[np.int64], groups: tuple[str, ...]) -> rng.Draws:
+    """The random numbers of these samples; the class token's noise where it is among the groups."""
+    extra = split.header.groups[CLASS_TOKEN][1] if CLASS_TOKEN in groups else 0
+    return rng.draw(seed, stream, numbers_N, split.header.latent_shape, extra)
 
 
 def assemble(
@@ -36,12 +43,14 @@ def assemble(
     latent = split.header.scaling.final(rows["mean"] + rows["std"] * drawn.posterior)
     arrays = {"latent": latent, "noise": drawn.noise, "t": t_N.astype(np.float32), "label": rows["label"]}
     arrays["offset_u"] = drawn.offset_u.astype(np.float32)
+    arrays |= {"extra_noise": drawn.extra} if CLASS_TOKEN in groups else {}
     return {key: torch.from_numpy(value) for key, value in arrays.items()} | {g: torch.from_numpy(rows[g]) for g in groups}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatches(Dataset):
-    """`self[s]` is this rank's part of step s. until: the first step that reads no features any more; None for all of them.
+    """`self[s]` is this rank's part of step s. groups: what the alignment reads, before step `until` (None: in all of them); always: what the model
+    itself reads.
 
     Raises ValueError for a world size that does not divide the batch."""
 
@@ -54,6 +63,7 @@ class StepBatches(Dataset):
     world: int = 1
     accumulate: int = 1
     until: int | None = None
+    always: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch % (self.world * self.accumulate):
@@ -63,8 +73,8 @@ class StepBatches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         local = self.batch // self.world
         samples = step * self.batch + self.rank * local + np.arange(local, dtype=np.int64)
-        drawn = rng.draw(self.seed, "train", samples, self.split.header.latent_shape)
-        groups = self.groups if self.until is None or step < self.until else ()
+        groups = tuple(dict.fromkeys((*(self.groups if self.until is None or step < self.until else ()), *self.always)))
+        drawn = draw(self.split, self.seed, "train", samples, groups)
         batch = assemble(self.split, permutation.image_of(samples, self.split.size, self.seed), drawn, drawn.u, groups)
         return batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}
 
