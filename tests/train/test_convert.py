@@ -213,7 +213,7 @@ def projection(kind: str, s: dict[str, Tensor], h_BTD: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("repa", {"name": "repa", "tap": 2, "weight": 0.5, "projector_width": 24}),
+        ("repa", {"name": "repa", "tap": 2, "weight": 0.5, "projector_width": 24, "class_token": False}),
         ("irepa", {"name": "irepa", "tap": 2, "weight": 1.0, "projector": "conv3x3", "gamma": 0.7}),
         ("sra", {"name": "sra", "tap": 1, "weight": 0.2, "teacher_tap": 3, "offset": 0.1, "loss": "smooth_l1"}),
     ],

@@ -172,13 +172,13 @@ def test_samples_are_their_own_and_the_token_has_its_guidance(run: Path, tmp_pat
     about = json.loads(str(np.load(out)["about"]))
     assert (about["class_token_guidance"], about["class_token_interval"]) == (1.5, [0.0, 0.5])
     assert call(sample, "--ckpt", run, "--classes", 2, "--per-class", 1, "--sampling-steps", 2, "--out", tmp_path / "s.png") == 0
-    with pytest.raises(ValueError, match="--cls-cfg 2.0, --cls-cfg-interval 1,0: guidance interval 1.0 to 0.0"):
+    with pytest.raises(ValueError, match=r"--cls-cfg 2.0, --cls-cfg-interval 1,0: guidance interval 1.0 to 0.0"):
         call(sample, *words[:-1], tmp_path / "new.npz", "--cls-cfg", 2, "--cls-cfg-interval", "1,0")
 
 
 def test_a_model_without_a_token_has_none_to_guide(smoke_run: Path, tmp_path: Path) -> None:
     for words in (("--cls-cfg", 2.3), ("--cls-cfg-interval", "0,0.85")):
-        with pytest.raises(ValueError, match="--cls-cfg, --cls-cfg-interval: .* has no class token to guide; leave them out"):
+        with pytest.raises(ValueError, match=r"--cls-cfg, --cls-cfg-interval: .* has no class token to guide; leave them out"):
             call(sample, "--ckpt", smoke_run, *words, "--n", 4, "--out", tmp_path / "s.npz")
     assert not list(tmp_path.iterdir())
 
@@ -205,7 +205,7 @@ def test_a_run_is_evaluated_and_probed(run: Path, tmp_path: Path) -> None:
     """Its class-token loss too; the alignment's targets are those of any backbone, over the patches."""
     result = evaluate(run, n_images=8, frechet=0)
     assert result["velocity_loss"] > 0 and result["class_token_loss"] > 0
-    words = ("--bins", 1, "--n-images", 14, "--out", tmp_path / "tables")
+    words = ("--bins", 1, "--n-images", 20, "--out", tmp_path / "tables")
     assert call(probe, "--ckpt", run, "--probe", "denoising,controls,representation,readability", *words, "--train-images", 32) == 0
     assert set(pd.read_parquet(tmp_path / "tables" / "denoising.parquet")["target"]) == {"denoising", "class_token"}
     targets = ("--targets", "own,uniform_deep,sra", "--fit-samples", 64, "--fit-steps", 2, "--controls", "none")
