@@ -30,7 +30,7 @@ COMMANDS = {
     "prepare": Command("gsnr.train.prepare.command", "train", "pictures become the cache that training and probes read"),
     "sample": Command("gsnr.train.sample", "train", "draw images from a checkpoint"),
     "evaluate": Command("gsnr.train.evaluate", "train", "held-out velocity loss of a checkpoint; FID and its kin of samples"),
-    "convert": Command("gsnr.train.convert.command", "train", "a checkpoint of SiT, REPA, iREPA or SRA becomes one of ours"),
+    "convert": Command("gsnr.train.convert.command", "train", "a checkpoint of SiT, REPA, iREPA, SRA or REG becomes one of ours"),
     "verify": Command("gsnr.train.verify", "train", "is everything in a run or cache still as it was written?"),
     "grid": Command("gsnr.train.grid", "train", "train and evaluate several presets and seeds: one table"),
     "cost": Command("gsnr.train.cost", "train", "what each alignment adds to a training step"),

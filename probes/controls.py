@@ -39,13 +39,13 @@ Array = NDArray[np.float64]
 
 
 def cannot(subject: Subject, options: Options) -> str | None:
-    if subject.header.groups:
+    if subject.header.maps:
         return None
     return f"{subject.header.data!r} holds no features; prepare it again with --features, or name other data with --data"
 
 
 def plan(subject: Subject, options: Options) -> list[str]:
-    layers = sum(shape[0] for shape in subject.header.groups.values())
+    layers = sum(shape[0] for shape in subject.header.maps.values())
     own = _target_of(subject)
     target = f", and of target {own[0]!r} in {options.bins} bins" if own else ""
     return [f"constant vector, norm and mean of {layers} layers{target}, over {options.n_images} held-out images"]
@@ -64,7 +64,7 @@ def _layers(subject: Subject, options: Options, shared: dict[str, Any]) -> Rows:
     alignment = own[1].cpu() if own else None
     nowhere = NOWHERE | {"bin": -1}
     rows = []
-    for group, shape in subject.header.groups.items():
+    for group, shape in subject.header.maps.items():
         names = subject.header.layers[group] or tuple(str(i) for i in range(shape[0]))
         layers = [Easiness() for _ in names]
         for index in np.array_split(subject.images(options), -(-options.n_images // 64)):
@@ -88,8 +88,8 @@ def _target(subject: Subject, options: Options, shared: dict[str, Any], index: i
     name, alignment = own[0], own[1].to(subject.device)
     subject.checkpoint.model.to(subject.device)
     easiness = Easiness()
-    heldout = subject.splits["heldout"]
-    for _, batch in heldout_batches(heldout, options.n_images, options.seed, "heldout", low, high, alignment.needs, first=options.first_image):
+    heldout, needs = subject.splits["heldout"], tuple(dict.fromkeys((*alignment.needs, *subject.checkpoint.config.model.reads)))
+    for _, batch in heldout_batches(heldout, options.n_images, options.seed, "heldout", low, high, needs, first=options.first_image):
         batch = alignment.prepare({key: x.to(subject.device) for key, x in batch.items()}, subject.ema)
         h_BTD = hidden_at_tap(subject, batch)
         easiness.add(alignment.target(batch, h_BTD), alignment.projector(h_BTD))

@@ -1,11 +1,13 @@
 """G-SNR of the denoising gradient itself over t, per parameter group: what an alignment gradient is compared with.
 
-The loss is the velocity loss of training, on held-out images, in eval mode, no label dropped. Group "all" is the whole backbone: patch and
-time embedders, all blocks and the final layer. Works for any checkpoint, aligned or not.
+The loss is the velocity loss of training, on held-out images, in eval mode, no label dropped; of a model with a class token its loss too, on the
+same samples, as target "class_token" (without its weight, which G-SNR does not see). Group "all" is the whole backbone: embedders, all blocks and
+the final layer. Works for any checkpoint, aligned or not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from gsnr.table import NAN, estimate_columns
 from gsnr.train import parameter_groups
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.heldout import heldout_batches
-from gsnr.train.interpolant import interpolate, velocity, velocity_loss
+from gsnr.train.models.sit import SiT
+from gsnr.train.noising import losses, noised
 
 SUMMARY = "G-SNR of the denoising gradient per bin of t and parameter group"
 KIND = "cells"
@@ -41,23 +44,38 @@ def plan(subject: Subject, options: Options) -> list[str]:
     return [f"{options.bins} bins x {options.n_images} held-out images x {options.draws} draws: per-sample gradients of {size:,} parameters"]
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """(B,): as in training."""
-    x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-    return velocity_loss(model(x_t, batch["t"], batch["label"]), velocity(batch["latent"], batch["noise"]))
+def loss_of(name: str) -> Callable[[nn.Module, Batch], Tensor]:
+    """One loss of training, (B,): "velocity" or "class_token"."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, SiT)
+        x_t, extra = noised(model, batch)
+        return losses(model(x_t, batch["t"], batch["label"], extra=extra), batch)[name]
+
+    return loss
 
 
 def _bin(subject: Subject, options: Options, place: int) -> Rows:
     low, high = options.edges(place)
-    split = subject.splits["heldout"]
+    split, reads = subject.splits["heldout"], subject.checkpoint.config.model.reads
     drawn = heldout_batches(
-        split, options.n_images, options.seed, "heldout", low, high, (), batch=options.batch, repeats=options.draws, first=options.first_image
+        split, options.n_images, options.seed, "heldout", low, high, reads, batch=options.batch, repeats=options.draws, first=options.first_image
     )
     batches = [{key: x.to(subject.device) for key, x in (batch | {"image": torch.from_numpy(index)}).items()} for index, batch in drawn]
+    rows: Rows = {"cells": [], "samples": [], "metrics": []}
+    for target, name in {"denoising": "velocity", **({"class_token": "class_token"} if reads else {})}.items():
+        for kind, values in _measured(subject, options, place, batches, target, name).items():
+            rows[kind] += values
+    return rows
+
+
+def _measured(subject: Subject, options: Options, place: int, batches: list[Batch], target: str, name: str) -> Rows:
+    """One loss in one bin. target: as tables call it."""
+    low, high = options.edges(place)
     model = subject.checkpoint.model.to(subject.device).eval()
     result = gsnr.measure(
         model,
-        loss,
+        loss_of(name),
         batches,
         engine=options.engine,
         precision=options.precision,
@@ -67,7 +85,7 @@ def _bin(subject: Subject, options: Options, place: int) -> Rows:
     )
     t_N = torch.cat([batch["t"] for batch in batches]).view(-1, options.draws).mean(1).tolist()
     shared = subject.columns("denoising", options)
-    which = {"target": "denoising", "control": "none", "projector": "none"}
+    which = {"target": target, "control": "none", "projector": "none"}
     rows: Rows = {"cells": [], "samples": [], "metrics": []}
     for label in result.groups:
         if label == "all":  # embraces the label embedding

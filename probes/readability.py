@@ -33,10 +33,10 @@ from gsnr.probes.common.targets import own_target
 from gsnr.probes.common.vertex import MOST_LAYERS, Moments, choice, interval
 from gsnr.table import NAN
 from gsnr.train.alignments import TargetAlignment
-from gsnr.train.data import permutation, rng
-from gsnr.train.data.batches import Batch, assemble
+from gsnr.train.data import permutation
+from gsnr.train.data.batches import Batch, assemble, draw
 from gsnr.train.data.heldout import heldout_batches, partners
-from gsnr.train.interpolant import interpolate
+from gsnr.train.noising import noised
 from gsnr.train.priors.layers import CACHED, DEEP, MID
 
 SUMMARY = "how well a linear reader of hidden states predicts each layer, per block and bin of t; what a router would choose by it"
@@ -72,7 +72,12 @@ def plan(subject: Subject, options: Options) -> list[str]:
 def _layers(subject: Subject) -> list[Layer]:
     """Every layer of the cached features, shallow first."""
     header = subject.header
-    return [(group, name) for group, shape in header.groups.items() for name in header.layers[group] or map(str, range(shape[0]))]
+    return [(group, name) for group, shape in header.maps.items() for name in header.layers[group] or map(str, range(shape[0]))]
+
+
+def _groups(subject: Subject) -> tuple[str, ...]:
+    """What is read of the cache: the features that lie on the token grid, and what the model reads."""
+    return (*subject.header.maps, *subject.checkpoint.config.model.reads)
 
 
 def _called(layer: Layer) -> str:
@@ -95,10 +100,10 @@ class _Train:
     high: float
 
     def __getitem__(self, step: int) -> dict[str, Batch]:
-        split, groups, index = self.subject.splits["train"], tuple(self.subject.header.groups), self.chunks[step]
-        drawn = rng.draw(self.seed, "fit", index, self.subject.header.latent_shape)
+        split, groups, index = self.subject.splits["train"], _groups(self.subject), self.chunks[step]
+        drawn = draw(split, self.seed, "fit", index, groups)
         t_N, other = self.low + (self.high - self.low) * drawn.u, self.partner_N[index]
-        others = rng.draw(self.seed, "fit", other, self.subject.header.latent_shape)
+        others = draw(split, self.seed, "fit", other, groups)
         return {OWN: assemble(split, index, drawn, t_N, groups, mirror=False), OTHER: assemble(split, other, others, t_N, groups, mirror=False)}
 
 
@@ -114,7 +119,7 @@ def _train(subject: Subject, options: Options, low: float, high: float, part: in
 
 
 def _heldout(subject: Subject, options: Options, low: float, high: float) -> Pairs:
-    split, groups = subject.splits["heldout"], tuple(subject.header.groups)
+    split, groups = subject.splits["heldout"], _groups(subject)
     own, other = (
         heldout_batches(split, options.n_images, options.seed, "heldout", low, high, groups, partner_N=partner_N, first=options.first_image)
         for partner_N in (None, partners(split.size, options.seed))
@@ -125,9 +130,11 @@ def _heldout(subject: Subject, options: Options, low: float, high: float) -> Pai
 def _hidden(subject: Subject, batch: Batch) -> dict[int, Tensor]:
     """block -> (B,T,D)."""
     model = subject.checkpoint.model.to(subject.device)
-    latent, noise, t_B, label = (batch[key].to(subject.device) for key in ("latent", "noise", "t", "label"))
+    batch = {key: x.to(subject.device) for key, x in batch.items()}
     blocks = tuple(range(1, subject.checkpoint.config.model.depth + 1))
-    return model.forward_with_taps(interpolate(latent, noise, t_B), t_B, label, taps=blocks, stop=True)[1]
+    x_t, extra = noised(model, batch)
+    hidden = model.forward_with_taps(x_t, batch["t"], batch["label"], taps=blocks, stop=True, extra=extra)[1]
+    return {block: hidden[block] for block in blocks}
 
 
 def things(subject: Subject, batch: Batch) -> dict[str, Tensor]:
@@ -135,7 +142,7 @@ def things(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     own = own_target(subject)
     alignment = own[1].to(subject.device) if own is not None and isinstance(own[1], TargetAlignment) else None
     found: dict[str, Tensor] = {}
-    for group in subject.header.groups:
+    for group in subject.header.maps:
         f_BLCgg = batch[group].to(subject.device).float()
         if alignment is not None and group in alignment.needs:
             f_BLCgg = alignment.normalised(group, f_BLCgg)
@@ -205,7 +212,7 @@ def _router(subject: Subject, times: tuple[float, ...]) -> dict[str, Tensor]:
 def _parts(subject: Subject, router: dict[str, Tensor]) -> Parts:
     """part of a mixture -> its layers: the router's parts, or else mid and deep where the data hold them. Layers that a split moved between mid and
     deep are where it put them."""
-    cached = {group: [layer for layer in _layers(subject) if layer[0] == group] for group in subject.header.groups}
+    cached = {group: [layer for layer in _layers(subject) if layer[0] == group] for group in subject.header.maps}
     both = [layer for part in (MID, DEEP) for layer in cached.get(CACHED[part], [])]
     sizes = {part: w_BK.shape[1] for part, w_BK in router.items()}
     mid = sizes.get(MID, len(both) - sizes[DEEP] if DEEP in sizes else len(cached.get(CACHED[MID], [])))

@@ -28,11 +28,10 @@ from gsnr.probes.common.options import BinOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, bin_columns
 from gsnr.table import NAN
-from gsnr.train.data import rng
-from gsnr.train.data.batches import Batch, assemble
+from gsnr.train.data.batches import Batch, assemble, draw
 from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import partners
-from gsnr.train.interpolant import interpolate
+from gsnr.train.noising import noised
 
 SUMMARY = "CKNNA to a teacher's features, and accuracy of a linear probe, per block and bin of t"
 KIND = "metrics"
@@ -118,9 +117,9 @@ class _Images:
         """(batch without its times, u)."""
         found = []
         for chunk in np.array_split(self.numbers, -(-len(self.numbers) // BATCH)):
-            drawn = rng.draw(self.seed, self.stream, chunk, self.split.header.latent_shape)
+            drawn = draw(self.split, self.seed, self.stream, chunk, self.groups)
             batch = assemble(self.split, chunk, drawn, drawn.u, self.groups, mirror=False)
-            found.append(({key: batch[key] for key in ("latent", "noise", "label", *self.groups)}, drawn.u))
+            found.append(({key: x for key, x in batch.items() if key not in ("t", "offset_u")}, drawn.u))
         return found
 
     def between(self, low: float, high: float) -> Iterable[Batch]:
@@ -141,11 +140,12 @@ class _Images:
 def _hidden(subject: Subject, batch: Batch) -> Tensor:
     """(K,N,D) hidden states of all K blocks, averaged over tokens."""
     model = subject.checkpoint.model.to(subject.device)
-    latent, noise, t, label = (batch[key].to(subject.device, non_blocking=True) for key in ("latent", "noise", "t", "label"))
+    batch = {key: x.to(subject.device, non_blocking=True) for key, x in batch.items() if key != TEACHER}
     blocks = tuple(range(1, subject.checkpoint.config.model.depth + 1))
-    nothing = torch.full_like(label, subject.checkpoint.config.model.num_classes)
-    _, hidden = model.forward_with_taps(interpolate(latent, noise, t), t, nothing, taps=blocks, stop=True)
-    return torch.stack([h_BTD.mean(1) for h_BTD in hidden.values()])
+    nothing = torch.full_like(batch["label"], subject.checkpoint.config.model.num_classes)
+    x_t, extra = noised(model, batch)
+    _, hidden = model.forward_with_taps(x_t, batch["t"], nothing, taps=blocks, stop=True, extra=extra)
+    return torch.stack([hidden[block].mean(1) for block in blocks])
 
 
 def _features(subject: Subject, images: _Images, low: float, high: float) -> Tensor:
@@ -172,9 +172,10 @@ def _jackknife(a_NN: Array, b_NN: Array, value: float) -> tuple[float, float]:
 
 def _images(subject: Subject, options: Options) -> tuple[_Images, _Images]:
     """Train images of the linear probe, and held-out ones."""
-    split, groups = subject.splits["train"], tuple(group for group in (TEACHER,) if group in subject.header.groups)
+    split, reads = subject.splits["train"], subject.checkpoint.config.model.reads
+    groups = (*(group for group in (TEACHER,) if group in subject.header.groups), *reads)
     numbers = np.arange(min(PROBE_TRAIN, split.size), dtype=np.int64)
-    train = _Images(split=split, numbers=numbers, seed=options.seed, stream="fit")
+    train = _Images(split=split, numbers=numbers, seed=options.seed, stream="fit", groups=reads)
     return train, _Images(split=subject.splits["heldout"], numbers=subject.images(options), seed=options.seed, stream="heldout", groups=groups)
 
 
@@ -193,7 +194,7 @@ def _bin(subject: Subject, options: Options, train: _Images, heldout: _Images, i
             ends = _wilson(accuracy, held_KND.shape[1])
             of_block.append(here | {"target": "label", "metric": "linear_probe_accuracy", "value": accuracy, "low": ends[0], "high": ends[1]})
             of_block.append(of_block[-1] | {"control": "constant", "value": guess, "low": NAN, "high": NAN})
-    if heldout.groups:
+    if TEACHER in heldout.groups:
         teacher = _kernel(heldout.teacher_ND)
         other = partners(len(teacher), options.seed)
         for of_block, here, h_ND in zip(rows, about, held_KND.cpu().numpy(), strict=True):

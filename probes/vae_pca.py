@@ -33,13 +33,13 @@ LARGEST_PICTURE = 128  # pixels a side of the decoded images in it
 
 
 def cannot(subject: Subject, options: Options) -> str | None:
-    if subject.header.groups:
+    if subject.header.maps:
         return None
     return f"{subject.header.data!r} holds no features; prepare it again with --features G1,G2,G3,G4, or name other data with --data"
 
 
 def plan(subject: Subject, options: Options) -> list[str]:
-    return [f"PCA of {', '.join(subject.header.groups)} over the tokens of {options.n_images} held-out images; maps of the first {SHOWN}"]
+    return [f"PCA of {', '.join(subject.header.maps)} over the tokens of {options.n_images} held-out images; maps of the first {SHOWN}"]
 
 
 def group_average(subject: Subject, group: str, images_N: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -95,7 +95,7 @@ def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | No
     nowhere = NOWHERE | {"low": NAN, "high": NAN}
     key = {name: shared[name] for name in ("run", "checkpoint", "vae", "data")}
     rows: Rows = {"metrics": [], "maps": _map_rows(key | {"group": "image"}, pictures(subject, subject.images(options)[:shown]))}
-    for group, (_, _, g, _) in tqdm(subject.header.groups.items(), desc="vae_pca", unit="group", leave=False):
+    for group, (_, _, g, _) in tqdm(subject.header.maps.items(), desc="vae_pca", unit="group", leave=False):
         projected, shares = components(group_average(subject, group, subject.images(options)))
         rows["maps"] += _map_rows(key | {"group": group}, colours(projected)[:shown].reshape(shown, g, g, COMPONENTS))
         here = shared | nowhere | {"group": group, "metric": "explained_variance"}

@@ -58,10 +58,11 @@ class GsnrCallback:
         if not config.gsnr_every:
             return
         size = min(64, -(-config.gsnr_images // world))
-        views, columns = objective.alignment.views, objective.alignment.columns
+        views = objective.alignment.views
+        columns = tuple(dict.fromkeys((*objective.alignment.columns, *config.model.reads)))
         drawn = heldout_batches(heldout, config.gsnr_images, config.seed, "heldout", 0.0, 1.0, columns, size * views, views)
         batches = list(drawn)[rank::world]
-        losses = {name: _loss(name) for name in ("velocity", *(("align",) if objective.alignment.taps else ()))}
+        losses = {name: _loss(name) for name in objective.losses}
         ready = [_ready(as_views(batch | {"image": torch.from_numpy(index)}, views), accelerator.device) for index, batch in batches]
         prepared = _Prepared(ready, objective.alignment, ema)
         self.monitor = gsnr.Monitor(objective, losses, prepared, every=config.gsnr_every, groups=group_of, index="image")

@@ -17,6 +17,7 @@ from gsnr.commandline import no_path
 from gsnr.options import build, check_ranges, option
 
 DEEPEST, LARGEST, LONGEST = 2**10, 2**20, 10**9  # nobody means a deeper or larger model, or a longer run
+CLASS_TOKEN = "teacher_cls"  # the feature group of an image teacher's class token
 
 # section whose options a plug-in declares -> its kind, and the plug-in where none is named
 PLUGGED = {"alignment": ("alignments", "none"), "schedule": ("schedules", "constant"), "velocity_schedule": ("schedules", "constant")}
@@ -53,6 +54,14 @@ class ModelConfig:
     summary: str = option("last", "dar: of a chunk, its last output (the paper), or their sum (ours)", ("last", "sum"))
     final: str = option("own", "dar: what the final layer reads by (the paper under REPA: reuse)", ("own", "reuse", "summaries"))
     query_std: float = option(0.0, "dar: standard deviation of the initial queries (the paper does not say; 0 is uniform weights)", low=0, high=100)
+    extra_token: int | None = option(
+        None, "channels of a class token that is denoised beside the latent (REG): those of the cache's teacher (default: none)", low=1, high=LARGEST
+    )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The feature groups of the cache that the model itself is trained on."""
+        return () if self.extra_token is None else (CLASS_TOKEN,)
 
     @property
     def grid(self) -> int:
@@ -63,7 +72,7 @@ class ModelConfig:
     def parameters(self) -> int:
         """Of the matrices, near enough: attention (4 w^2), adaLN (6 w^2) and MLP of each block, dynamic queries (w^2 a sublayer), embeddings."""
         blocks = self.depth * (10 + 2 * self.mlp_ratio) * self.hidden_size**2
-        others = self.num_classes + 2 * self.in_channels * self.patch_size**2 + 3 * self.hidden_size + self.grid**2
+        others = self.num_classes + 2 * self.in_channels * self.patch_size**2 + 3 * self.hidden_size + self.grid**2 + 2 * (self.extra_token or 0)
         routing = (2 * self.depth + 1) * self.hidden_size * (self.residual == "dar") * (self.queries == "dynamic")
         return int(blocks + (others + routing) * self.hidden_size)
 
@@ -91,6 +100,7 @@ class TrainConfig:
     steps: int = option(400_000, "training steps in all", low=1, high=LONGEST)
     batch: int = option(256, "global batch size, over all processes", low=1, high=LARGEST)
     seed: int = option(0, "seed of everything random", low=0)
+    class_token_weight: float = option(0.03, "factor of the class token's loss, for a model that has one (REG's 0.03)", low=0, high=1e9)
     label_dropout: float = option(0.1, "share of labels replaced by the null class", low=0, high=1)
     precision: str = option("bf16", "autocast to, or no; losses and norms are in fp32 always", ("no", "bf16", "fp16"))
     accumulate: int = option(1, "micro-batches that a process computes its part of a step in; the step is the whole batch's", low=1, high=LARGEST)

@@ -5,14 +5,14 @@
     gsnr cost --size xl2 --rows sit,ahpa --batch 32 --precision bf16 --compile      on a GPU
 
 MACs are those of matrix products and convolutions in one forward pass of one sample (half of PyTorch's flop count), attention products
-included; the alignment's are the projector's, router's and mixture's, and those of SRA's teacher. Features of VAE and image teacher come
-from the cache, so making them is no part of a step. `memory` is what autograd keeps of one sample until backward, `image` what a step
-reads of one from a cache of float16. Time is a whole step of the trainer (forward, backward, clipping, AdamW, moving
-average) on one synthetic batch that stays on the device: each row takes turns with the first, and the ratio is the median over rounds of
-row / first row of that round. `peak` is 6 MACs a sample (2 FLOPs each, forward once and backward twice) over the step's time, as a share
-of what one large matrix product reaches in the same precision (SRA's teacher, which only goes forward, counts like the rest). `latency`
-is a forward of one sample with its alignment. Below the table: one sample and a batch through --sampler, without guidance, timed over a
-few of its steps; and one picture through the VAE's encoder and decoder. At size xl2 the paper's row stands below ours (Table I.21).
+included; `weights` are the backbone's parameters, a class token's among them. The alignment's are the projector's, router's and mixture's, and
+the MACs of SRA's teacher. Features of VAE and image teacher come from the cache, so making them is no part of a step. `memory` is what autograd
+keeps of one sample until backward, `image` what a step reads of one from a cache of float16. Time is a whole step of the trainer (forward,
+backward, clipping, AdamW, moving average) on one synthetic batch that stays on the device: each row takes turns with the first, and the ratio
+is the median over rounds of row / first row of that round. `peak` is 6 MACs a sample (2 FLOPs each, forward once and backward twice) over the
+step's time, as a share of what one large matrix product reaches in the same precision (SRA's teacher, which only goes forward, counts like the
+rest). `latency` is a forward of one sample with its alignment. Below the table: one sample and a batch through --sampler, without guidance, timed
+over a few of its steps; and one picture through the VAE's encoder and decoder. At size xl2 the paper's row stands below ours (Table I.21).
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ def _parser() -> Parser:
 
 def _counted(config: TrainConfig) -> dict[str, Any]:
     macs = counts.macs(config)
-    parameters = sum(p.numel() for p in counts.objective_of(config, "meta").alignment.parameters())
-    found = {"backbone_macs": macs.backbone, "alignment_macs": macs.alignment, "alignment_parameters": parameters}
+    objective = counts.objective_of(config, "meta")
+    of_model, of_alignment = (sum(p.numel() for p in part.parameters()) for part in (objective.model, objective.alignment))
+    found = {"backbone_macs": macs.backbone, "backbone_parameters": of_model}
+    found |= {"alignment_macs": macs.alignment, "alignment_parameters": of_alignment}
     return found | {"activation_bytes": activations.activations(config), "image_bytes": counts.bytes_of_an_image(config)}
 
 
@@ -73,10 +75,11 @@ def _timed(found: dict[str, dict[str, Any]], configs: dict[str, TrainConfig], ar
 
 def _table(rows: dict[str, dict[str, Any]], timed: bool, published: bool) -> list[str]:
     times = f"{'time':>8}  [min-max]        step   steps/s  peak  latency" if timed else ""
-    lines = [f"{'row':20}{'backbone':>12}{'alignment':>13}{'share':>8}{'parameters':>12}{'memory':>11}{'image':>11}{times}"]
+    lines = [f"{'row':20}{'backbone':>12}{'weights':>12}{'alignment':>13}{'share':>8}{'parameters':>12}{'memory':>11}{'image':>11}{times}"]
     for row, r in rows.items():
         share = 100 * r["alignment_macs"] / r["backbone_macs"]
-        line = f"{row:20}{r['backbone_macs'] / 1e9:10.3f} G{r['alignment_macs'] / 1e9:11.3f} G{share:6.1f} %{r['alignment_parameters'] / 1e6:10.2f} M"
+        line = f"{row:20}{r['backbone_macs'] / 1e9:10.3f} G{r['backbone_parameters'] / 1e6:10.3f} M"
+        line += f"{r['alignment_macs'] / 1e9:11.3f} G{share:6.1f} %{r['alignment_parameters'] / 1e6:10.2f} M"
         line += f"{r['activation_bytes'] / 2**20:7.1f} MiB{r['image_bytes'] / 2**20:7.3f} MiB"
         if timed:
             line += f"{r['time']:8.3f}  [{r['low']:.3f}-{r['high']:.3f}] {r['seconds']:8.3f} s {1 / r['seconds']:8.2f} {100 * r['peak']:4.0f} %"
@@ -85,7 +88,7 @@ def _table(rows: dict[str, dict[str, Any]], timed: bool, published: bool) -> lis
         if published and row in paper.ROWS:
             theirs = paper.ROWS[row]
             parameters = "" if theirs.parameters is None else f"{theirs.parameters:.2f} M"
-            said = f"{'  the paper':20}{theirs.gmacs:10.3f} G in all{parameters:>26}"
+            said = f"{'  the paper':20}{theirs.gmacs:10.3f} G in all{parameters:>38}"
             lines.append(said + (f"{'':32}{theirs.steps:31.2f} {'':6} {theirs.latency:6.2f} ms" if timed else ""))
     return lines
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from gsnr import commands, files, plugins
@@ -31,6 +30,7 @@ from gsnr.options import check_list
 
 if TYPE_CHECKING:
     from gsnr.train.data.cache import Header, Split
+    from gsnr.train.models.sit import SiT
     from gsnr.train.runs.checkpoint import Checkpoint
 
 TIMES = 10  # strata of t each image is evaluated in
@@ -73,6 +73,8 @@ def evaluate(
         "input_blind_loss": round(float(reference.mean()), 5),
         "ratio": round(float(loss.mean() / reference.mean()), 5),
     }
+    if "class_token" in per_image:
+        result["class_token_loss"] = round(float(per_image["class_token"].mean()), 5)
     return result | _frechet(loaded, header, splits, frechet, seed, metrics) if frechet else result
 
 
@@ -86,25 +88,30 @@ def mean_latent(train: Split) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def velocity_losses(model: nn.Module, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
-    """name -> (images,): the loss of each held-out image over t, of the model and of the constant."""
+def velocity_losses(model: SiT, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """name -> (images,): the loss of each held-out image over t, of the model and of the constant; and the class token's, of a model with one."""
     from gsnr.train import interpolant
+    from gsnr.train.config import CLASS_TOKEN
     from gsnr.train.data.heldout import heldout_batches
+    from gsnr.train.noising import losses, noised
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     constant = -torch.from_numpy(mean_latent(splits["train"])).float().to(device)
-    per_image = {"model": np.zeros(images), "constant": np.zeros(images)}
+    reads = (CLASS_TOKEN,) if model.has_extra else ()
+    per_image = {name: np.zeros(images) for name in ("model", "constant", *(("class_token",) if reads else ()))}
     for low, high in tqdm(list(pairwise(np.linspace(0, 1, TIMES + 1))), desc="evaluating", unit="bin", leave=False):
         first = 0
-        for _, drawn in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, ()):
+        for _, drawn in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, reads):
             batch = {key: x.to(device) for key, x in drawn.items()}
             v = interpolant.velocity(batch["latent"], batch["noise"])
-            x_t = interpolant.interpolate(batch["latent"], batch["noise"], batch["t"])
+            x_t, extra = noised(model, batch)
             rows = slice(first, first + len(v))
             first += len(v)
-            for name, guess in (("model", model(x_t, batch["t"], batch["label"])), ("constant", constant)):
-                per_image[name][rows] += interpolant.velocity_loss(guess, v).cpu().numpy() / TIMES
+            found = losses(model(x_t, batch["t"], batch["label"], extra=extra), batch)
+            found = {"model": found.pop("velocity"), "constant": interpolant.velocity_loss(constant, v)} | found
+            for name, loss_B in found.items():
+                per_image[name][rows] += loss_B.cpu().numpy() / TIMES
     return per_image
 
 

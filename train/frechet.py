@@ -44,10 +44,15 @@ def sampled_features(loaded: checkpoint.Checkpoint, header: Header, images: int,
     classes, scaling = header.num_classes, checkpoint.decoding(loaded)
     noise = torch.randn(images, *header.latent_shape, generator=torch.Generator().manual_seed(seed))
     y_N = torch.arange(images) % classes
+    extra = loaded.config.model.extra_token
     parts = []
     for start in tqdm(range(0, images, CHUNK), desc="sampling for the Fréchet distance", unit=f"x{CHUNK}", leave=False, mininterval=1.0):
         rows = slice(start, start + CHUNK)
-        latents = samplers.integrate("heun", velocity_of(model, y_N[rows].to(device), classes), noise[rows].to(device), steps)
-        pixels = to_pixels(sample.decode(frozen, latents, scaling, seed)).to(device)
+        drawn: samplers.State = noise[rows].to(device)
+        if extra is not None:
+            numbers = np.arange(images, dtype=np.int64)[rows]
+            drawn = noise[rows].to(device), samplers.noise_of(seed, numbers, header.latent_shape, device, extra)(0)[1]
+        final = samplers.integrate("heun", velocity_of(model, y_N[rows].to(device), classes), drawn, steps)
+        pixels = to_pixels(sample.decode(frozen, samplers.latents_of(final), scaling, seed)).to(device)
         parts += [teacher.features(part).mean(dim=(2, 3)).double().cpu().numpy() for part in pixels.split(32)]
     return np.concatenate(parts)

@@ -1,23 +1,25 @@
 """Classifier-free guidance (Ho and Salimans 2022) on an interval of t (Kynkaanniemi et al. 2024): v = v_null + w (v_class - v_null).
 
 Two passes of B samples, not one of 2 B: the conditional half keeps the bits that it has without guidance, and a pass takes no more memory.
-Shapes: B samples, latent (C,H,W).
+The class token of a model that has one is guided too, with the latents or by a weight and an interval of its own (REG).
+Shapes: B samples, latent (C,H,W), class token (E,).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from gsnr.train.samplers import Velocity
+from gsnr.train.samplers import State, Velocity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """weight: w; 1 is none, and makes no unconditional pass. low, high: where it guides, low <= t <= high, with t = 1 noise. channels: how many
-    latent channels, from the first, are guided (3 in DiT and SiT), the others keep v_class; None: all.
+    latent channels, from the first, are guided (3 in DiT and SiT), the others keep v_class; None: all. token: of the class token (None: as the
+    latents).
 
     Raises ValueError for a weight below 1, an interval upside down or outside [0, 1], and no channel."""
 
@@ -25,6 +27,7 @@ class Guidance:
     low: float = 0.0
     high: float = 1.0
     channels: int | None = None
+    token: Guidance | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.weight < float("inf"):
@@ -34,25 +37,48 @@ class Guidance:
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels {self.channels}: must be at least 1, or all")
 
+    @property
+    def used(self) -> bool:
+        """Whether anything is guided at all."""
+        return self.weight != 1 or (self.token is not None and self.token.used)
+
+    def guides(self, t: float) -> bool:
+        """Whether the latents are guided at t."""
+        return self.weight != 1 and self.low <= t <= self.high
+
     def at(self, t: float) -> bool:
         """Whether there is an unconditional pass at t."""
-        return self.weight != 1 and self.low <= t <= self.high
+        return self.guides(t) or (self.token is not None and self.token.guides(t))
+
+    def combined(self, conditional: Tensor, unconditional: Tensor, t: float) -> Tensor:
+        """The guided velocity of latents, or of class tokens."""
+        if not self.guides(t):
+            return conditional
+        guided = unconditional + self.weight * (conditional - unconditional)
+        if self.channels is None:
+            return guided
+        return torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
 
 
 def velocity_of(model: nn.Module, y_B: Tensor, null_class: int, guidance: Guidance | None = None) -> Velocity:
-    """The guided velocity of a model of classes y, float64; the model computes in its own dtype. model(x, t, y): see `gsnr.train.models.sit`."""
+    """The guided velocity of a model of classes y, float64; the model computes in its own dtype. model(x, t, y): see `gsnr.train.models.sit`. Of a
+    model with a class token it is a pair, of a pair."""
     dtype = next(model.parameters()).dtype
     by = guidance or Guidance()
+    of_token = by.token or replace(by, channels=None)
 
-    def velocity(x_BCHW: Tensor, t: float) -> Tensor:
-        x, t_B = x_BCHW.to(dtype), torch.full((len(x_BCHW),), t, dtype=dtype, device=x_BCHW.device)
-        conditional: Tensor = model(x, t_B, y_B).double()
-        if not by.at(t):
-            return conditional
-        unconditional = model(x, t_B, torch.full_like(y_B, null_class)).double()
-        guided = unconditional + by.weight * (conditional - unconditional)
-        if by.channels is None:
-            return guided
-        return torch.cat([guided[:, : by.channels], conditional[:, by.channels :]], dim=1)
+    def passed(state: State, t: float, label_B: Tensor) -> tuple[Tensor, ...]:
+        x, *extra = (part.to(dtype) for part in (state if isinstance(state, tuple) else (state,)))
+        t_B = torch.full((len(x),), t, dtype=dtype, device=x.device)
+        found = model(x, t_B, label_B, extra=extra[0]) if extra else (model(x, t_B, label_B),)
+        return tuple(part.double() for part in found)
+
+    def velocity(state: State, t: float) -> State:
+        found = passed(state, t, y_B)
+        if by.at(t):
+            without = passed(state, t, torch.full_like(y_B, null_class))
+            parts = zip((by, of_token), found, without, strict=False)
+            found = tuple(its.combined(conditional, unconditional, t) for its, conditional, unconditional in parts)
+        return (found[0], found[1]) if isinstance(state, tuple) else found[0]
 
     return velocity

@@ -3,7 +3,7 @@
     x_t = (1 - t) x_0 + t eps,    velocity v = d x_t / dt = eps - x_0,    logSNR(t) = 2 log((1 - t) / t)
 
 Official SiT runs the other way; REPA, iREPA, SRA and REG agree with us (Ma et al. 2024; Yu et al. 2025).
-Shapes: x, noise (B,C,H,W); t (B,).
+Shapes: x, noise (B,C,H,W), or (B,C) of a class token; t (B,).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TIME_CONVENTION = "t=1 is noise"
 
 def interpolate(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Tensor:
     """x_t = (1 - t) x_0 + t eps."""
-    t = t_B.view(-1, 1, 1, 1)
+    t = t_B.view(-1, *[1] * (x0_BCHW.ndim - 1))
     return (1 - t) * x0_BCHW + t * noise_BCHW
 
 

@@ -46,7 +46,7 @@ def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str, hel
     from gsnr.train.data import cache, quantise, statistics
     from gsnr.train.prepare import shards
 
-    needs = alignment_config(config.alignment).needs
+    needs = (*alignment_config(config.alignment).needs, *config.model.reads)
     m = config.model
     groups: dict[str, Any] = {name: shape for name, shape in groups_of(config).items() if name in needs}
     header = cache.Header(
@@ -109,7 +109,14 @@ def fed(config: TrainConfig) -> tuple[float, float]:
 
     _, splits = opening.open_data(config)
     needs = alignment_config(config.alignment).needs
-    batches = StepBatches(split=splits["train"], groups=needs, batch=config.batch, seed=config.seed, label_dropout=config.label_dropout)
+    batches = StepBatches(
+        split=splits["train"],
+        groups=needs,
+        batch=config.batch,
+        seed=config.seed,
+        label_dropout=config.label_dropout,
+        always=config.model.reads,
+    )
     first, started, size = config.steps // WINDOWS, 0.0, 0
     for step, batch in enumerate(loader(batches, 0, config.steps, config.data.workers), start=1):
         if step == first:

@@ -2,6 +2,7 @@
 
     L = mean ||v_theta(x_t, t, y) - (eps - x_0)||^2 + lambda L_align                            (AHPA Sec. 4.4)
 
+A model with a class token has a loss of it too, mean ||v_theta,cls - (eps_cls - cls)||^2, with a weight of its own (REG).
 The objective is the module that DDP wraps: it owns the backbone and the alignment (router and projector).
 """
 
@@ -14,39 +15,50 @@ from torch import Tensor, nn
 
 from gsnr import plugins
 from gsnr.train.alignments import AlignmentModule
-from gsnr.train.config import ModelConfig, alignment_config
+from gsnr.train.config import CLASS_TOKEN, ModelConfig, TrainConfig, alignment_config
 from gsnr.train.data.batches import Batch, flattened
-from gsnr.train.data.cache import TEACHER, Header
-from gsnr.train.interpolant import interpolate, velocity, velocity_loss
+from gsnr.train.data.cache import TEACHER, Header, flags_for
 from gsnr.train.models.sit import SiT
+from gsnr.train.noising import losses, noised
 
 ANY_GRID = 1  # of a group that has one vector an image
 
 
 class Objective(nn.Module):
-    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32; of a batch with K views an
-    image, velocity is (B,K).
+    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32, and "class_token" of a model
+    that has one, whose loss counts class_token_weight times; of a batch with K views an image, velocity and class_token are (B,K).
 
     forward(batch, False) is that of a model without alignment, for when its schedule is over."""
 
-    def __init__(self, model: SiT, alignment: AlignmentModule) -> None:
+    def __init__(self, model: SiT, alignment: AlignmentModule, class_token_weight: float = TrainConfig.class_token_weight) -> None:
         super().__init__()
         self.model = model
         self.alignment = alignment
+        self.class_token_weight = class_token_weight
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Factors of the losses beside the velocity's."""
+        return {"align": self.alignment.weight, "class_token": self.class_token_weight}
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Those that it has, by name."""
+        return ("velocity", *(["class_token"] if self.model.has_extra else []), *(["align"] if self.alignment.taps else []))
 
     def forward(self, batch: Batch, aligned: bool = True) -> dict[str, Tensor]:
         taps = self.alignment.taps if aligned else ()
         shape, rows = batch["t"].shape, flattened(batch)
-        x_t = interpolate(rows["latent"], rows["noise"], rows["t"])
-        predicted, hidden = self.model.forward_with_taps(x_t, rows["t"], rows["label"], rows["label_drop"], taps=taps)
+        x_t, extra = noised(self.model, rows)
+        predicted, hidden = self.model.forward_with_taps(x_t, rows["t"], rows["label"], rows["label_drop"], taps=taps, extra=extra)
         assert predicted is not None
-        losses = {"velocity": velocity_loss(predicted, velocity(rows["latent"], rows["noise"])).view(shape)}
+        found = {name: loss.view(shape) for name, loss in losses(predicted, rows).items()}
         if taps:
-            losses["align"] = self.alignment.loss({k: h.view(*shape, *h.shape[1:]) for k, h in hidden.items()}, batch)
-            if losses["align"].shape != shape[:1]:
-                got, wanted = tuple(losses["align"].shape), tuple(shape[:1])
+            found["align"] = self.alignment.loss({k: h.reshape(*shape, *h.shape[1:]) for k, h in hidden.items()}, batch)
+            if found["align"].shape != shape[:1]:
+                got, wanted = tuple(found["align"].shape), tuple(shape[:1])
                 raise ValueError(f"alignment {self.alignment.name!r}: its loss has shape {got}, not {wanted}, one value per sample")
-        return losses
+        return found
 
 
 def make_alignment(options: dict[str, Any], model: ModelConfig, groups: Mapping[str, tuple[int, ...]]) -> AlignmentModule:
@@ -76,7 +88,7 @@ def attach_teacher(alignment: AlignmentModule, header: Header) -> None:
 
 
 def check_cache(model: ModelConfig, header: Header) -> None:
-    """Raises ValueError where the model's latents or classes are not the cache's."""
+    """Raises ValueError where the model's latents, classes or class token are not the cache's."""
     if header.latent_shape != (model.in_channels, model.input_size, model.input_size):
         side, pixels = header.latent_shape[-1], header.resolution
         raise ValueError(
@@ -85,3 +97,9 @@ def check_cache(model: ModelConfig, header: Header) -> None:
         )
     if header.num_classes != model.num_classes:
         raise ValueError(f"the cache has {header.num_classes} classes, the model {model.num_classes} (--model.num-classes)")
+    if model.extra_token is None:
+        return
+    if CLASS_TOKEN not in header.groups:
+        raise ValueError(f"{header.data}: holds no class tokens, which --model.extra-token is trained on; prepare it with {flags_for(model.reads)}")
+    if (found := header.groups[CLASS_TOKEN][1]) != model.extra_token:
+        raise ValueError(f"--model.extra-token {model.extra_token}: the cache's class tokens have {found} channels")

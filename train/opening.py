@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gsnr.train import vae
-from gsnr.train.config import TrainConfig, alignment_config, resolve
+from gsnr.train.config import CLASS_TOKEN, TrainConfig, alignment_config, resolve
 from gsnr.train.data import latent_folders
 from gsnr.train.data.cache import ONLINE, TEACHER, Header, Split, open_cache
 from gsnr.train.demo.cache import demo_cache
@@ -32,7 +32,7 @@ def open_prepared(folder: Path, groups: tuple[str, ...], vae_name: str = "") -> 
 def _regridded(config: TrainConfig, opened: Opened) -> Opened:
     """On the model's token grid, where --data.regrid asks for it."""
     (header, splits), grid = opened, config.model.grid
-    if config.data.regrid == "off" or all(shape[-1] == grid for shape in header.groups.values()):
+    if config.data.regrid == "off" or all(shape[-1] == grid for shape in header.maps.values()):
         return opened
     return on_grid(header, grid), {name: RegriddedSplit(split, grid) for name, split in splits.items()}
 
@@ -41,12 +41,12 @@ def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
     """The cache of a configuration, features on the model's token grid where it asks for that; the demo's is built on first use.
 
     Raises ValueError where there is none or it does not fit."""
-    needs = alignment_config(config.alignment).needs
+    needs = tuple(dict.fromkeys((*alignment_config(config.alignment).needs, *config.model.reads)))
     if not config.data.path:
         raise ValueError("--data.path is missing: name a cache folder made by `gsnr prepare`, or `demo`")
     folder = Path(config.data.path)
     if config.data.path == "demo":
-        folder = demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
+        folder = demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling, class_token=CLASS_TOKEN in needs)
     elif (opened := latent_folders.open_folder(config.data, needs, config.model.num_classes)) is not None:
         return opened
     header, splits = open_prepared(folder, needs, config.data.vae)
@@ -81,10 +81,11 @@ def _last(run: Path) -> bytes | None:
 
 def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True) -> tuple[Header, dict[str, Split]]:
     """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on. features: they must be there, those
-    that the alignment needs.
+    that the alignment needs; those that the model itself reads must be in any case.
 
     Raises ValueError where it does not say, and where they do not fit it.
     """
+    needs = tuple(dict.fromkeys((*(loaded.alignment.needs if features else ()), *loaded.config.model.reads)))
     if data is None and loaded.header is None:
         raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
     if data is None and (path := loaded.config.data.path) != "demo" and not Path(path).exists():
@@ -92,10 +93,10 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
     if data is None or data == loaded.config.data.path:
         header, splits = open_data(loaded.config)
     elif data == "demo":
-        header, splits = open_data(resolve({"data": {"path": "demo"}}))
+        header, splits = open_data(resolve({"data": {"path": "demo"}, "model": {"extra_token": loaded.config.model.extra_token}}))
     else:
-        header, splits = _regridded(loaded.config, open_prepared(Path(data), loaded.alignment.needs if features else ()))
-    checkpoint.require_same_data(loaded, header, loaded.alignment.needs if features else ())
+        header, splits = _regridded(loaded.config, open_prepared(Path(data), needs))
+    checkpoint.require_same_data(loaded, header, needs)
     check_cache(loaded.config.model, header)
     if data is None and loaded.header is not None and loaded.header.rows_sha and header.rows_sha != loaded.header.rows_sha:
         raise ValueError(

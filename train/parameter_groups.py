@@ -1,7 +1,7 @@
 """Parameter groups of a SiT, by parameter name: what the column `group` of G-SNR tables and the lines of gsnr.jsonl mean.
 
-"backbone" is the patch and time embedders, the blocks, the aggregators of a routed model ("routing") and the final layer; the label embedding is a
-group of its own.
+"backbone" is the embedders of patches, time and extra token, the blocks, the aggregators of a routed model ("routing") and the final layer; the
+label embedding is a group of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def groups_of(name: str, last_block: int | None = None) -> tuple[str, ...]:
     lies above is in no group: ()."""
     if name.startswith("y_embedder."):
         return (LABEL,)
-    if name.startswith(("x_embedder.", "t_embedder.")):
+    if name.startswith(("x_embedder.", "t_embedder.", "extra_embedder.")):
         return (BACKBONE, "embedders")
     if name.startswith("final_layer."):
         return (BACKBONE, "final layer") if last_block is None else ()

@@ -10,6 +10,7 @@ Shapes: B images, latent (C,h,w), picture (H,W,3).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,37 @@ class SiTPipeline(DiffusionPipeline):
                 raise ValueError(f"class_labels: {label} is none of 0 to {count - 1}")
         return torch.tensor(found, device=self._execution_device)
 
-    def _noise(self, samples: int, latents: Tensor | None, generator: Generators | None) -> Tensor:
-        """Where the samples start. Raises ValueError for latents of another shape, and as many generators as there are no samples."""
-        m = self.transformer.config
-        shape = (samples, m.in_channels, m.input_size, m.input_size)
-        if latents is None:
-            if isinstance(generator, list) and len(generator) != samples:
-                raise ValueError(f"generator: a list of {len(generator)} for {samples} class_labels")
+    def _normal(self, name: str, shape: tuple[int, ...], given: Tensor | None, generator: Generators | None) -> Tensor:
+        """What was given, or from the generator. Raises ValueError for another shape, and for a list of generators of another length."""
+        if given is None:
+            if isinstance(generator, list) and len(generator) != shape[0]:
+                raise ValueError(f"generator: a list of {len(generator)} for {shape[0]} class_labels")
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        if latents.shape != shape:
-            raise ValueError(f"latents: of shape {tuple(latents.shape)}; these samples are of {shape}")
-        return latents.to(self._execution_device)
+        if given.shape != shape:
+            raise ValueError(f"{name}: of shape {tuple(given.shape)}; these samples are of {shape}")
+        return given.to(self._execution_device)
+
+    def _noise(self, samples: int, generator: Generators | None, latents: Tensor | None = None, class_tokens: Tensor | None = None) -> samplers.State:
+        """Where the samples start; the class tokens are drawn after the latents. Raises ValueError for class tokens that the model does not have."""
+        m = self.transformer.config
+        x = self._normal("latents", (samples, m.in_channels, m.input_size, m.input_size), latents, generator)
+        extra = m.get("extra_token")
+        if extra is not None:
+            return x, self._normal("class_tokens", (samples, extra), class_tokens, generator)
+        if class_tokens is not None:
+            raise ValueError("class_tokens: this model has none; leave them out")
+        return x
+
+    def _guidance(self, latents: Guidance, scale: float | None, interval: tuple[float, float] | None) -> Guidance:
+        """The latents' guidance, with that of the class token. Raises ValueError for what this model has not."""
+        if scale is not None or interval is not None:
+            if self.transformer.config.get("extra_token") is None:
+                raise ValueError("class_token_scale, class_token_interval: this model has no class token; leave them out")
+            low, high = interval or (latents.low, latents.high)
+            latents = replace(latents, token=Guidance(weight=latents.weight if scale is None else scale, low=low, high=high))
+        if latents.used and not self.unconditional:
+            raise ValueError(f"guidance_scale {latents.weight}: this model was trained without label dropout, so it has no unconditional velocity")
+        return latents
 
     @torch.no_grad()
     def __call__(
@@ -106,7 +127,10 @@ class SiTPipeline(DiffusionPipeline):
         sampler: str = "euler",
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
+        class_token_scale: float | None = None,
+        class_token_interval: tuple[float, float] | None = None,
         latents: Tensor | None = None,
+        class_tokens: Tensor | None = None,
         noise: samplers.Noise | None = None,
         uint8: str = "repa",
         output_type: str = "pil",
@@ -115,8 +139,9 @@ class SiTPipeline(DiffusionPipeline):
         """.images: a list of PIL images ("pil"), (B,H,W,3) float32 in [0, 1] ("np"), or final latents (B,C,h,w) float32 ("latent").
 
         class_labels: numbers, or names of id2label. guidance_scale 1 is none; it acts for t in guidance_interval (t = 1 is noise) on the first
-        guidance_channels latent channels (None: all). num_inference_steps: default the sampler's. sampler: of `gsnr.train.samplers`. latents:
-        (B,C,h,w) standard normal, where the samples start (default: from the generator); noise: of step k of an SDE (default: likewise).
+        guidance_channels latent channels (None: all). class_token_scale, class_token_interval: the same of the class token, for a model that has one
+        (None: as the latents). num_inference_steps: default the sampler's. sampler: of `gsnr.train.samplers`. latents: (B,C,h,w) standard normal,
+        where the samples start (default: from the generator), class_tokens: (B,E) likewise; noise: of step k of an SDE (default: likewise).
         uint8: how "pil" rounds to 8 bits (`gsnr.train.sampling.eight_bit`).
         Raises ValueError in one line for whatever is wrong with them, and for samples that are not finite."""
         if output_type not in OUTPUTS:
@@ -126,15 +151,15 @@ class SiTPipeline(DiffusionPipeline):
         if num_inference_steps is not None and num_inference_steps < 1:
             raise ValueError(f"num_inference_steps {num_inference_steps}: must be at least 1")
         low, high = guidance_interval
-        guidance = Guidance(weight=guidance_scale, low=low, high=high, channels=guidance_channels)
-        if guidance.weight != 1 and not self.unconditional:
-            raise ValueError(f"guidance_scale {guidance_scale}: this model was trained without label dropout, so it has no unconditional velocity")
+        by = Guidance(weight=guidance_scale, low=low, high=high, channels=guidance_channels)
+        guidance = self._guidance(by, class_token_scale, class_token_interval)
         y_B = self._classes(class_labels)
-        start = self._noise(len(y_B), latents, generator)
+        start = self._noise(len(y_B), generator, latents, class_tokens)
         velocity = velocity_of(self.transformer, y_B, self.transformer.config.num_classes, guidance)
-        drawn = noise or (lambda step: self._noise(len(y_B), None, generator))
+        drawn = noise or (lambda step: self._noise(len(y_B), generator))
         with self.progress_bar(total=samplers.evaluations(sampler, num_inference_steps)) as bar:
-            final = samplers.integrate(sampler, _told(velocity, bar.update), start, num_inference_steps, drawn).float()
+            state = samplers.integrate(sampler, _told(velocity, bar.update), start, num_inference_steps, drawn)
+        final = samplers.latents_of(state).float()
         if not final.isfinite().all():
             raise ValueError(f"the samples are not finite (guidance_scale {guidance_scale}, num_inference_steps {num_inference_steps})")
         images = self._output(final, output_type, uint8)
@@ -154,9 +179,9 @@ class SiTPipeline(DiffusionPipeline):
 def _told(velocity: samplers.Velocity, tell: Callable[[], object]) -> samplers.Velocity:
     """The same velocity; tells of every evaluation."""
 
-    def watched(x_BCHW: Tensor, t: float) -> Tensor:
+    def watched(x: samplers.State, t: float) -> samplers.State:
         tell()
-        return velocity(x_BCHW, t)
+        return velocity(x, t)
 
     return watched
 

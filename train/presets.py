@@ -127,6 +127,13 @@ def _scheduled() -> dict[str, Row]:
     }
 
 
+def _reg() -> Row:
+    """REG (arXiv 2507.01467): DINOv2-B's class token, 768 channels, denoised beside the latent with weight 0.03; REPA of weight 0.5 over it and the
+    patches, at block 4 of B, 8 of L and XL. The demo's teacher has 128 channels, and its pooled features for a class token."""
+    alignment, small = {"name": "repa", "class_token": True}, {DEMO: {"model": {"extra_token": 128}}}
+    return Row(table="-", alignment=alignment, sizes=("b2", "l2", "xl2"), repa=True, model={"extra_token": 768}, at=small)
+
+
 def _methods() -> dict[str, Row]:
     every = tuple(SIZES)
     return {
@@ -140,6 +147,7 @@ def _methods() -> dict[str, Row]:
         "ahpa-standardise": Row(table="-", alignment={"name": "ahpa", "features": "standardise"}, sizes=every),
         "ahpa-spatial": Row(table="-", alignment={"name": "ahpa", "features": "spatial"}, sizes=every),
         "repa": Row(table="3, E.18", alignment={"name": "repa"}, sizes=every, repa=True),
+        "reg": _reg(),
         "irepa": Row(table="-", alignment={"name": "irepa"}, sizes=every, repa=True),
         "sra": Row(table="4", alignment={"name": "sra"}, sizes=every, repa=True),
         "sra2": Row(table="3, E.18", alignment={"name": "sra2"}, sizes=every, repa=True),

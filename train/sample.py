@@ -44,9 +44,9 @@ MODES = {  # which of --n, --grid and neither an option goes with, where not all
 def watched(velocity: Velocity, bar: tqdm) -> Velocity:
     """The same, counting evaluations on a progress bar."""
 
-    def told(x_BCHW: Tensor, t: float) -> Tensor:
+    def told(x: samplers.State, t: float) -> samplers.State:
         bar.update()
-        return velocity(x_BCHW, t)
+        return velocity(x, t)
 
     return told
 
@@ -97,9 +97,11 @@ def picture(
     y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
     noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
     velocity = velocity_of(model, y_B, shape.num_classes, guidance)
-    steps_noise = samplers.noise_of(seed, np.arange(len(y_B), dtype=np.int64), (shape.in_channels, shape.input_size, shape.input_size), device)
+    size, numbers = (shape.in_channels, shape.input_size, shape.input_size), np.arange(len(y_B), dtype=np.int64)
+    steps_noise = samplers.noise_of(seed, numbers, size, device, shape.extra_token)
+    start = noise if shape.extra_token is None else (noise, steps_noise(0)[1])
     with tqdm(total=samplers.evaluations(sampler, steps), desc="sampling", unit="evaluation", leave=False, disable=quiet) as bar:
-        latents = samplers.integrate(sampler, watched(velocity, bar), noise, steps, steps_noise).float()
+        latents = samplers.latents_of(samplers.integrate(sampler, watched(velocity, bar), start, steps, steps_noise)).float()
     if not latents.isfinite().all():
         raise ValueError(f"the samples are not finite (guidance {guidance.weight}, {steps} steps)")
     eight_bit = decode(frozen, latents, scaling, seed)
@@ -127,6 +129,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--cfg-interval", default="0,1", metavar="LOW,HIGH", help="t within which it guides, ends included; t=1 is noise (default: 0,1)"
     )
+    parser.add_number("--cls-cfg", None, "guidance weight of a model's class token (REG; default: as --cfg)", low=1, high=1000, of=float)
+    parser.add_argument("--cls-cfg-interval", metavar="LOW,HIGH", help="t within which the class token is guided (default: as --cfg-interval)")
     parser.add_argument("--guide-channels", default="all", metavar="all|N", help="guide the first N latent channels; SiT: 3 (default: all)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of the noise (default: 0)")
     parser.add_argument(
@@ -149,8 +153,21 @@ def _parser() -> Parser:
     return parser
 
 
+def _of_token(args: argparse.Namespace) -> Guidance | None:
+    """What the class token is guided by; None for as the latents are. Raises ValueError naming the flags."""
+    if args.cls_cfg is None and args.cls_cfg_interval is None:
+        return None
+    weight, interval = args.cfg if args.cls_cfg is None else args.cls_cfg, args.cls_cfg_interval or args.cfg_interval
+    try:
+        low, high = (float(word) for word in interval.split(","))
+        return Guidance(weight=weight, low=low, high=high)
+    except ValueError as error:
+        raise ValueError(f"--cls-cfg {weight}, --cls-cfg-interval {interval}: {error}") from error
+
+
 def _guidance(args: argparse.Namespace) -> Guidance:
     """Raises ValueError naming the flag."""
+    token = _of_token(args)
     try:
         low, high = (float(word) for word in args.cfg_interval.split(","))
         channels = None if args.guide_channels == "all" else int(args.guide_channels)
@@ -159,7 +176,7 @@ def _guidance(args: argparse.Namespace) -> Guidance:
             f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: LOW,HIGH and all or a whole number are needed"
         ) from None
     try:
-        return Guidance(weight=args.cfg, low=low, high=high, channels=channels)
+        return Guidance(weight=args.cfg, low=low, high=high, channels=channels, token=token)
     except ValueError as error:
         raise ValueError(f"--cfg {args.cfg}, --cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: {error}") from error
 

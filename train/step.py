@@ -27,11 +27,12 @@ Metrics = dict[str, Tensor]
 class Window:
     """Sums of the steps' metrics since the last line of metrics.jsonl; kept on the device, so that adding to them never waits for it.
 
-    loss, velocity, align, grad_norm are sums over steps whose gradient was finite; skipped counts the others, streak how many of them in a row
-    the last steps were, and worst the longest streak since the run (or its resumption) began.
+    MEANS are sums over steps whose gradient was finite; skipped counts the others, streak how many of them in a row the last steps were, and worst
+    the longest streak since the run (or its resumption) began.
     """
 
-    SUMS = ("loss", "velocity", "align", "grad_norm", "steps", "skipped")
+    MEANS = ("loss", "velocity", "align", "grad_norm", "class_token")
+    SUMS = (*MEANS, "steps", "skipped")
     STREAKS = ("streak", "worst")
 
     def __init__(self, values: Mapping[str, float | Tensor], device: torch.device) -> None:
@@ -40,7 +41,7 @@ class Window:
 
     def add(self, metrics: Metrics) -> None:
         v, bad = self.values, metrics["skipped"]
-        for key in ("loss", "velocity", "align", "grad_norm"):
+        for key in self.MEANS:
             if key in metrics:
                 v[key] = v[key] + torch.where(bad > 0, 0.0, metrics[key].detach())
         v["steps"] = v["steps"] + 1 - bad
@@ -81,9 +82,9 @@ def _micro_batches(batch: Batch, parts: int) -> list[Batch]:
     return [{key: x[i * size : (i + 1) * size] for key, x in batch.items()} for i in range(parts)]
 
 
-def _total(losses: Mapping[str, Tensor], t_B: Tensor, weight: float, schedules: Mapping[str, WeightSchedule], step: int) -> Tensor:
-    """The mean velocity loss plus the weighted mean alignment loss, each sample of both by its schedule. (One that is 1 changes no bit.) Of K views,
-    t is (B,K); a loss of the image then takes the mean weight of its views."""
+def _total(losses: Mapping[str, Tensor], t_B: Tensor, weights: Mapping[str, float], schedules: Mapping[str, WeightSchedule], step: int) -> Tensor:
+    """The mean velocity loss plus the others' weighted means, each sample of them by its schedule. (One that is 1 changes no bit.) Of K views, t is
+    (B,K); a loss of the image then takes the mean weight of its views."""
 
     def mean(name: str, value: Tensor) -> Tensor:
         if name not in schedules:
@@ -92,7 +93,10 @@ def _total(losses: Mapping[str, Tensor], t_B: Tensor, weight: float, schedules: 
         return ((w.mean(1) if w.dim() > value.dim() else w) * value).mean()
 
     means = {name: mean(name, value) for name, value in losses.items()}
-    return means["velocity"] + weight * means.get("align", 0.0)
+    total = means["velocity"]
+    for name, weight in weights.items():
+        total = total + weight * means[name] if name in means else total
+    return total
 
 
 def optimisation_step(
@@ -110,7 +114,7 @@ def optimisation_step(
 ) -> Metrics:
     """One step; its metrics, still on the device. `raw` is the objective without its distributed wrapper. batch: this process's part, a multiple
     of `accumulate` samples, on any device. held: parameters that this step leaves as they are. schedules: of the losses, by their names.
-    Metrics velocity and align are without their schedules, loss with them."""
+    Metrics velocity, align and class_token are without their schedules and weights, loss with them."""
     optimizer.zero_grad(set_to_none=True)
     parts = _micro_batches(batch, accumulate)
     sums: Metrics = {}
@@ -120,7 +124,7 @@ def optimisation_step(
             ours = ready(accelerator, part, raw, ema, aligned)
             each = objective(ours, aligned)
             losses = {name: value.mean() / accumulate for name, value in each.items()}
-            losses["loss"] = _total(each, ours["t"], raw.alignment.weight, schedules, step) / accumulate
+            losses["loss"] = _total(each, ours["t"], raw.weights, schedules, step) / accumulate
             accelerator.backward(losses["loss"])
         sums = {name: sums.get(name, 0.0) + value.detach() for name, value in losses.items()}
     hold(held)

@@ -1,6 +1,7 @@
 """Frozen image teachers: what REPA aligns to, and what a Fréchet distance on teacher features is taken on.
 
-A teacher is DINOv2 as REPA uses it (Yu et al. 2024, arXiv:2410.06940), or the demo's own small classifier.
+A teacher is DINOv2 as REPA uses it (Yu et al. 2024, arXiv:2410.06940), or the demo's own small classifier. DINOv2's class token is what REG denoises
+beside the latent; the classifier has none, and where the demo needs one its pooled features, which it classifies by, stand in.
 
 Shapes: B batch, H = W = R image side in pixels, C teacher channels, g tokens a side, T = g^2 tokens. Images in [-1, 1].
 """
@@ -33,7 +34,8 @@ IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.2
 @dataclass(frozen=True, kw_only=True)
 class FrozenTeacher:
     """name: as asked for; sha: hash of its weights and, for DINOv2, of the normalisation of images; channels: C; downsampling: an image's pixels
-    per token, a side, unless a grid is asked for; patch: the same of what its network sees; tokens(images, that one's side) -> (B,C,g,g)."""
+    per token, a side, unless a grid is asked for; patch: the same of what its network sees; tokens(images, that one's side) -> (B,C,g,g); both: the
+    same and the class token (B,C); None for a teacher without one."""
 
     model: nn.Module
     name: str
@@ -42,6 +44,12 @@ class FrozenTeacher:
     downsampling: int
     patch: int
     tokens: Callable[[Tensor, int], Tensor]
+    both: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None
+
+    def require_class_token(self, what: str) -> None:
+        """Raises ValueError, beginning with `what`, where there is none."""
+        if self.both is None:
+            raise ValueError(f"{what}: teacher {self.name!r} has no class token; a DINOv2 has one (of `demo` its pooled features stand in)")
 
     def grid(self, resolution: int) -> int:
         """Tokens a side for images of `resolution` pixels a side. Raises ValueError where that is no whole number."""
@@ -58,6 +66,14 @@ class FrozenTeacher:
             features_BCHW = self.tokens(images_BCHW.float(), grid * self.patch)
         assert features_BCHW.shape[1:] == (self.channels, grid, grid)
         return features_BCHW
+
+    @torch.no_grad()
+    def with_class_token(self, images_BCHW: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+        """(`features`, class token (B,C) float32, as the network gives it), of one pass. Raises ValueError for a teacher without one."""
+        self.require_class_token("class token")
+        assert self.both is not None
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            return self.both(images_BCHW.float(), grid * self.patch)
 
 
 def _resized(images_BCHW: Tensor, side: int) -> Tensor:
@@ -93,12 +109,16 @@ class PatchTokens(nn.Module):
         self.backbone.embeddings.position_embeddings = nn.Parameter(embeddings, requires_grad=False)
 
     def forward(self, images_BCHW: Tensor, side: int) -> Tensor:
+        return self.both(images_BCHW, side)[0]
+
+    def both(self, images_BCHW: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """(patch tokens as a map, class token (B,C): `x_norm_clstoken`)."""
         grid = side // self.patch_size
         if self.backbone.embeddings.position_embeddings.shape[1] != 1 + grid * grid:
             self.set_grid(grid)
         x_BCHW = _resized(((images_BCHW + 1) / 2 - self.mean) / self.std, side)
-        tokens_BTC = self.backbone(x_BCHW).last_hidden_state[:, -grid * grid :]  # the class token and the registers come first
-        return tokens_BTC.transpose(1, 2).unflatten(2, (grid, grid))
+        every_BTC = self.backbone(x_BCHW).last_hidden_state  # the class token and the registers come first
+        return every_BTC[:, -grid * grid :].transpose(1, 2).unflatten(2, (grid, grid)), every_BTC[:, 0]
 
 
 @contextmanager
@@ -145,7 +165,12 @@ def _stored(source: str) -> dict[str, Any]:
             raise ValueError(f"its preprocessor_config.json has {key} {norm[key]}, not three numbers")
     patch = model.config.patch_size
     dino = PatchTokens(model, patch, norm["image_mean"], norm["image_std"])
-    return {"model": dino, "tokens": dino, "channels": model.config.hidden_size, "downsampling": DINO_DOWNSAMPLING, "patch": patch}
+    return {"model": dino, "tokens": dino, "both": dino.both, "channels": model.config.hidden_size, "downsampling": DINO_DOWNSAMPLING, "patch": patch}
+
+
+def _pooled(map_BCgg: Tensor) -> tuple[Tensor, Tensor]:
+    """The map, and its mean over the tokens."""
+    return map_BCgg, map_BCgg.mean((2, 3))
 
 
 def load(name: str) -> FrozenTeacher:
@@ -160,4 +185,6 @@ def load(name: str) -> FrozenTeacher:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"teacher {name!r} cannot be loaded (name a DINOv2 folder, a hub id or `demo`): {reason}") from error
     model = found["model"].float().eval().requires_grad_(False)
+    if name == "demo":
+        found["both"] = lambda images_BCHW, side: _pooled(found["tokens"](images_BCHW, side))
     return FrozenTeacher(name=name, sha=weights_hash(model), **found)

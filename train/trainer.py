@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from gsnr.train import opening, optimizer, sample, vae
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.callback import GsnrCallback, check_images, check_independent
-from gsnr.train.config import TrainConfig, check_size
+from gsnr.train.config import TrainConfig, check_size, resolve_alignment
 from gsnr.train.data.batches import StepBatches, loader
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.guidance import Guidance
@@ -70,7 +70,7 @@ def make_objective(config: TrainConfig, header: Header) -> Objective:
     check_cache(config.model, header)
     torch.manual_seed(config.seed)
     model = SiT(**asdict(config.model))
-    return Objective(model, make_alignment(config.alignment, config.model, header.groups))
+    return Objective(model, make_alignment(config.alignment, config.model, header.groups), config.class_token_weight)
 
 
 def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
@@ -91,7 +91,7 @@ def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
             + ("; `gsnr convert --resolution` makes a start on another token grid" if other == "input_size" else "")
         )
     raw.model.load_state_dict(loaded.model.state_dict(), strict=not routed)
-    if loaded.config.alignment == config.alignment:
+    if resolve_alignment(loaded.config.alignment, config.model) == config.alignment:  # an option that came later is at its default
         checkpoint.assign(raw.alignment, loaded.alignment.state_dict(), loaded.folder)
 
 
@@ -210,6 +210,7 @@ def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, alignm
         accumulate=config.accumulate,
         until=make_schedule(config.schedule).last,
         views=alignment.views,
+        always=config.model.reads,
     )
 
 

@@ -52,7 +52,8 @@ class Aligned(nn.Module):
 
     def outputs(self, batch: Batch) -> Outputs:
         """(velocity, {tap: h_BTD}), with the other blocks that a candidate reads."""
-        return self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=self.taps)
+        velocity, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=self.taps, extra=batch.get("extra"))
+        return velocity[0] if isinstance(velocity, tuple) else velocity, hidden
 
 
 def _outputs(model: nn.Module, batch: Batch) -> Outputs:

@@ -23,7 +23,7 @@ from gsnr.train.alignments import AlignmentModule, TargetAlignment
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import partners
-from gsnr.train.interpolant import interpolate
+from gsnr.train.noising import noised
 from gsnr.train.objective import attach_teacher, make_alignment
 
 FIT, CKPT = "fit", "ckpt"
@@ -126,9 +126,10 @@ def with_constants(made: list[Candidate], means: Mapping[str, Tensor]) -> list[C
     return [replace(c, constant_C=means[c.target]) if c.control == CONSTANT else c for c in made]
 
 
-def groups_of(made: list[Candidate]) -> tuple[str, ...]:
-    """The columns of the cache that any candidate's target reads."""
-    return tuple(dict.fromkeys(group for candidate in made for group in candidate.alignment.columns))
+def groups_of(subject: Subject, made: list[Candidate]) -> tuple[str, ...]:
+    """The columns of the cache that the model or any candidate's target reads."""
+    of_candidates = (group for candidate in made for group in candidate.alignment.columns)
+    return tuple(dict.fromkeys([*of_candidates, *subject.checkpoint.config.model.reads]))
 
 
 def partners_of(split: Split, seed: int, made: list[Candidate]) -> dict[str, NDArray[np.int64]]:
@@ -157,6 +158,7 @@ def prepared(subject: Subject, made: list[Candidate], steps: Steps, first: int, 
 @torch.no_grad()
 def hidden_at_tap(subject: Subject, batch: Batch) -> Tensor:
     """(B,T,D) hidden states at the tap."""
-    x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-    _, hidden = subject.checkpoint.model.forward_with_taps(x_t, batch["t"], batch["label"], taps=(subject.tap,), stop=True)
+    model = subject.checkpoint.model
+    x_t, extra = noised(model, batch)
+    _, hidden = model.forward_with_taps(x_t, batch["t"], batch["label"], taps=(subject.tap,), stop=True, extra=extra)
     return hidden[subject.tap]

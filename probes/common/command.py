@@ -4,7 +4,7 @@
     gsnr probe --ckpt runs/demo --probe alignment --targets all
     gsnr probe --ckpt runs/sit runs/ahpa runs/repa --out tables      on the same images, times and noise: one table
     gsnr probe --ckpt runs/demo/checkpoints/0000400 --probe alignment --bins 5 --out tables
-    gsnr probe --ckpt 0400000.pt --data CACHE --out tables   a file of SiT, REPA, iREPA or SRA, converted on the fly
+    gsnr probe --ckpt 0400000.pt --data CACHE --out tables   a file of SiT, REPA, iREPA, SRA or REG, converted on the fly
     gsnr probe --list
     gsnr probe --ckpt runs/demo --dry-run
     gsnr probe --ckpt runs/demo --probe alignment --check     again with another fit, seed and images: which findings stay?
@@ -57,7 +57,7 @@ def _parser() -> Parser:
         nargs="+",
         action="extend",
         metavar="PATH",
-        help="run folder (its last checkpoint), checkpoint folder, or .pt file of SiT, REPA, iREPA, SRA; several make one table",
+        help="run folder (its last checkpoint), checkpoint folder, or .pt file of SiT, REPA, iREPA, SRA, REG; several make one table",
     )
     parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")

@@ -29,8 +29,8 @@ from gsnr.probes.common.options import NONE, TargetOptions
 from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Reader, Ridge
 from gsnr.probes.common.streaming import OWN
 from gsnr.probes.common.subject import Subject
-from gsnr.train.data import permutation, rng
-from gsnr.train.data.batches import Batch, assemble
+from gsnr.train.data import permutation
+from gsnr.train.data.batches import Batch, assemble, draw
 from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import REPEAT, order
 
@@ -77,14 +77,13 @@ class _Samples:
     part: int
 
     def __getitem__(self, step: int) -> dict[str, Batch]:
-        shape = self.split.header.latent_shape
         samples = np.arange(step * FIT_BATCH, (step + 1) * FIT_BATCH, dtype=np.int64)
         index = self.images[permutation.image_of(samples, len(self.images), self.seed)]
         numbers = samples + (HELDOUT_SAMPLES if self.part == CHOOSES else 0)
-        drawn = rng.draw(self.seed, "fit", numbers, shape)
+        drawn = draw(self.split, self.seed, "fit", numbers, self.groups)
         found = {OWN: assemble(self.split, index, drawn, drawn.u, self.groups)}
         if self.partners:
-            others = rng.draw(self.seed, "fit", numbers + REPEAT, shape)  # another noise as well
+            others = draw(self.split, self.seed, "fit", numbers + REPEAT, self.groups)  # another noise as well
             found |= {control: assemble(self.split, of[index], others, drawn.u, self.groups) for control, of in self.partners.items()}
         return found
 
@@ -93,7 +92,12 @@ def fit_batches(subject: Subject, seed: int, made: list[Candidate], steps: int, 
     """What projectors are fitted on: steps first .. steps - 1, each a pure function of (seed, part, step)."""
     split = subject.splits["train"]
     samples = _Samples(
-        split=split, images=images_of(subject, part), partners=partners_of(split, seed, made), groups=groups_of(made), seed=seed, part=part
+        split=split,
+        images=images_of(subject, part),
+        partners=partners_of(split, seed, made),
+        groups=groups_of(subject, made),
+        seed=seed,
+        part=part,
     )
     for batch, others in prepared(subject, made, samples, first, steps):
         yield batch, others, hidden_at_tap(subject, batch)

@@ -21,7 +21,8 @@ from gsnr.probes.common.subject import Subject
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import heldout_batches, require
-from gsnr.train.interpolant import interpolate, velocity
+from gsnr.train.interpolant import velocity
+from gsnr.train.noising import noised
 
 HIDDEN = "hidden"  # entry of a batch: (B,T,D) at the tap, no gradient
 
@@ -59,15 +60,16 @@ class _Steps:
 
 
 class Samples:
-    """Batches of `t`, `label`, `image` (its number), `x` (the noised latent), `velocity`, HIDDEN and `target_of(k)` for candidates with a target;
-    where any has none, all that its loss may read. Can be iterated over again, with the same result."""
+    """Batches of `t`, `label`, `image` (its number), `x` (the noised latent), `extra` (the noised class token, of a model that has one), `velocity`,
+    HIDDEN and `target_of(k)` for candidates with a target; where any has none, all that its loss may read. Can be iterated over again, with the
+    same result."""
 
     def __init__(self, subject: Subject, options: TargetOptions, made: list[Candidate], low: float, high: float) -> None:
         split = subject.splits["heldout"]
         require(split, options.n_images, options.first_image)
         partners = partners_of(split, options.seed, made)
         self.subject, self.made = subject, made
-        self.steps = _Steps(split=split, options=options, groups=groups_of(made), partners=partners, bounds=(low, high))
+        self.steps = _Steps(split=split, options=options, groups=groups_of(subject, made), partners=partners, bounds=(low, high))
         self.count = -(-options.n_images // self.steps.together)
         self.kept: list[Batch] = []
         self.room = default_memory(dict(subject.checkpoint.model.named_parameters()))
@@ -85,9 +87,9 @@ class Samples:
     @torch.no_grad()
     def _sample(self, batch: Batch, others: dict[str, Batch]) -> Batch:
         h_BTD = hidden_at_tap(self.subject, batch)
-        x = interpolate(batch["latent"], batch["noise"], batch["t"])
+        x, extra = noised(self.subject.checkpoint.model, batch)
         made = {key: batch[key] for key in ("t", "label", "image")} | {"x": x, "velocity": velocity(batch["latent"], batch["noise"]), HIDDEN: h_BTD}
-        targets: dict[str, Tensor] = {}
+        targets: dict[str, Tensor] = {} if extra is None else {"extra": extra}
         for k, candidate in enumerate(self.made):
             if candidate.aligned is None:
                 made = batch | made

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsnr.probes.common.subject import Subject
+from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data.cache import Header, Rows, Split
 
-FROM_LATENTS = ("image_id", "label", "mean", "std")
+FROM_LATENTS = ("image_id", "label", "mean", "std", CLASS_TOKEN)
 
 
 class Swapped:
@@ -39,8 +40,9 @@ def swapped(subject: Subject, name: str, header: Header, splits: dict[str, Split
         raise ValueError(f"--swap {name}: holds {header.data!r}, not the same images and labels as {base.data!r}; prepare it from the same --data")
     if header.views != base.views:
         raise ValueError(f"--swap {name}: {header.views} views an image, the checkpoint's data {base.views}; prepare it with the same --flip")
-    grids = {shape[-1] for shape in (*base.groups.values(), *header.groups.values())}
+    grids = {shape[-1] for shape in (*base.maps.values(), *header.maps.values())}
     if len(grids) > 1:
         raise ValueError(f"--swap {name}: features on grids of {', '.join(f'{g}x{g}' for g in sorted(grids))}; prepare it for the same tokens")
-    merged = replace(base, vae=header.vae, groups=header.groups, layers=header.layers)
+    token = {group: shape for group, shape in base.groups.items() if group == CLASS_TOKEN}
+    merged = replace(base, vae=header.vae, groups=header.maps | token, layers=header.layers)
     return replace(subject, header=merged, splits={split: Swapped(subject.splits[split], splits[split], merged) for split in splits})

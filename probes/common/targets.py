@@ -55,7 +55,9 @@ def available(subject: Subject) -> dict[str, dict[str, Any]]:
                 made[target] = resolved
     if own is None or own[1].coupled or own[1].views > 1:
         return made
-    return {own[0]: {"name": own[1].name} | asdict(own[1].config)} | {target: options for target, options in made.items() if target != own[0]}
+    return {own[0]: {"name": own[1].name} | asdict(own[1].config.over_patches())} | {
+        target: options for target, options in made.items() if target != own[0]
+    }
 
 
 def chosen(subject: Subject, asked: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -77,8 +77,17 @@ class Reference(nn.Module):
 
     def forward(self, x: Tensor, t_B: Tensor, y_B: Tensor) -> tuple[Tensor, list[Tensor]]:
         side, p = SIDE // self.patch, self.patch
-        h = self.x_embedder["proj"](x).flatten(2).mT + self.pos_embed
         c = self.condition(t_B, y_B)
+        states = self.states(self.x_embedder["proj"](x).flatten(2).mT + self.pos_embed, c)
+        cells = self.final_layer["linear"](self.last(states[-1], c))
+        out = torch.zeros(len(x), self.outputs, SIDE, SIDE, dtype=x.dtype)
+        for token in range(side * side):
+            r, s = token // side * p, token % side * p
+            out[:, :, r : r + p, s : s + p] = cells[:, token].view(-1, p, p, self.outputs).permute(0, 3, 1, 2)
+        return out, states
+
+    def states(self, h: Tensor, c: Tensor) -> list[Tensor]:
+        """After each block."""
         states = []
         for block in self.blocks:
             shift1, scale1, gate1, shift2, scale2, gate2 = block["adaLN_modulation"](c)[:, None].chunk(6, dim=-1)
@@ -86,13 +95,35 @@ class Reference(nn.Module):
             inner = block["mlp"]["fc1"](norm(h) * (1 + scale2) + shift2)
             h = h + gate2 * block["mlp"]["fc2"](nn.functional.gelu(inner, approximate="tanh"))
             states.append(h)
+        return states
+
+    def last(self, h: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.final_layer["adaLN_modulation"](c)[:, None].chunk(2, dim=-1)
-        cells = self.final_layer["linear"](norm(h) * (1 + scale) + shift)
-        out = torch.zeros(len(x), self.outputs, SIDE, SIDE, dtype=x.dtype)
-        for token in range(side * side):
-            r, s = token // side * p, token % side * p
-            out[:, :, r : r + p, s : s + p] = cells[:, token].view(-1, p, p, self.outputs).permute(0, 3, 1, 2)
-        return out, states
+        return norm(h) * (1 + scale) + shift
+
+
+class WithToken(Reference):
+    """REG: a class token before the patches. Latents are of patch 1, a token a cell."""
+
+    def __init__(self, channels: int, heads: dict[str, nn.Module] | None = None) -> None:
+        super().__init__(heads=heads)
+        self.cls_projectors2, self.wg_norm = nn.Linear(channels, WIDTH), nn.LayerNorm(WIDTH)
+        self.final_layer["linear_cls"] = nn.Linear(WIDTH, channels)
+        self.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, 1, WIDTH), self.pos_embed.data], dim=1), requires_grad=False)
+        for part in (self.cls_projectors2, self.wg_norm, self.final_layer["linear_cls"]):
+            for p in part.parameters():
+                nn.init.normal_(p, std=0.3)
+
+    def both(self, x: Tensor, t_B: Tensor, y_B: Tensor, cls_BE: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """(velocity of the latent, of the class token, the state of all tokens after each block)."""
+        c = self.condition(t_B, y_B)
+        first = norm(cls_BE @ self.cls_projectors2.weight.T + self.cls_projectors2.bias) * self.wg_norm.weight + self.wg_norm.bias
+        rows = self.x_embedder["proj"](x).flatten(2).mT
+        states = self.states(torch.stack([first, *rows.unbind(1)], dim=1) + self.pos_embed, c)
+        h = self.last(states[-1], c)
+        cells = self.final_layer["linear"](h)
+        out = torch.stack([cells[:, 1 + token] for token in range(SIDE * SIDE)], dim=-1).unflatten(-1, (SIDE, SIDE))
+        return out, self.final_layer["linear_cls"](h[:, 0]), states
 
 
 class Layer(nn.Module):

@@ -94,7 +94,7 @@ def test_schedules_over_t_weigh_each_view() -> None:
     """The velocity loss by the view's own t, the loss of the image by the mean of its views' weights."""
     t, velocity, align = torch.tensor([[0.1, 0.9], [0.2, 0.3]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, 20.0])
     window = make_schedule({"name": "t_window", "xi": 0.5})
-    got = _total({"velocity": velocity, "align": align}, t, 2.0, {"velocity": window, "align": window}, 1)
+    got = _total({"velocity": velocity, "align": align}, t, {"align": 2.0}, {"velocity": window, "align": window}, 1)
     assert float(got) == pytest.approx((1 + 3 + 4) / 4 + 2 * (0.5 * 10 + 20) / 2)
 
 

@@ -63,6 +63,10 @@ class AlignmentConfig:
         """(t, noise) views of an image that it reads at once: with more than one, `hidden` has (B,K,T,D), and a sample is an image."""
         return 1
 
+    def over_patches(self) -> Self:
+        """Itself without what it reads of an extra token: what probes compare on any backbone."""
+        return self
+
     def target_name(self, name: str) -> str:
         """What tables call the target of a checkpoint that was trained with these options. name: the alignment's."""
         return name
@@ -112,7 +116,8 @@ class AlignmentModule(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, hidden: dict[int, Tensor], batch: Batch) -> Tensor:
-        """(B,) float32, one value per sample. hidden: tap -> (B,T,D), or (B,K,T,D) of K views; -k -> (B,T,3D), see `extra_taps`."""
+        """(B,) float32, one value per sample. hidden: tap -> (B,T,D), of the patches, or (B,K,T,D) of K views; a model's extra token is there as
+        `extra_of(tap)`, (B,1,D); -k -> (B,T,3D), see `extra_taps`."""
 
     def attach(self, teacher: AttentiveTeacher) -> None:
         """Takes the teacher of the cache's pictures, where it reads them, before `prepare` is called. Raises ValueError for one that does not do."""

@@ -15,8 +15,8 @@ from gsnr.train import losses
 from gsnr.train.alignments import AlignmentConfig, TargetAlignment
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
-from gsnr.train.interpolant import interpolate
 from gsnr.train.models.sit import SiT
+from gsnr.train.noising import noised
 from gsnr.train.projectors import sra
 
 LOSSES = {"smooth_l1": losses.smooth_l1, "cos": losses.cosine, "cos_token_axis": losses.token_axis_cosine}
@@ -61,8 +61,8 @@ class Alignment(TargetAlignment):
 
     def prepare(self, batch: Batch, ema: SiT) -> Batch:
         t_B = (batch["t"] - self.offset * batch["offset_u"]).clamp(0, 1)
-        x_t = interpolate(batch["latent"], batch["noise"], t_B)
-        _, hidden = ema.forward_with_taps(x_t, t_B, batch["label"], batch.get("label_drop"), taps=(self.teacher_tap,), stop=True)
+        x_t, extra = noised(ema, batch, t_B)
+        _, hidden = ema.forward_with_taps(x_t, t_B, batch["label"], batch.get("label_drop"), taps=(self.teacher_tap,), stop=True, extra=extra)
         return batch | {self.key: hidden[self.teacher_tap].float()}
 
     def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:

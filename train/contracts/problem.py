@@ -105,7 +105,7 @@ def in_views(batch: Batch, views: int) -> Batch:
     """The same images, with that many views each: their times and noise are the first's, turned."""
     if views == 1:
         return batch
-    turned = {key: torch.stack([batch[key].roll(k, 0) for k in range(views)], 1) for key in OF_A_VIEW}
+    turned = {key: torch.stack([batch[key].roll(k, 0) for k in range(views)], 1) for key in OF_A_VIEW if key in batch}
     return batch | turned
 
 

@@ -1,4 +1,4 @@
-"""`gsnr convert`: a checkpoint of SiT, REPA, iREPA or SRA becomes one of ours, the same function of (x, t, y).
+"""`gsnr convert`: a checkpoint of SiT, REPA, iREPA, SRA or REG becomes one of ours, the same function of (x, t, y).
 
     gsnr convert --ckpt SiT-XL-2-256.pt --out converted/sit-xl2
     gsnr probe --ckpt converted/sit-xl2 --data CACHE --out tables

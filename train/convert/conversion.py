@@ -1,4 +1,4 @@
-"""A checkpoint of SiT, REPA, iREPA or SRA becomes one of ours, the same function of (x, t, y).
+"""A checkpoint of SiT, REPA, iREPA, SRA or REG becomes one of ours, the same function of (x, t, y), and of the class token, for REG.
 
 In SiT t = 1 is data, so v(x, t) = -v_SiT(x, 1-t). With the embedding e(t) = [cos ft, sin ft], e(1-t) = R e(t), where R is, per frequency f,
 [[cos f, sin f], [sin f, -cos f]]; W R in place of the first weight W of the time embedder and the negated last layer make that exact.
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from gsnr import files
-from gsnr.train.config import ModelConfig, TrainConfig, resolve
-from gsnr.train.convert.foreign import HEADS, Foreign, State
-from gsnr.train.models.sit import SiT, sincos_2d, timestep_frequencies
+from gsnr.train.config import CLASS_TOKEN, ModelConfig, TrainConfig, resolve
+from gsnr.train.convert.foreign import HEADS, TOKEN, Foreign, State
+from gsnr.train.models.sit import SiT, position_table, timestep_frequencies
 from gsnr.train.objective import make_alignment
 from gsnr.train.projectors import repa
 from gsnr.train.runs import checkpoint
 from gsnr.train.runs import state as states
 from gsnr.train.runs.checkpoint import Weights
 
-LATENT_SCALE = {"sit": 0.18215, "repa": 0.18215, "irepa": None, "sra": 0.18215}  # iREPA: by statistics of each channel
-TIME = {"sit": "t = 1 is data in it: reversed", "repa": "t = 1 is noise", "irepa": "t = 1 is noise", "sra": "t = 1 is noise"}
+LATENT_SCALE = {"sit": 0.18215, "repa": 0.18215, "irepa": None, "sra": 0.18215, "reg": 0.18215}  # iREPA: by statistics of each channel
+TIME = {"sit": "t = 1 is data in it: reversed", **dict.fromkeys(("repa", "irepa", "sra", "reg"), "t = 1 is noise")}
 POSITION_TOLERANCE = 1e-3  # a moving average (decay 0.9999) over the fixed table drifts by up to 2e-4 in float32: the table is averaged too
 
 
@@ -65,8 +65,9 @@ def velocity_rows(rows: Tensor, patch: int, channels: int) -> Tensor:
 
 def backbone(found: Foreign, weights: Weights, model: ModelConfig) -> State:
     """Our SiT's tensors. Raises ValueError where the table of positions is not the sinusoids of MAE and DiT."""
-    state = {name: tensor for name, tensor in found.state(weights).items() if not name.startswith(HEADS)}
-    table = sincos_2d(model.grid, model.hidden_size)
+    ours = {theirs: name for name, theirs in TOKEN.items()}
+    state = {ours.get(name, name): tensor for name, tensor in found.state(weights).items() if not name.startswith(HEADS)}
+    table = position_table(model.grid, model.hidden_size, model.extra_token is not None)
     off = float((state["pos_embed"].float() - table).abs().max()) if state["pos_embed"].shape == table.shape else float("inf")
     if not off <= POSITION_TOLERANCE + torch.finfo(state["pos_embed"].dtype).eps:
         raise ValueError(f"{found.path}: its pos_embed is not the sinusoidal table of a {model.grid}x{model.grid} grid (off by {off:.2g})")
@@ -108,8 +109,8 @@ def _head(
     return Head(options=known, tensors=tensors, target_channels=channels, notes=tuple(notes))
 
 
-def _repa(found: Foreign, prefix: str = "projectors.0") -> Head:
-    """PREFIX.{0,2,4}: d -> width -> width -> channels of the teacher."""
+def _repa(found: Foreign, prefix: str = "projectors.0", **known: Any) -> Head:
+    """PREFIX.{0,2,4}: d -> width -> width -> channels of the teacher. known: options beside the width."""
     tensors = _mlp(prefix)
     if set(tensors.values()) != set(found.head_tensors):
         return _without(f"REPA's is one MLP of three layers, this is {', '.join(found.head_tensors[:6])}, ...")
@@ -117,7 +118,15 @@ def _repa(found: Foreign, prefix: str = "projectors.0") -> Head:
     if not channels:
         return _without("trained without a teacher")
     options = {"encoder_depth": "tap", "proj_coeff": "weight"}
-    return _head(found, {"name": "repa", "projector_width": width}, tensors, options, last=f"{prefix}.4")
+    return _head(found, {"name": "repa", "projector_width": width} | known, tensors, options, last=f"{prefix}.4")
+
+
+def _reg(found: Foreign) -> Head:
+    """REPA's, over the class token and the patches; one of another width than the token's channels is of another teacher."""
+    head, channels = _repa(found, class_token=True), found.tensors[TOKEN["extra_embedder.proj.weight"]].shape[1]
+    if head.target_channels not in (None, channels):
+        return _without(f"aligned to {head.target_channels} channels, the class token has {channels}")
+    return head
 
 
 def _irepa(found: Foreign) -> Head:
@@ -155,7 +164,7 @@ def _sra(found: Foreign) -> Head:
     return _head(found, {"name": "sra"}, tensors, {"block_out_s": "tap", "block_out_t": "teacher_tap", "t_max": "offset"}, ("loss_type",))
 
 
-READ_HEAD: dict[str, Callable[[Foreign], Head]] = {"repa": _repa, "irepa": _irepa, "sra": _sra}
+READ_HEAD: dict[str, Callable[[Foreign], Head]] = {"repa": _repa, "irepa": _irepa, "sra": _sra, "reg": _reg}
 
 
 def make_plan(found: Foreign, model: str | None = None) -> Plan:
@@ -163,6 +172,7 @@ def make_plan(found: Foreign, model: str | None = None) -> Plan:
     config = found.architecture(model)
     head = READ_HEAD[found.kind](found) if found.head_tensors else Head()
     groups = {} if head.target_channels is None else {"teacher": (1, head.target_channels, config.grid, config.grid)}
+    groups |= {} if config.extra_token is None else {CLASS_TOKEN: (1, config.extra_token, 1, 1)}
     try:
         resolved = resolve({"model": asdict(config), "alignment": head.options, "steps": max(1, found.step)})
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, read without running anything that is in them: SiT, REPA, iREPA and SRA (REG is recognised and refused).
+"""Checkpoints of other projects, read without running anything that is in them: SiT, REPA, iREPA, SRA and REG.
 
 A file is `torch.save`d: a dict with `model` and `ema` (and `opt`, `args`, `steps`), or one flat state dict, which is taken for the averaged
 weights, as these projects publish them. Only tensors, plain values and `argparse.Namespace` are unpickled. The format follows from the
@@ -35,8 +35,17 @@ HEADS = ("projectors.", "ap_head.")  # what lies beside the backbone
 BACKBONE = ("x_embedder.proj.weight", "pos_embed", "y_embedder.embedding_table.weight", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight")
 LOOKED_FOR = (
     f"{', '.join(BACKBONE)} (all), projectors.K.0 (REPA), projectors.K.projection_layer (iREPA), ap_head.linear1 (SRA), "
-    "wg_norm or final_layer.linear_cls (REG)"
+    "cls_projectors2, wg_norm, final_layer.linear_cls (REG)"
 )
+TOKEN = {  # our tensors of the class token: REG's
+    f"{ours}.{leaf}": f"{theirs}.{leaf}"
+    for ours, theirs in {
+        "extra_embedder.proj": "cls_projectors2",
+        "extra_embedder.norm": "wg_norm",
+        "final_layer.extra": "final_layer.linear_cls",
+    }.items()
+    for leaf in ("weight", "bias")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +127,7 @@ class Foreign:
                 f"{self.path}: {classes + 1} label embeddings for {self.args['num_classes']} classes; ours has the null class beside them"
             )
         return ModelConfig(
-            input_size=math.isqrt(state["pos_embed"].shape[1]) * patch,
+            input_size=math.isqrt(state["pos_embed"].shape[1]) * patch,  # rounds a class token's row away
             patch_size=patch,
             in_channels=state["x_embedder.proj.weight"].shape[1],
             hidden_size=width,
@@ -126,6 +135,7 @@ class Foreign:
             num_heads=heads,
             mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / width,
             num_classes=classes,
+            extra_token=state[TOKEN["extra_embedder.proj.weight"]].shape[1] if self.kind == "reg" else None,
         )
 
 
@@ -197,7 +207,9 @@ def _states(path: Path, content: Any) -> dict[Weights, State]:
         stored = {weights: content[key] for key, weights in STORED_AS.items() if key in content} or {"ema": content}
     if not stored or not all(map(_is_state, stored.values())):
         have = ", ".join(list(map(str, content))[:6]) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: holds no weights where SiT, REPA, iREPA and SRA keep them ('model', 'ema', or tensors alone); it holds {have}")
+        raise ValueError(
+            f"{path}: holds no weights where SiT, REPA, iREPA, SRA and REG keep them ('model', 'ema', or tensors alone); it holds {have}"
+        )
     return {weights: {_unwrapped(name): tensor for name, tensor in state.items()} for weights, state in stored.items()}
 
 
@@ -219,16 +231,17 @@ def _recognise(path: Path, state: State, args: dict[str, Any]) -> str | None:
 
     Raises ValueError, saying what was looked for, where nothing fits.
     """
-    if any("wg_norm" in name or name.startswith("final_layer.linear_cls") for name in state):
-        return "reg"
-    lacking = [name for name in BACKBONE if name not in state]
+    token = sorted(name for name in state if name.startswith(("cls_projectors2.", "wg_norm.", "final_layer.linear_cls.")))
+    lacking = [name for name in (*BACKBONE, *(TOKEN.values() if token else ())) if name not in state]
     if lacking:
         raise ValueError(f"{path}: no format that is known: lacks {lacking[0]}; looked for {LOOKED_FOR}; it has {', '.join(list(state)[:4])}, ...")
     ndims = {"x_embedder.proj.weight": 4, "pos_embed": 3}
     odd = [name for name in BACKBONE if state[name].ndim != ndims.get(name, 2) or not state[name].numel()]
-    if odd or math.isqrt(state["pos_embed"].shape[1]) ** 2 != state["pos_embed"].shape[1]:
+    if odd or math.isqrt(positions := state["pos_embed"].shape[1] - bool(token)) ** 2 != positions:
         name = odd[0] if odd else "pos_embed"
         raise ValueError(f"{path}: tensor {name!r} has shape {tuple(state[name].shape)}, which no SiT on square latents has")
+    if token:
+        return "reg"
     if any(re.match(r"projectors\.\d+\.projection_layer\.", name) for name in state):
         return "irepa"
     if any(re.match(r"projectors\.\d+\.\d+\.", name) for name in state):
@@ -245,11 +258,6 @@ def _recognise(path: Path, state: State, args: dict[str, Any]) -> str | None:
 
 def _check(path: Path, kind: str, state: State, args: dict[str, Any]) -> None:
     """Raises ValueError for whatever makes the file another function than our SiT."""
-    if kind == "reg":
-        raise ValueError(
-            f"{path}: REG's image tokens attend to a class token, which is denoised beside them; without it the model is another function, "
-            "so our SiT cannot hold it"
-        )
     if any(name.startswith("DiT") for name in (str(args.get("model")), path.name)):
         raise ValueError(f"{path}: a DiT by its name; it has SiT's tensors but predicts the noise at discrete steps, not the velocity")
     if str(args.get("path_type", "linear")).lower() != "linear":

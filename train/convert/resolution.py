@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gsnr import files
+from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.convert import conversion, foreign
-from gsnr.train.models.sit import SiT, sincos_2d
+from gsnr.train.models.sit import SiT, position_table
 from gsnr.train.objective import make_alignment
 from gsnr.train.runs import checkpoint
 from gsnr.train.runs import state as states
@@ -59,9 +60,9 @@ def resized(was: Checkpoint, resolution: int) -> Checkpoint:
         raise ValueError(f"--resolution {resolution}: must be a multiple of {token}, the pixels of a token of {was.folder}")
     grid = resolution // token
     config = replace(was.config, model=replace(model, input_size=grid * model.patch_size))
-    groups = {name: (*shape[:2], grid, grid) for name, shape in was.groups.items()}
+    groups = {name: shape if name == CLASS_TOKEN else (*shape[:2], grid, grid) for name, shape in was.groups.items()}
     backbone = SiT(**asdict(config.model))
-    backbone.load_state_dict(was.model.state_dict() | {"pos_embed": sincos_2d(grid, model.hidden_size)})
+    backbone.load_state_dict(was.model.state_dict() | {"pos_embed": position_table(grid, model.hidden_size, model.extra_token is not None)})
     alignment = make_alignment(config.alignment, config.model, groups)
     checkpoint.assign(alignment, was.alignment.state_dict(), was.folder)
     return replace(was, step=0, config=config, header=None, groups=groups, model=backbone.eval(), alignment=alignment.eval())

@@ -9,14 +9,16 @@ from math import prod
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsnr.train.config import ModelConfig, TrainConfig, alignment_config
+from gsnr.train.config import CLASS_TOKEN, ModelConfig, TrainConfig, alignment_config
 from gsnr.train.data.batches import Batch
-from gsnr.train.models.sit import SiT
+from gsnr.train.data.cache import TEACHER
+from gsnr.train.models.sit import SiT, extra_of
+from gsnr.train.noising import noised
 from gsnr.train.objective import Objective, make_alignment
 
 #            layers, channels: SD-VAE's groups and DINOv2-B's tokens; and the demo's
-FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), "teacher": (1, 768)}
-DEMO_GROUPS = {"G1": (4, 16), "G2": (3, 32), "G3": (4, 64), "G4": (4, 64), "teacher": (1, 128)}
+FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), TEACHER: (1, 768)}
+DEMO_GROUPS = {"G1": (4, 16), "G2": (3, 32), "G3": (4, 64), "G4": (4, 64), TEACHER: (1, 128)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ def objective_of(config: TrainConfig, device: str) -> Objective:
 
 def groups_of(config: TrainConfig) -> dict[str, tuple[int, ...]]:
     shapes = DEMO_GROUPS if config.data.path == "demo" else FULL_GROUPS
-    return {name: (*shape, config.model.grid, config.model.grid) for name, shape in shapes.items()}
+    maps: dict[str, tuple[int, ...]] = {name: (*shape, config.model.grid, config.model.grid) for name, shape in shapes.items()}
+    return maps | ({} if config.model.extra_token is None else {CLASS_TOKEN: (1, config.model.extra_token, 1, 1)})
 
 
 def synthetic_batch(config: TrainConfig, samples: int, device: str) -> Batch:
@@ -48,6 +51,7 @@ def synthetic_batch(config: TrainConfig, samples: int, device: str) -> Batch:
         batch |= {name: torch.randn(samples, m.in_channels, m.input_size, m.input_size) for name in ("latent", "noise")}
         batch |= {name: torch.rand(samples) for name in ("t", "offset_u")}
         labels = torch.randint(m.num_classes, (samples,))
+        batch |= {} if m.extra_token is None else {"extra_noise": torch.randn(samples, m.extra_token)}
     return batch | {"label": labels, "label_drop": torch.zeros_like(labels, dtype=torch.bool)}
 
 
@@ -62,21 +66,24 @@ def macs(config: TrainConfig) -> Macs:
     """Counted on the meta device."""
     objective, batch = objective_of(config, "meta"), synthetic_batch(config, 1, "meta")
     model, alignment = objective.model, objective.alignment
-    hidden = {tap: torch.empty(1, config.model.grid**2, config.model.hidden_size, device="meta") for tap in alignment.taps}
+    tokens = {tap: config.model.grid**2 for tap in alignment.taps} | {extra_of(tap): 1 for tap in alignment.taps}
+    hidden = {key: torch.empty(1, count, config.model.hidden_size, device="meta") for key, count in tokens.items()}
+    x_t, extra = noised(model, batch)
 
     def aligned() -> None:
         alignment.loss(hidden, alignment.prepare(batch, model))
 
     return Macs(
-        backbone=_count(lambda: model(batch["latent"], batch["t"], batch["label"], batch["label_drop"])),
+        backbone=_count(lambda: model(x_t, batch["t"], batch["label"], batch["label_drop"], extra=extra)),
         alignment=_count(aligned) if alignment.taps else 0,
     )
 
 
 def bytes_of_an_image(config: TrainConfig) -> int:
-    """What a step reads of it from a cache of float16: its latent's moments in float32, and the groups that the alignment needs."""
+    """What a step reads of it from a cache of float16: its latent's moments in float32, and the groups that alignment and model need."""
     m, groups = config.model, groups_of(config)
-    return 2 * 4 * m.in_channels * m.input_size**2 + sum(2 * prod(groups[name]) for name in alignment_config(config.alignment).needs)
+    read = dict.fromkeys((*alignment_config(config.alignment).needs, *m.reads))
+    return 2 * 4 * m.in_channels * m.input_size**2 + sum(2 * prod(groups[name]) for name in read)
 
 
 def attention_macs(model: ModelConfig) -> int:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import nn
 
 from gsnr.benchmarks import clock
 from gsnr.train import presets, samplers, vae
 from gsnr.train.config import TrainConfig
 from gsnr.train.costing.counts import objective_of, synthetic_batch
+from gsnr.train.guidance import velocity_of
 from gsnr.train.vaes import FrozenVAE
 from gsnr.train.vaes.autoencoder_kl import VAE
 
@@ -69,12 +70,13 @@ def forward_seconds(config: TrainConfig, rounds: int) -> float:
 def _seconds(model: nn.Module, config: TrainConfig, sampler: str, samples: int, rounds: int) -> float:
     """Of one evaluation, the sampler's own work included."""
     m, device = config.model, _device()
-    noise = torch.randn(samples, m.in_channels, m.input_size, m.input_size, device=device)
-    y_B = torch.zeros(samples, dtype=torch.int64, device=device)
+    latents = torch.randn(samples, m.in_channels, m.input_size, m.input_size, device=device)
+    noise: samplers.State = latents if m.extra_token is None else (latents, torch.randn(samples, m.extra_token, device=device))
+    of_model = velocity_of(model, torch.zeros(samples, dtype=torch.int64, device=device), m.num_classes)
 
-    def velocity(x: Tensor, t: float) -> Tensor:
+    def velocity(x: samplers.State, t: float) -> samplers.State:
         with torch.autocast(device, DTYPES[config.precision], enabled=config.precision != "no"):
-            return model(x.float(), torch.full((samples,), t, device=device), y_B).double()
+            return of_model(x, t)
 
     short = samplers.evaluations(sampler, SHORT)
     assert short is not None

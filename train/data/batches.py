@@ -2,9 +2,10 @@
 
 Sample number j of the run is image `permutation.image_of(j)` with the random numbers of j; step s holds samples s*B .. (s+1)*B - 1, of
 which each rank takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t, offset_u (B,) float32; label (B,) int64;
-label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16; picture (B,H,W,3) uint8 where it is asked for.
+label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16; extra_noise (B,C) float32 where the class token's is among these; picture
+(B,H,W,3) uint8 where it is asked for.
 
-Where samples are K views of an image, sample j is of image j // K, noise, t and offset_u are (B,K,...), and the rest is the image's.
+Where samples are K views of an image, sample j is of image j // K, noise, t, offset_u and extra_noise are (B,K,...), and the rest is the image's.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from gsnr.train import children
+from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.cache import IMAGE, Split
 
 Batch = dict[str, torch.Tensor]
 PICTURE = "picture"  # entry of a batch: the cache's column IMAGE
+
+
+def draw(split: Split, seed: int, stream: str, numbers_N: NDArray[np.int64], groups: tuple[str, ...]) -> rng.Draws:
+    """The random numbers of these samples; the class token's noise where it is among the groups."""
+    extra = split.header.groups[CLASS_TOKEN][1] if CLASS_TOKEN in groups else 0
+    return rng.draw(seed, stream, numbers_N, split.header.latent_shape, extra)
 
 
 def assemble(
@@ -40,10 +48,11 @@ def assemble(
     arrays = {"latent": latent, "noise": drawn.noise, "t": t_N.astype(np.float32), "label": rows["label"]}
     arrays["offset_u"] = drawn.offset_u.astype(np.float32)
     arrays |= {PICTURE if name == IMAGE else name: rows[name] for name in groups}
+    arrays |= {"extra_noise": drawn.extra} if CLASS_TOKEN in groups else {}
     return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
 
-OF_A_VIEW = ("t", "noise", "offset_u")  # the entries of a batch that differ between the views of an image
+OF_A_VIEW = ("t", "noise", "offset_u", "extra_noise")  # the entries of a batch that differ between the views of an image
 
 
 def as_views(batch: Batch, views: int) -> Batch:
@@ -58,15 +67,15 @@ def flattened(batch: Batch) -> Batch:
     if batch["t"].dim() == 1:
         return batch
     shape = batch["t"].shape
-    read = {key: batch[key] for key in ("latent", "label", "label_drop")}
+    read = {key: batch[key] for key in ("latent", "label", "label_drop", CLASS_TOKEN) if key in batch}
     repeated = {key: x.unsqueeze(1).expand(*shape, *x.shape[1:]).flatten(0, 1) for key, x in read.items()}
-    return repeated | {key: batch[key].flatten(0, 1) for key in ("t", "noise")}
+    return repeated | {key: batch[key].flatten(0, 1) for key in ("t", "noise", "extra_noise") if key in batch}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatches(Dataset):
-    """`self[s]` is this rank's part of step s. until: the first step that reads no features any more; None for all of them. views: of an image;
-    the batch counts views.
+    """`self[s]` is this rank's part of step s. groups: what the alignment reads, before step `until` (None: in all of them); always: what the model
+    itself reads. views: of an image; the batch counts views.
 
     Raises ValueError for a world size, or views, that do not divide the batch."""
 
@@ -80,6 +89,7 @@ class StepBatches(Dataset):
     accumulate: int = 1
     until: int | None = None
     views: int = 1
+    always: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch % (self.world * self.accumulate):
@@ -91,8 +101,8 @@ class StepBatches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         local = self.batch // self.world
         samples = step * self.batch + self.rank * local + np.arange(local, dtype=np.int64)
-        drawn = rng.draw(self.seed, "train", samples, self.split.header.latent_shape)
-        groups = self.groups if self.until is None or step < self.until else ()
+        groups = tuple(dict.fromkeys((*(self.groups if self.until is None or step < self.until else ()), *self.always)))
+        drawn = draw(self.split, self.seed, "train", samples, groups)
         batch = assemble(self.split, permutation.image_of(samples // self.views, self.split.size, self.seed), drawn, drawn.u, groups)
         return as_views(batch | {"label_drop": torch.from_numpy(drawn.drop_u < self.label_dropout)}, self.views)
 

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from gsnr import checksums, files
+from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data import arrow, quantise, row_checks
 from gsnr.train.data.latents import Scaling
 
@@ -38,6 +39,7 @@ STATISTICS = "statistics.safetensors"
 SOURCES = "sources.parquet"  # large, and read by `gsnr prepare` alone
 SPLITS = ("train", "heldout")
 TEACHER = "teacher"  # the feature group of an image teacher's patch tokens
+OF_TEACHER = (TEACHER, CLASS_TOKEN)
 ONLINE, IMAGE = "online", "image"  # the dtype of VAE features that are not stored, and the column that they are computed from
 Rows = dict[str, NDArray]  # column -> (N, ...) array
 
@@ -45,7 +47,8 @@ Rows = dict[str, NDArray]  # column -> (N, ...) array
 @dataclass(frozen=True, kw_only=True)
 class Header:
     """What a cache holds and which VAE made it. groups: name -> (L,C,g,g); layers: name -> "number:name under `encoder.`". Group "teacher"
-    is (1,C,g,g), the patch tokens of an image teacher, whose name and hash are `teacher` and `teacher_sha` ("" where there is none).
+    is (1,C,g,g), the patch tokens of an image teacher, whose name and hash are `teacher` and `teacher_sha` ("" where there is none), and
+    "teacher_cls" its class token, (1,C,1,1).
 
     sizes: images a split; views: rows an image (2: the second is mirrored). channel_scale, channel_bias: see `gsnr.train.data.latents`.
     preprocessing_sha: of what a fixed picture is cropped to; options_sha: of the options that the rows depend on ("" where not known);
@@ -87,7 +90,12 @@ class Header:
     @property
     def stored(self) -> dict[str, tuple[int, int, int, int]]:
         """Those of its groups that lie in rows; of dtype "online" the teacher's alone."""
-        return {group: shape for group, shape in self.groups.items() if self.dtype != ONLINE or group == TEACHER}
+        return {group: shape for group, shape in self.groups.items() if self.dtype != ONLINE or group in OF_TEACHER}
+
+    @property
+    def maps(self) -> dict[str, tuple[int, int, int, int]]:
+        """Those of its groups that lie on the token grid."""
+        return {group: shape for group, shape in self.groups.items() if group != CLASS_TOKEN}
 
     def bytes_an_image(self) -> dict[str, int]:
         """What an image takes in its rows, all views together: "latent" (mean and std), and each group, or the picture that groups are made from."""
@@ -223,5 +231,7 @@ def open_cache(folder: Path, groups: tuple[str, ...]) -> tuple[Header, dict[str,
 
 def flags_for(groups: tuple[str, ...]) -> str:
     """The flags of `gsnr prepare` that make features of these groups."""
-    features = ",".join(g for g in groups if g != TEACHER)
-    return " ".join([*([f"--features {features}"] if features else []), *(["--teacher facebook/dinov2-base"] if TEACHER in groups else [])])
+    features = ",".join(g for g in groups if g not in OF_TEACHER)
+    said = [f"--features {features}"] if features else []
+    said += ["--teacher facebook/dinov2-base"] if set(groups) & set(OF_TEACHER) else []
+    return " ".join([*said, *(["--class-token"] if CLASS_TOKEN in groups else [])])

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gsnr.train.data import rng
-from gsnr.train.data.batches import Batch, assemble
+from gsnr.train.data.batches import Batch, assemble, draw
 from gsnr.train.data.cache import Split
 
 REPEAT = 1 << 40  # sample numbers of an image's second, third, ... draw lie this far apart
@@ -55,13 +54,13 @@ def heldout_batches(
     for start in range(0, images, together):
         index = np.repeat(chosen[start : start + together], repeats)
         numbers = index + REPEAT * np.tile(np.arange(repeats), len(index) // repeats)
-        drawn = rng.draw(seed, stream, numbers, split.header.latent_shape)
+        drawn = draw(split, seed, stream, numbers, groups)
         t_N = low + (high - low) * drawn.u
         if partner_N is None:
             yield index, assemble(split, index, drawn, t_N, groups, mirror=False)
             continue
         other = partner_N[index]
-        others = rng.draw(seed, stream, other + (numbers - index), split.header.latent_shape)
+        others = draw(split, seed, stream, other + (numbers - index), groups)
         yield index, assemble(split, other, others, t_N, groups, mirror=False)
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STREAMS = ("train", "heldout", "fit", "evaluate", "sample", "label", "decode")  # uses that must not share numbers
+STREAMS = ("train", "heldout", "fit", "evaluate", "sample", "label", "decode", "sample_extra")  # uses that must not share numbers
+EXTRA = 1  # the step of a sample's generator that the class token's noise is drawn at; all else is drawn at 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
     """u, drop_u, offset_u, flip_u: (N,) float64 uniform in [0, 1) for the time, the label drop, the offset of a teacher's time and the
-    choice of a view; posterior, noise: (N,C,h,w) float32 standard normal."""
+    choice of a view; posterior, noise: (N,C,h,w) and extra: (N,E) float32 standard normal, E = 0 where there is no class token."""
 
     u: NDArray[np.float64]
     drop_u: NDArray[np.float64]
@@ -25,6 +26,7 @@ class Draws:
     flip_u: NDArray[np.float64]
     posterior: NDArray[np.float32]
     noise: NDArray[np.float32]
+    extra: NDArray[np.float32]
 
 
 def _generator(seed: int, stream: str, sample: int, step: int = 0) -> np.random.Generator:
@@ -45,15 +47,16 @@ def integers(seed: int, stream: str, samples: NDArray[np.int64], below: int) -> 
     return np.array([_generator(seed, stream, sample).integers(below) for sample in samples], dtype=np.int64)
 
 
-def draw(seed: int, stream: str, samples: NDArray[np.int64], latent_shape: tuple[int, int, int]) -> Draws:
-    """The random numbers of the given samples."""
+def draw(seed: int, stream: str, samples: NDArray[np.int64], latent_shape: tuple[int, int, int], extra: int = 0) -> Draws:
+    """The random numbers of the given samples. extra: channels of the class token; the others are the same with it and without."""
     uniforms = np.empty((len(samples), 4))
-    normals = np.empty((2, len(samples), *latent_shape), dtype=np.float32)
+    pair = np.empty((2, len(samples), *latent_shape), dtype=np.float32)
     for row, sample in enumerate(samples):
         rng = _generator(seed, stream, sample)
         uniforms[row, :2] = rng.random(2)
-        for which in normals:
+        for which in pair:
             rng.standard_normal(latent_shape, dtype=np.float32, out=which[row])
         uniforms[row, 2:] = rng.random(2)
     u, drop_u, offset_u, flip_u = uniforms.T
-    return Draws(u=u, drop_u=drop_u, offset_u=offset_u, flip_u=flip_u, posterior=normals[0], noise=normals[1])
+    beside = normals(seed, stream, samples, EXTRA, (extra,))
+    return Draws(u=u, drop_u=drop_u, offset_u=offset_u, flip_u=flip_u, posterior=pair[0], noise=pair[1], extra=beside)

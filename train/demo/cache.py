@@ -21,8 +21,8 @@ from gsnr.train.prepare.encode import Encoder, make_header
 from gsnr.train.priors import layers
 
 
-def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, batch: int = 64) -> Path:
-    """The demo's cache folder, built if it is not there. Its name is a hash of everything that went into it."""
+def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, batch: int = 64, class_token: bool = False) -> Path:
+    """The demo's cache folder, built if it is not there. Its name is a hash of everything that went into it. class_token: with the teacher's."""
     demo.check("train", n_train)
     demo.check("heldout", n_heldout)
     from gsnr.train import teacher as teachers  # brings transformers, which takes seconds
@@ -39,6 +39,7 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
         resampling=resampling,
         preprocessing=f"demo images, version {demo.VERSION}, seed 0",
         sizes={"train": n_train, "heldout": n_heldout},
+        class_token=class_token,
     )
     key = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_root() / f"demo-{key}"

@@ -2,8 +2,11 @@
 
 It is a diffusers model (`save_pretrained`, `from_pretrained`). Time runs as in `gsnr.train.interpolant`: t = 1 is noise.
 
+An extra token (REG, Wu et al. 2025, arXiv 2507.01467) goes before the patches: a vector, noised like the latent, whose velocity is predicted too.
+
 Shapes: B batch, C latent channels, H = W latent side, P patch, T = (H/P)^2 tokens, D hidden size. h_BTD hidden state, c_BD condition.
-Taps are 1-based: tap k is the output of block k; tap -k its attention's queries, keys and values, side by side: (B,T,3D).
+E channels of the extra token. Taps are 1-based: tap k is the output of block k; tap -k its attention's queries, keys and values, side by side:
+(B,T,3D). Both are of the patches alone.
 """
 
 from __future__ import annotations
@@ -24,6 +27,13 @@ from gsnr.train.models.routing import Routing, Stream
 FREQUENCIES = 256  # of the timestep embedding
 ATTENTION, MLP = "attention", "mlp"  # sublayers of a block
 STANDARD, DAR = RESIDUALS = ("standard", "dar")
+Velocity = Tensor | tuple[Tensor, Tensor]  # of the latent, (B,C,H,W); beside it that of the extra token, (B,E), of a model that has one
+EXTRA = 10_000  # more than any model has blocks
+
+
+def extra_of(tap: int) -> int:
+    """The key, among hidden states, of the extra token's (B,1,D) at a tap."""
+    return EXTRA + tap
 
 
 def sincos_1d(positions_T: np.ndarray, width: int) -> np.ndarray:
@@ -38,6 +48,11 @@ def sincos_2d(side: int, width: int) -> Tensor:
     row, column = np.divmod(np.arange(side * side), side)
     table = np.concatenate([sincos_1d(column, width // 2), sincos_1d(row, width // 2)], axis=1)
     return torch.from_numpy(table).float().unsqueeze(0)
+
+
+def position_table(side: int, width: int, extra: bool) -> Tensor:
+    """`sincos_2d`, after a row of zeros for an extra token."""
+    return F.pad(sincos_2d(side, width), (0, 0, int(extra), 0))
 
 
 def timestep_frequencies(device: torch.device | None = None) -> Tensor:
@@ -59,6 +74,20 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.proj(x_BCHW).flatten(2).transpose(1, 2)
+
+
+class ExtraEmbedder(nn.Module):
+    """Extra vector (B,E) -> its token (B,1,D)."""
+
+    def __init__(self, channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
+        nn.init.xavier_uniform_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, extra_BE: Tensor) -> Tensor:
+        return self.norm(self.proj(extra_BE)).unsqueeze(1)
 
 
 class TimestepEmbedder(nn.Module):
@@ -138,19 +167,27 @@ class SiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
+    """Tokens -> velocities of their patches (B,T,P*P*C); with `extra`, token 0 -> (B,E) beside them."""
+
+    extra: nn.Linear | None
+
     def __init__(self, hidden_size: int, out_features: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.linear = nn.Linear(hidden_size, out_features)
+        self.register_module("extra", None)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
-    def forward(self, h_BTD: Tensor, c_BD: Tensor) -> Tensor:
+    def forward(self, h_BTD: Tensor, c_BD: Tensor) -> Velocity:
         shift, scale = self.adaLN_modulation(c_BD).chunk(2, dim=1)
-        return self.linear(modulate(self.norm_final(h_BTD), shift, scale))
+        out_BTD = modulate(self.norm_final(h_BTD), shift, scale)
+        return self.linear(out_BTD) if self.extra is None else (self.linear(out_BTD[:, 1:]), self.extra(out_BTD[:, 0]))
 
 
 class SiT(ModelMixin, ConfigMixin):
-    """model(x, t, y) -> velocity; x (B,C,H,W), t (B,) in [0, 1] with t = 1 noise, y (B,) int64, velocity (B,C,H,W)."""
+    """model(x, t, y) -> velocity; x (B,C,H,W), t (B,) in [0, 1] with t = 1 noise, y (B,) int64, velocity (B,C,H,W).
+
+    With extra_token = E: model(x, t, y, extra=(B,E)) -> (velocity, velocity of the extra token (B,E))."""
 
     @register_to_config
     def __init__(
@@ -170,6 +207,7 @@ class SiT(ModelMixin, ConfigMixin):
         summary: str = "last",
         final: str = "own",
         query_std: float = 0.0,
+        extra_token: int | None = None,
     ) -> None:
         super().__init__()
         if residual not in RESIDUALS:
@@ -183,7 +221,8 @@ class SiT(ModelMixin, ConfigMixin):
         self.x_embedder = PatchEmbed(in_channels, patch_size, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
-        self.register_buffer("pos_embed", sincos_2d(self.grid, hidden_size))
+        self.has_extra = extra_token is not None
+        self.register_buffer("pos_embed", position_table(self.grid, hidden_size, self.has_extra))
         self.blocks = nn.ModuleList(SiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size * patch_size * in_channels)
         self.checkpointing = False  # compute the blocks' activations again in backward
@@ -195,6 +234,11 @@ class SiT(ModelMixin, ConfigMixin):
             )
             if queries == "static_t":  # so that it begins as `static` does (the paper; it changes adaLN's condition, too)
                 nn.init.zeros_(self.t_embedder.get_parameter("mlp.2.weight"))
+        if extra_token is not None:  # after the others, which start as without it
+            self.extra_embedder = ExtraEmbedder(extra_token, hidden_size)
+            self.final_layer.extra = nn.Linear(hidden_size, extra_token)
+            nn.init.zeros_(self.final_layer.extra.weight)
+            nn.init.zeros_(self.final_layer.extra.bias)
 
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for linear layers, 0.02 for embeddings, zero for every modulation and for the output."""
@@ -215,40 +259,55 @@ class SiT(ModelMixin, ConfigMixin):
         x = tokens_BTF.view(len(tokens_BTF), g, g, p, p, -1)
         return torch.einsum("bhwpqc->bchpwq", x).reshape(len(tokens_BTF), -1, g * p, g * p)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, label_drop: Tensor | None = None) -> Tensor:
-        """Velocity. label_drop: bool (B,), True where the label is replaced by the null class."""
-        velocity, _ = self.forward_with_taps(x, t, y, label_drop)
+    def _tokens(self, x: Tensor, extra: Tensor | None) -> Tensor:
+        """(B,T,D), or (B,1+T,D). Raises ValueError for an extra token where there is none, and the other way round."""
+        if (extra is not None) != self.has_extra:
+            raise ValueError(f"extra: this model has {'an' if self.has_extra else 'no'} extra token")
+        tokens = self.x_embedder(x)
+        return (tokens if extra is None else torch.cat([self.extra_embedder(extra), tokens], dim=1)) + self.pos_embed
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, label_drop: Tensor | None = None, extra: Tensor | None = None) -> Velocity:
+        """Velocity. label_drop: bool (B,), True where the label is replaced by the null class. extra: (B,E), of a model with an extra token."""
+        velocity, _ = self.forward_with_taps(x, t, y, label_drop, extra=extra)
         assert velocity is not None
         return velocity
 
     def forward_with_taps(
-        self, x: Tensor, t: Tensor, y: Tensor, label_drop: Tensor | None = None, *, taps: tuple[int, ...] = (), stop: bool = False
-    ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """(velocity, {k: h_BTD after block k; -k: its queries, keys and values}). With `stop`, nothing above the last tap is computed;
-        the velocity is None unless the last tap is the last block.
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        label_drop: Tensor | None = None,
+        *,
+        taps: tuple[int, ...] = (),
+        stop: bool = False,
+        extra: Tensor | None = None,
+    ) -> tuple[Velocity | None, dict[int, Tensor]]:
+        """(velocity, {k: h_BTD after block k; -k: its queries, keys and values}), of the patches alone; the extra token's h is there as
+        `extra_of(k)`, (B,1,D). With `stop`, nothing above the last tap is computed; the velocity is None unless the last tap is the last block.
 
-        Raises ValueError for a tap outside 1..depth.
+        Raises ValueError for a tap outside 1..depth, and for an extra token that is missing or that the model does not have.
         """
         bad = [k for k in taps if not 1 <= abs(k) <= len(self.blocks)]
         if bad:
             raise ValueError(f"tap {bad[0]} does not exist: this model has blocks 1 to {len(self.blocks)}")
-        h_BTD, t_BD = self.x_embedder(x) + self.pos_embed, self.t_embedder(t)
+        h_BTD, t_BD = self._tokens(x, extra), self.t_embedder(t)
         c_BD = t_BD + self.y_embedder(y, label_drop)
         stream, hidden = None, dict[int, Tensor]()
         if self.routing is not None:
             stream = self.routing.begin(h_BTD, t_BD)
             h_BTD = stream.read()
         for k, block in enumerate(self.blocks, start=1):
-            made = self._block(block, h_BTD, c_BD, "", -k in taps) if stream is None else self._routed(block, h_BTD, c_BD, stream, -k in taps)
-            if -k in taps:
-                h_BTD, hidden[-k] = made
-            else:
-                h_BTD = made
+            made: Any = self._block(block, h_BTD, c_BD, "", -k in taps) if stream is None else self._routed(block, h_BTD, c_BD, stream, -k in taps)
+            h_BTD, *qkv_BTE = made if -k in taps else (made,)
+            if qkv_BTE:
+                hidden[-k] = qkv_BTE[0][:, 1:] if self.has_extra else qkv_BTE[0]
             if k in taps:
-                hidden[k] = h_BTD
+                hidden |= {k: h_BTD[:, 1:], extra_of(k): h_BTD[:, :1]} if self.has_extra else {k: h_BTD}
             if stop and k == max(map(abs, taps)) < len(self.blocks):
                 return None, hidden
-        return self.unpatchify(self.final_layer(h_BTD, c_BD)), hidden
+        out = self.final_layer(h_BTD, c_BD)
+        return (self.unpatchify(out[0]), out[1]) if isinstance(out, tuple) else self.unpatchify(out), hidden
 
     def _block(self, block: nn.Module, h_BTD: Tensor, *inputs: Any) -> Any:
         recompute = self.checkpointing and torch.is_grad_enabled()

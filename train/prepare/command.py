@@ -57,6 +57,11 @@ def _parser() -> Parser:
     parser.add_argument("--dtype", default="float16", help="of the features: float16 or int8 (default: float16)")
     parser.add_argument("--teacher", metavar="ID", help="also keep patch tokens of a DINOv2 (hub id, folder) or `demo`, for REPA (default: none)")
     parser.add_argument(
+        "--class-token",
+        action="store_true",
+        help="also keep the teacher's class token, for REG: DINOv2's, raw; of `demo`, which has none, its pooled features stand in",
+    )
+    parser.add_argument(
         "--latent-scale",
         metavar="HOW",
         help="how latents are scaled for the model: vae (its own factor), scalar or channel (measured on the train split, to unit variance), or as "

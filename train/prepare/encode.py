@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data import cache, quantise, statistics
 from gsnr.train.data.cache import TEACHER
 from gsnr.train.data.latents import Scaling
@@ -52,7 +53,7 @@ class Encoder:
         mean, std, by_group = features.encode(self.vae, pixels, self.chosen, self.grid, self.header.resampling)
         by_group = {group: f.mean(1, keepdim=True) if self.header.groups[group][0] == 1 else f for group, f in by_group.items()}
         if self.teacher is not None:
-            by_group[TEACHER] = self.teacher.features(pixels, self.header.groups[TEACHER][-1]).unsqueeze(1)
+            by_group |= self._of_teacher(self.teacher, pixels)
         rows: cache.Rows = {"mean": mean.cpu().numpy(), "std": std.cpu().numpy()}
         sums = {statistics.LATENT: statistics.latent_sums(mean, std)} if self.measured else {}
         for group, f in by_group.items():
@@ -69,6 +70,14 @@ class Encoder:
                 rows[group] = stored.cpu().numpy()
             sums[group] = statistics.sums_of(stored)
         return rows, sums
+
+    def _of_teacher(self, teacher: FrozenTeacher, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Group -> (B,1,C,g,g); the class token's is (B,1,C,1,1)."""
+        grid = self.header.groups[TEACHER][-1]
+        if CLASS_TOKEN not in self.header.groups:
+            return {TEACHER: teacher.features(pixels, grid).unsqueeze(1)}
+        features_BCgg, token_BC = teacher.with_class_token(pixels, grid)
+        return {TEACHER: features_BCgg.unsqueeze(1), CLASS_TOKEN: token_BC[:, None, :, None, None]}
 
 
 def _members(vae: FrozenVAE, groups: tuple[str, ...]) -> dict[str, list[layers.Layer]]:
@@ -101,11 +110,12 @@ def make_header(
     views: int = 1,
     preprocessing_sha: str = "",
     scaling: Scaling | None = None,
+    class_token: bool = False,
 ) -> cache.Header:
     """The header of a cache made with this VAE: group shapes from its layers. pooled: of each group the mean of its layers alone. scaling: default
-    the VAE's own; 1 where it has none.
+    the VAE's own; 1 where it has none. class_token: also the teacher's.
 
-    Raises ValueError for an unknown group or dtype.
+    Raises ValueError for an unknown group or dtype, and for a teacher without a class token.
     """
     if dtype not in (*quantise.DTYPES, cache.ONLINE):
         raise ValueError(f"--dtype {dtype!r} does not exist; choose from {', '.join(quantise.DTYPES)}")
@@ -117,6 +127,11 @@ def make_header(
         names = {g: (f"{ls[0].number}-{ls[-1].number}:mean of {g}",) for g, ls in members.items()}
     if teacher is not None:
         shapes[TEACHER], names[TEACHER] = (1, teacher.channels, grid, grid), (teacher.name,)
+    if class_token:
+        if teacher is None:
+            raise ValueError("--class-token: is a teacher's; name one with --teacher")
+        teacher.require_class_token("--class-token")
+        shapes[CLASS_TOKEN], names[CLASS_TOKEN] = (1, teacher.channels, 1, 1), (teacher.name,)
     side, scaling = resolution // vae.downsampling, scaling or vae.scaling or Scaling(factor=1.0)
     return cache.Header(
         schema_version=cache.SCHEMA_VERSION,

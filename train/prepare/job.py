@@ -22,7 +22,7 @@ from gsnr.train.vaes import FrozenVAE
 if TYPE_CHECKING:
     from gsnr.train.teacher import FrozenTeacher
 
-CHECKED = "checksums of rows"
+CHECKED, TOKEN = "checksums of rows", "--class-token"
 PLAIN = ("resolution", "patch", "features", "dtype", "flip", "resampling", "heldout")  # options that stand for themselves
 HOW, DEFAULT_GROUPS = ("pooled", cache.ONLINE), ("G3", "G4")
 BOUNDS = {
@@ -123,6 +123,7 @@ def decide(args: argparse.Namespace) -> Job:
         views=2 if args.flip else 1,
         preprocessing_sha=images.preprocessing_sha(),
         scaling=scaling,
+        class_token=args.class_token,
     )
     size = args.shard or shards.images_per_shard(count)
     options = {
@@ -135,6 +136,7 @@ def decide(args: argparse.Namespace) -> Job:
         "cropping (hash; by Pillow)": header.preprocessing_sha,
         CHECKED: "xxh3",
         **{f"--{name}": getattr(args, name) for name in PLAIN},
+        **({TOKEN: True} if args.class_token else {}),  # left out where it is not asked for: caches from before it are the same
     }
     header = replace(header, options_sha=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
     return Job(source=source, vae=frozen, teacher=teacher, header=header, shards=shards.cut(members, size), measure=measure, options=options)
@@ -149,7 +151,7 @@ def check_same(record: Path, job: Job, what: str, finished: bool) -> None:
         raise ValueError(f"{record}: damaged ({error})") from error
     if CHECKED not in before and not finished:
         raise ValueError(f"{what} by an older version; delete {record.parent} and run the same command again")
-    for name, now in job.options.items():
-        was = before.get(name)
+    for name, now in ({TOKEN: False} | job.options).items():
+        was = before.get(name, False if name == TOKEN else None)
         if was != now and (name != CHECKED or name in before):
             raise ValueError(f"{what} with other options: {name} was {was!r}, now {now!r}; use the same, or name a new folder with --out")

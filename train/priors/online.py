@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gsnr.train.data.cache import IMAGE, TEACHER, Rows, Split
+from gsnr.train.data.cache import IMAGE, OF_TEACHER, Rows, Split
 from gsnr.train.priors.features import encode, to_pixels
 from gsnr.train.vaes import FrozenVAE
 
@@ -27,7 +27,7 @@ class OnlineSplit:
 
     def take(self, index_N: NDArray[np.int64], columns: tuple[str, ...], view: int | NDArray[np.int64] = 0) -> Rows:
         """Raises ValueError for features that exceed float16."""
-        made = tuple(name for name in columns if name in self.header.groups and name != TEACHER)
+        made = tuple(name for name in columns if name in self.header.groups and name not in OF_TEACHER)
         read = tuple(name for name in columns if name not in made)
         rows = self.stored.take(index_N, tuple(dict.fromkeys((*read, IMAGE))) if made else read, view)
         return rows | self._features(rows[IMAGE] if IMAGE in columns else rows.pop(IMAGE), made) if made else rows

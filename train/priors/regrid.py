@@ -17,7 +17,7 @@ from gsnr.train.data.cache import Header, Rows, Split
 
 def on_grid(header: Header, grid: int) -> Header:
     """The same with all groups on a grid of that many tokens a side."""
-    return replace(header, groups={group: (layers, channels, grid, grid) for group, (layers, channels, _, _) in header.groups.items()})
+    return replace(header, groups=header.groups | {group: (*shape[:2], grid, grid) for group, shape in header.maps.items()})
 
 
 class RegriddedSplit:
@@ -29,7 +29,7 @@ class RegriddedSplit:
 
     def take(self, index_N: NDArray[np.int64], columns: tuple[str, ...], view: int | NDArray[np.int64] = 0) -> Rows:
         rows = self.stored.take(index_N, columns, view)
-        return {name: self._resized(values) if name in self.header.groups else values for name, values in rows.items()}
+        return {name: self._resized(values) if name in self.header.maps else values for name, values in rows.items()}
 
     def _resized(self, f_NLCgg: NDArray[np.float16]) -> NDArray[np.float16]:
         f = torch.from_numpy(f_NLCgg)

@@ -32,7 +32,7 @@ from gsnr import checksums, files, plugins
 from gsnr.options import build
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import TrainConfig, check
-from gsnr.train.data.cache import Header
+from gsnr.train.data.cache import OF_TEACHER, Header
 from gsnr.train.data.latents import Scaling
 from gsnr.train.models.sit import SiT
 from gsnr.train.objective import make_alignment
@@ -272,12 +272,12 @@ def require_same_data(checkpoint: Checkpoint, header: Header, groups: tuple[str,
             f"({header.vae_sha[:12]}); name data of the same VAE with --data"
         )
     for group in groups:
-        if was is not None and group == "teacher" and header.teacher_sha != was.teacher_sha:
+        if was is not None and group in OF_TEACHER and header.teacher_sha != was.teacher_sha:
             raise ValueError(
                 f"{checkpoint.folder}: aligned to teacher {was.teacher!r} ({was.teacher_sha[:12]}); the cache holds features of {header.teacher!r} "
                 f"({header.teacher_sha[:12]}); name other data with --data"
             )
-        if was is not None and group != "teacher" and header.resampling != was.resampling:
+        if was is not None and group not in OF_TEACHER and header.resampling != was.resampling:
             raise ValueError(
                 f"{checkpoint.folder}: aligned to features resampled {was.resampling!r}, those of the cache were resampled {header.resampling!r}"
             )

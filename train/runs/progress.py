@@ -32,6 +32,7 @@ class Progress:
         self.accelerator, self.out = accelerator, out
         self.started = self.since = time.perf_counter()
         self.waited = 0.0
+        self.extra = () if config.model.extra_token is None else ("class_token",)
         main = accelerator.is_main_process
         self.bar = tqdm(initial=first, total=config.steps, desc=out.name, unit="it", disable=not main, mininterval=1.0, smoothing=0.05)
         if config.trackers != "none":
@@ -51,7 +52,8 @@ class Progress:
     def log(self, step: int, totals: dict[str, float], lr: float) -> None:
         """One line; means are over the steps that were not skipped."""
         steps, now = totals["steps"], time.perf_counter()
-        means = {name: totals[name] / steps if steps else None for name in ("loss", "velocity", "align", "grad_norm")}
+        names = ("loss", "velocity", "align", *self.extra, "grad_norm")
+        means = {name: totals[name] / steps if steps else None for name in names}
         elapsed = now - self.since  # 0 where the clock is too coarse: then nothing is said of speed
         clock = {"it_per_s": (steps + totals["skipped"], 3), "wait_share": (self.waited, 4)}
         speed = {name: round(part / elapsed, digits) if elapsed > 0 else None for name, (part, digits) in clock.items()}

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gsnr import files
 from gsnr.train import samplers
@@ -35,14 +34,14 @@ def _sampling(job: Job, rows: np.ndarray, device: str) -> tuple[float, str]:
         return _seconds(lambda: recipe.latents(subject, by, rows, device), device), "one batch, in full"
     asked: list[float] = []
 
-    def at_rest(x: Tensor, t: float) -> Tensor:
+    def at_rest(x: samplers.State, t: float) -> samplers.State:
         asked.append(t)
-        return torch.zeros_like(x)
+        return (torch.zeros_like(x[0]), torch.zeros_like(x[1])) if isinstance(x, tuple) else torch.zeros_like(x)
 
-    noise = samplers.noise_of(by.seed, rows, subject.shape, device)
+    noise = samplers.noise_of(by.seed, rows, subject.shape, device, subject.extra)
     steps = _seconds(lambda: samplers.integrate(by.sampler, at_rest, noise(0), by.steps, noise), device)
     passes = sum(1 + by.guidance.at(t) for t in asked)
-    x, y_B = noise(0).double(), torch.from_numpy(by.labels(rows, subject.classes)).to(device)
+    x, y_B = noise(0), torch.from_numpy(by.labels(rows, subject.classes)).to(device)
     with torch.no_grad(), by.computing(subject.loaded.model, device):
         velocity = velocity_of(subject.loaded.model, y_B, subject.classes)
         velocity(x, 1.0)

@@ -73,6 +73,7 @@ class Recipe:
             "guidance": guidance.weight,
             "guidance_interval": [guidance.low, guidance.high],
             "guided_channels": guidance.channels or "all",
+            **({} if (own := guidance.token) is None else {"class_token_guidance": own.weight, "class_token_interval": [own.low, own.high]}),
             "classes": self.classes if isinstance(self.classes, str) else list(self.classes),
             "uint8": self.uint8,
             "seed": self.seed,
@@ -92,10 +93,10 @@ def latents(subject: Subject, recipe: Recipe, numbers_B: NDArray[np.int64], devi
     parts = []
     for rows in np.split(solved, len(solved) // size) if size > 1 else [solved]:
         y_B = torch.from_numpy(recipe.labels(rows, subject.classes)).to(device)
-        noise = samplers.noise_of(recipe.seed, rows, subject.shape, device)
+        noise = samplers.noise_of(recipe.seed, rows, subject.shape, device, subject.extra)
         with recipe.computing(model, device):
             velocity = velocity_of(model, y_B, subject.classes, recipe.guidance)
-            parts.append(samplers.integrate(recipe.sampler, velocity, noise(0), recipe.steps, noise).float())
+            parts.append(samplers.latents_of(samplers.integrate(recipe.sampler, velocity, noise(0), recipe.steps, noise)).float())
     x = torch.cat(parts)
     if not x.isfinite().all():
         raise ValueError(f"the samples are not finite (sampler {recipe.sampler}, guidance {recipe.guidance.weight}, {recipe.steps} steps)")

@@ -26,6 +26,11 @@ class Subject:
         return model.in_channels, model.input_size, model.input_size
 
     @property
+    def extra(self) -> int | None:
+        """Channels of the class token; None for a model without one."""
+        return self.loaded.config.model.extra_token
+
+    @property
     def side(self) -> int:
         """Of an image, in pixels."""
         return self.shape[1] * self.frozen.downsampling
@@ -36,7 +41,9 @@ class Subject:
 
     def check(self, guidance: Guidance, classes: tuple[int, ...] = ()) -> None:
         """Raises ValueError for what this checkpoint cannot be asked for."""
-        if guidance.weight != 1 and self.loaded.config.label_dropout == 0:
+        if guidance.token is not None and self.extra is None:
+            raise ValueError(f"--cls-cfg, --cls-cfg-interval: {self.loaded.folder} has no class token to guide; leave them out")
+        if guidance.used and self.loaded.config.label_dropout == 0:
             raise ValueError(f"--cfg {guidance.weight}: {self.loaded.folder} was trained without label dropout, and has no unconditional velocity")
         if guidance.channels is not None and guidance.channels > self.shape[0]:
             raise ValueError(f"--guide-channels {guidance.channels}: the latents of {self.loaded.folder} have {self.shape[0]}")
