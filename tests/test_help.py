@@ -99,7 +99,7 @@ def test_help_of_a_preset_shows_its_values() -> None:
     assert shown["--data.path"] == "demo" and int(shown["--steps"]) == config.steps
     for key, value in config.alignment.items():
         if key != "name":
-            assert shown[f"--alignment.{key.replace('_', '-')}"] == str(value)
+            assert shown[f"--alignment.{key.replace('_', '-')}"] == (str(value).lower() if isinstance(value, bool) else str(value))
     assert "--alignment.source" not in shown
 
 

@@ -28,12 +28,11 @@ from gsnr.train.runs import checkpoint
 from gsnr.train.sample import main as sample
 from gsnr.train.sampling import recipe, subject
 from tests.conftest import call
-from tests.train.dino_files import save_dino
+from tests.train.dino_files import IMAGENET, bicubic, save_dino, with_positions_for
 from tests.train.foreign_files import CHANNELS, MODEL, SIDE, WithToken, mlp, write
 from tests.train.run_files import assert_same_run
-from tests.train.test_convert import REPA, projectors
-from tests.train.test_teacher import IMAGENET, bicubic, with_positions_for
 
+REPA = {"encoder_depth": 2, "proj_coeff": 0.5, "enc_type": "dinov2-vit-b", "path_type": "linear", "prediction": "v"}
 E = 20  # channels of the class token, and of REPA's head
 SMALL = ("--preset", "reg-demo", "--data.demo-train", 96, "--data.demo-heldout", 32, "--model.hidden-size", 32, "--model.depth", 2)
 WORDS = (*SMALL, "--model.num-heads", 2, "--sample-every", 0, "--log-every", 1, "--trackers", "none")
@@ -42,7 +41,7 @@ WORDS = (*SMALL, "--model.num-heads", 2, "--sample-every", 0, "--log-every", 1, 
 def reg_file(path: Path) -> tuple[WithToken, WithToken]:
     """A file of random weights in REG's layout, and the models in it."""
     torch.manual_seed(0)
-    raw, ema = (WithToken(E, projectors(mlp(channels=E))()) for _ in range(2))
+    raw, ema = (WithToken(E, {"projectors": torch.nn.ModuleList([mlp(channels=E)])}) for _ in range(2))
     write(path, raw, ema, steps=12, **REPA)
     return raw, ema
 

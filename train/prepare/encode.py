@@ -93,6 +93,17 @@ def _members(vae: FrozenVAE, groups: tuple[str, ...]) -> dict[str, list[layers.L
     return members
 
 
+def _shapes_of(teacher: FrozenTeacher | None, grid: int, class_token: bool) -> dict[str, tuple[int, int, int, int]]:
+    """Group -> shape of what is kept of a teacher. Raises ValueError for one without a class token."""
+    if class_token and teacher is None:
+        raise ValueError("--class-token: is a teacher's; name one with --teacher")
+    if teacher is None:
+        return {}
+    if class_token:
+        teacher.require_class_token("--class-token")
+    return {TEACHER: (1, teacher.channels, grid, grid)} | ({CLASS_TOKEN: (1, teacher.channels, 1, 1)} if class_token else {})
+
+
 def make_header(
     vae: FrozenVAE,
     *,
@@ -125,13 +136,8 @@ def make_header(
     if pooled:
         shapes = {g: (1, *shape[1:]) for g, shape in shapes.items()}
         names = {g: (f"{ls[0].number}-{ls[-1].number}:mean of {g}",) for g, ls in members.items()}
-    if teacher is not None:
-        shapes[TEACHER], names[TEACHER] = (1, teacher.channels, grid, grid), (teacher.name,)
-    if class_token:
-        if teacher is None:
-            raise ValueError("--class-token: is a teacher's; name one with --teacher")
-        teacher.require_class_token("--class-token")
-        shapes[CLASS_TOKEN], names[CLASS_TOKEN] = (1, teacher.channels, 1, 1), (teacher.name,)
+    of_teacher = _shapes_of(teacher, grid, class_token)
+    shapes, names = shapes | of_teacher, names | {group: (teacher.name,) for group in of_teacher if teacher}
     side, scaling = resolution // vae.downsampling, scaling or vae.scaling or Scaling(factor=1.0)
     return cache.Header(
         schema_version=cache.SCHEMA_VERSION,
