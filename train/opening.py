@@ -85,6 +85,8 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
 
     Raises ValueError where it does not say, and where they do not fit it.
     """
+    shown = (TEACHER,) if loaded.alignment.config.pictures else ()
+    needs = tuple(dict.fromkeys((*loaded.alignment.needs, *shown))) if features else ()
     if data is None and loaded.header is None:
         raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
     if data is None and (path := loaded.config.data.path) != "demo" and not Path(path).exists():
@@ -94,8 +96,8 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
     elif data == "demo":
         header, splits = open_data(resolve({"data": {"path": "demo"}}))
     else:
-        header, splits = _regridded(loaded.config, open_prepared(Path(data), loaded.alignment.needs if features else ()))
-    checkpoint.require_same_data(loaded, header, loaded.alignment.needs if features else ())
+        header, splits = _regridded(loaded.config, open_prepared(Path(data), needs))
+    checkpoint.require_same_data(loaded, header, needs)
     check_cache(loaded.config.model, header)
     if data is None and loaded.header is not None and loaded.header.rows_sha and header.rows_sha != loaded.header.rows_sha:
         raise ValueError(

@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from gsnr.train.config import ModelConfig, TrainConfig, alignment_config
 from gsnr.train.data.batches import Batch
 from gsnr.train.models.sit import SiT
-from gsnr.train.objective import Objective, make_alignment
+from gsnr.train.objective import ONE_VECTOR, Objective, make_alignment
 
-#            layers, channels: SD-VAE's groups and DINOv2-B's tokens; and the demo's
-FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), "teacher": (1, 768)}
+#            layers, channels: SD-VAE's groups, DINOv2-B's tokens, a vector of Qwen2-VL-7B; and the demo's
+FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), "teacher": (1, 768), "vlm": (1, 3584)}
 DEMO_GROUPS = {"G1": (4, 16), "G2": (3, 32), "G3": (4, 64), "G4": (4, 64), "teacher": (1, 128)}
 
 
@@ -37,7 +37,7 @@ def objective_of(config: TrainConfig, device: str) -> Objective:
 
 def groups_of(config: TrainConfig) -> dict[str, tuple[int, ...]]:
     shapes = DEMO_GROUPS if config.data.path == "demo" else FULL_GROUPS
-    return {name: (*shape, config.model.grid, config.model.grid) for name, shape in shapes.items()}
+    return {name: (*shape, side, side) for name, shape in shapes.items() for side in [ONE_VECTOR if name == "vlm" else config.model.grid]}
 
 
 def synthetic_batch(config: TrainConfig, samples: int, device: str) -> Batch:
