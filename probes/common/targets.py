@@ -58,6 +58,12 @@ def available(subject: Subject) -> dict[str, dict[str, Any]]:
     return {own[0]: {"name": own[1].name} | asdict(own[1].config)} | {target: options for target, options in made.items() if target != own[0]}
 
 
+def left_out() -> dict[str, str]:
+    """alignment -> why no per-sample probe takes it, of those that none does."""
+    found = {name: _not_measured(plugins.find("alignments", name)) for name in plugins.names("alignments")}
+    return {name: why for name, why in found.items() if why}
+
+
 def chosen(subject: Subject, asked: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """The targets asked for, by name; "own" is the checkpoint's, "all" all of them; () the usual ones that there are.
 
