@@ -23,10 +23,9 @@ from gsnr.train.prepare.command import main as prepare
 from gsnr.train.runs import checkpoint
 from gsnr.train.teacher_attention import AttentiveTeacher, of_cache
 from tests.conftest import call
-from tests.train.dino_files import save_dino
+from tests.train.dino_files import save_dino, with_positions_for
 from tests.train.in_numpy import f64, softmax
 from tests.train.run_files import tensors
-from tests.train.test_teacher import with_positions_for
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import shutil
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
@@ -22,7 +20,7 @@ from gsnr.train.demo import images as demo
 from gsnr.train.priors.features import to_pixels
 from gsnr.train.vae import DEMO_FOLDER as VAE_FOLDER
 from tests.conftest import call
-from tests.train.dino_files import save_dino
+from tests.train.dino_files import save_dino, with_positions_for
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -44,17 +42,6 @@ def bicubic(n: int, m: int) -> np.ndarray:
             weight = (a + 2) * d**3 - (a + 3) * d**2 + 1 if d <= 1 else a * (d**3 - 5 * d**2 + 8 * d - 4)
             matrix[i, min(max(j, 0), n - 1)] += weight
     return matrix
-
-
-def with_positions_for(model: torch.nn.Module, side: int) -> torch.nn.Module:
-    """A copy whose position embeddings, one channel after another, PIL has resized: its bicubic filter antialiases, as timm's resampling does."""
-    made = copy.deepcopy(model)
-    stored = model.embeddings.position_embeddings.detach()
-    old = round((stored.shape[1] - 1) ** 0.5)
-    maps = [Image.fromarray(stored[0, 1:, c].view(old, old).numpy()).resize((side, side), Image.Resampling.BICUBIC) for c in range(stored.shape[2])]
-    resized = torch.from_numpy(np.stack([np.asarray(m).ravel() for m in maps], axis=-1))
-    made.embeddings.position_embeddings = torch.nn.Parameter(torch.cat([stored[:, :1], resized[None]], dim=1))
-    return made
 
 
 def by_hand(model: torch.nn.Module, x_BCHW: torch.Tensor, skip: int, mean: list[float], std: list[float]) -> torch.Tensor:
