@@ -11,7 +11,7 @@ from gsnr.probes.common.candidates import candidates
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject
-from gsnr.probes.common.targets import check, chosen
+from gsnr.probes.common.targets import check, chosen, left_out
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
@@ -33,9 +33,11 @@ def plan(subject: Subject, options: Options) -> list[str]:
     parts = subject.checkpoint.alignment.parts
     takes = account(subject.checkpoint.model, subject.tap, heads_of(made), options.n_images * options.draws)
     first = [f"of the checkpoint's {len(parts)} alignments, the first, at block {subject.tap}"] if len(parts) > 1 else []
+    apart = [f"left out: {name} {why}" for name, why in left_out().items()] if options.targets == ("all",) else []
     return [
         *first,
         f"targets: {', '.join(c.name for c in made)}",
+        *apart,
         f"linear projectors solved from {options.fit_samples} train samples, others descend to a plateau (at most {options.fit_steps} steps)",
         f"{options.bins} bins x {options.n_images} held-out images x {len(made)} targets x {options.draws} draws = {gradients} per-sample "
         f"gradients of {size_of(subject, made[0]):,} parameters (tap: block {subject.tap}), and those of the denoising loss once for all targets",

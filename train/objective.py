@@ -20,8 +20,9 @@ from gsnr.train.data.batches import Batch, flattened
 from gsnr.train.data.cache import TEACHER, Header, flags_for
 from gsnr.train.models.sit import SiT
 from gsnr.train.noising import losses, noised
+from gsnr.train.priors.layers import GROUPS
 
-ANY_GRID = 1  # of a group that has one vector an image
+ONE_VECTOR = 1  # the grid of a group that is not of tokens
 
 
 class Objective(nn.Module):
@@ -70,7 +71,8 @@ def make_alignment(options: dict[str, Any], model: ModelConfig, groups: Mapping[
     for group in config.needs:
         if group not in groups:
             raise ValueError(f"alignment {options['name']!r} reads features of {group}; the cache has {', '.join(groups) or 'none'}")
-        if (found := groups[group][-1]) not in (grid, ANY_GRID):
+        one_vector = groups[group][-1] == ONE_VECTOR and group not in (*GROUPS, TEACHER)
+        if (found := groups[group][-1]) != grid and not one_vector:
             fits = f" (a teacher of patch 14 then sees {14 * grid} pixels a side)" if group == TEACHER else ""
             raise ValueError(
                 f"the cache's features of {group} lie on a grid of {found}x{found} tokens, the model's tokens on {grid}x{grid}: prepare them again "

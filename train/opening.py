@@ -85,7 +85,8 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
 
     Raises ValueError where it does not say, and where they do not fit it.
     """
-    needs = tuple(dict.fromkeys((*(loaded.alignment.needs if features else ()), *loaded.config.model.reads)))
+    shown = (TEACHER,) if loaded.alignment.config.pictures else ()
+    needs = tuple(dict.fromkeys((*((*loaded.alignment.needs, *shown) if features else ()), *loaded.config.model.reads)))
     if data is None and loaded.header is None:
         raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
     if data is None and (path := loaded.config.data.path) != "demo" and not Path(path).exists():

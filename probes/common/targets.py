@@ -60,6 +60,12 @@ def available(subject: Subject) -> dict[str, dict[str, Any]]:
     }
 
 
+def left_out() -> dict[str, str]:
+    """alignment -> why no per-sample probe takes it, of those that none does."""
+    found = {name: _not_measured(plugins.find("alignments", name)) for name in plugins.names("alignments")}
+    return {name: why for name, why in found.items() if why}
+
+
 def chosen(subject: Subject, asked: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """The targets asked for, by name; "own" is the checkpoint's, "all" all of them; () the usual ones that there are.
 

@@ -30,5 +30,9 @@ def numpy_cosine(z_TC: np.ndarray, y_TC: np.ndarray) -> float:
     return 1 - np.mean([z @ y / (np.linalg.norm(z) * np.linalg.norm(y)) for z, y in zip(z_TC, y_TC, strict=True)])
 
 
+def cosines(x_TC: np.ndarray) -> np.ndarray:
+    return np.array([[a @ b / np.sqrt((a @ a) * (b @ b)) for b in x_TC] for a in x_TC])
+
+
 def tokens(f_Cgg: np.ndarray) -> np.ndarray:
     return f_Cgg.reshape(len(f_Cgg), -1).T

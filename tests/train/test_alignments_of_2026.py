@@ -22,14 +22,10 @@ from gsnr.train.runs import checkpoint
 from gsnr.train.schedules import make_schedule
 from gsnr.train.step import optimisation_step
 from tests.conftest import REPO, call
-from tests.train.in_numpy import f64, mlp, numpy_cosine, softmax, tokens
+from tests.train.in_numpy import cosines, f64, mlp, numpy_cosine, softmax, tokens
 from tests.train.run_files import tensors
 
 NEWER = ("layersync", "gram", "spare", "disperse", "sra", "attention", "rare", "dupa", "pooled")
-
-
-def cosines(x_TC: np.ndarray) -> np.ndarray:
-    return np.array([[a @ b / np.sqrt((a @ a) * (b @ b)) for b in x_TC] for a in x_TC])
 
 
 def test_layersync_in_numpy() -> None:

@@ -17,15 +17,15 @@ from gsnr.train import teacher as teachers
 from gsnr.train.command import main
 from gsnr.train.config import ModelConfig, resolve, resolve_alignment
 from gsnr.train.contracts.problem import made, sit
+from gsnr.train.cost import main as cost
 from gsnr.train.data import cache
 from gsnr.train.prepare.command import main as prepare
 from gsnr.train.runs import checkpoint
 from gsnr.train.teacher_attention import AttentiveTeacher, of_cache
 from tests.conftest import call
-from tests.train.dino_files import save_dino
+from tests.train.dino_files import save_dino, with_positions_for
 from tests.train.in_numpy import f64, softmax
 from tests.train.run_files import tensors
-from tests.train.test_teacher import with_positions_for
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -142,6 +142,8 @@ def test_what_has_no_attention_is_one_line(online: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"^teacher 'demo' is a convolutional network, without attention; make a cache with gsnr prepare --teacher"):
         call(main, "--preset", "haste-demo", "--data.demo-train", 256, "--data.demo-heldout", 256, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="--rows haste: its step runs a teacher on pictures, or several views of an image"):
+        call(cost, "--rows", "sit,haste", "--macs-only")
     header = cache.read_header(online)
     for changes, said in (
         ({"teacher": ""}, "its cache has no teacher, whose attention is asked for"),

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import gsnr
-from gsnr.train import objective
+from gsnr.train import noising
 from gsnr.train.command import main
 from gsnr.train.data import cache
 from gsnr.train.data.heldout import order
@@ -160,13 +160,13 @@ def test_refusals(smoke_run: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "nan"
     words = ("--preset", "smoke", "--steps", 12, "--log-every", 100, "--max-skipped", 3, "--out", out)
-    real, calls = objective.velocity_loss, []
+    real, calls = noising.velocity_loss, []
 
     def breaking(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return real(predicted, true) * (float("inf") if len(calls) > 3 else 1.0)
 
-    monkeypatch.setattr(objective, "velocity_loss", breaking)
+    monkeypatch.setattr(noising, "velocity_loss", breaking)
     with pytest.raises(ValueError, match=r"not finite in \d steps in a row, at or before step 10"):
         call(main, *words)
     assert not (out / "LAST").exists() and not list((out / "checkpoints").iterdir())

@@ -22,9 +22,8 @@ from gsnr.train.runs import checkpoint
 from gsnr.train.schedules import make_schedule
 from gsnr.train.step import _total
 from tests.conftest import call
-from tests.train.in_numpy import f64, mlp, numpy_cosine, softmax
+from tests.train.in_numpy import cosines, f64, mlp, numpy_cosine, softmax
 from tests.train.run_files import lines, tensors
-from tests.train.test_alignments_of_2026 import cosines
 
 
 @pytest.mark.parametrize("views", [2, 3])

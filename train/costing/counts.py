@@ -14,10 +14,10 @@ from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import TEACHER
 from gsnr.train.models.sit import SiT, extra_of
 from gsnr.train.noising import noised
-from gsnr.train.objective import Objective, make_alignment
+from gsnr.train.objective import ONE_VECTOR, Objective, make_alignment
 
-#            layers, channels: SD-VAE's groups and DINOv2-B's tokens; and the demo's
-FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), TEACHER: (1, 768)}
+#            layers, channels: SD-VAE's groups, DINOv2-B's tokens, a vector of Qwen2-VL-7B; and the demo's
+FULL_GROUPS = {"G1": (4, 128), "G2": (3, 256), "G3": (4, 512), "G4": (4, 512), TEACHER: (1, 768), "vlm": (1, 3584)}
 DEMO_GROUPS = {"G1": (4, 16), "G2": (3, 32), "G3": (4, 64), "G4": (4, 64), TEACHER: (1, 128)}
 
 
@@ -39,7 +39,8 @@ def objective_of(config: TrainConfig, device: str) -> Objective:
 
 def groups_of(config: TrainConfig) -> dict[str, tuple[int, ...]]:
     shapes = DEMO_GROUPS if config.data.path == "demo" else FULL_GROUPS
-    maps: dict[str, tuple[int, ...]] = {name: (*shape, config.model.grid, config.model.grid) for name, shape in shapes.items()}
+    grids = {name: ONE_VECTOR if name == "vlm" else config.model.grid for name in shapes}
+    maps: dict[str, tuple[int, ...]] = {name: (*shape, grids[name], grids[name]) for name, shape in shapes.items()}
     return maps | ({} if config.model.extra_token is None else {CLASS_TOKEN: (1, config.model.extra_token, 1, 1)})
 
 
