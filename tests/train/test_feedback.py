@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import gsnr
+from gsnr.probes.common.command import main as probe
 from gsnr.train.command import main
 from gsnr.train.config import resolve
 from gsnr.train.data import batches
 from gsnr.train.feedback import Releasing
+from gsnr.train.runs import checkpoint
 from gsnr.train.schedules import make_schedule
 from gsnr.train.schedules._measured import MeasuredSchedule, Reading
 from tests.conftest import call
@@ -127,18 +129,18 @@ def test_released_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return assemble(*of, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(batches, "assemble", noted)
-    rule = ("--stop-rule", "haste_trigger", "--stop-rule.below", 1, "--stop-rule.ramp", 4)
-    words = (*SMALL, "--alignment", "repa", "--gsnr-every", 2, "--gsnr-images", 4, "--gsnr-bins", 2, "--schedule", "wiener", *rule, "--steps", 8)
+    rule = ("--stop-rule", "haste_trigger", "--stop-rule.below", 1, "--stop-rule.ramp", 3)
+    words = (*SMALL, "--alignment", "repa", "--gsnr-every", 4, "--gsnr-images", 4, "--gsnr-bins", 2, "--schedule", "wiener", *rule, "--steps", 8)
     assert call(main, *words, "--out", tmp_path / "whole") == 0
     state = json.loads((tmp_path / "whole" / "checkpoints" / "0000008" / "state.json").read_text())["feedback"]
-    assert state["rule"]["released"] == 2 and state["schedule"]["edges"] == [0.0, 0.5, 1.0]
+    assert state["rule"]["released"] == 4 and state["schedule"]["edges"] == [0.0, 0.5, 1.0]
     metrics = lines(tmp_path / "whole" / "metrics.jsonl")
-    assert [line["align"] > 0 for line in metrics] == [True] * 5 + [False] * 3
-    assert set(read[-3:]) == {()} and read[:3] == [("teacher",)] * 3
-    assert call(main, *words[:-1], 4, "--out", tmp_path / "parts") == 0
+    assert [line["align"] > 0 for line in metrics] == [True] * 6 + [False] * 2
+    assert set(read[-2:]) == {()} and read[:3] == [("teacher",)] * 3
+    assert call(main, *words[:-1], 5, "--out", tmp_path / "parts") == 0
     assert call(main, *words, "--out", tmp_path / "parts", "--resume") == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 8)
-    assert {len(lines(tmp_path / run / "balance.jsonl")) for run in ("whole", "parts")} == {10}
+    assert {len(lines(tmp_path / run / "balance.jsonl")) for run in ("whole", "parts")} == {6}
 
 
 def test_a_plateau_in_two_parts(tmp_path: Path) -> None:
@@ -169,3 +171,27 @@ def test_refusals(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(main, *SMALL, *words, "--steps", 2, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_that_is_probed_and_trained_with(smoke_run: Path, tmp_path: Path) -> None:
+    """The table's weights are what the router gives in each bin, the run keeps them, and a table of other groups is refused."""
+    words = ("--ckpt", smoke_run, "--probe", "mixture", "--bins", 2, "--n-images", 16, "--out", tmp_path)
+    assert call(probe, *words) == 0
+    path = tmp_path / "mixture.parquet"
+    rows = gsnr.table.read(path, "mixture")
+    weight = rows[rows["metric"] == "weight"].pivot(index="bin", columns="target", values="value")[["mid", "deep"]].to_numpy()
+    np.testing.assert_allclose(weight.sum(1), 1)
+    best = rows[rows["metric"] == "descent"].pivot(index="bin", columns="target", values="value")
+    assert (best["mixture"] >= best[["mid", "deep"]].max(axis=1).clip(lower=0) * (1 - 1e-9)).all()
+    router = ("--alignment", "ahpa", "--alignment.per-group", "true", "--alignment.router", "table")
+    assert call(main, *SMALL, *router, "--alignment.router-table", path, "--steps", 2, "--out", tmp_path / "run") == 0
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["alignment"]
+    assert kept["table_edges"] == [0.0, 0.5, 1.0] and np.allclose(kept["table_weights"], weight.ravel()) and kept["router_table"] == ""
+    beta = checkpoint.load(tmp_path / "run", "raw").alignment.router(torch.tensor([0.1, 0.5, 1.0]), None)["beta"]
+    np.testing.assert_allclose(beta, weight[[0, 1, 1]], rtol=1e-6)
+    for change, message in (
+        (("--alignment.source", "G1-G4"), r"router_table .*mixture.parquet: has weights of .*, not of G1, G2, mid, deep"),
+        (("--alignment.router", "mlp"), r"alignment.router_table: goes with alignment.router table"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(main, *SMALL, *router, "--alignment.router-table", path, *change, "--steps", 2, "--out", tmp_path / "no")
