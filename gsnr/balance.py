@@ -86,7 +86,7 @@ class Balance:
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> Balance:
         """What `line` wrote. Raises KeyError for a line that lacks a field."""
-        values = {f.name: line[f.name] for f in fields(cls)}
+        values: dict[str, Any] = {f.name: line[f.name] for f in fields(cls)}
         return cls(**{key: float("nan") if value is None else value for key, value in values.items()})
 
 

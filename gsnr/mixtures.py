@@ -89,7 +89,7 @@ def products(
         m_KK[i, i], v_KK[i, i] = each[name].a.signal, each[name].a.noise
         m_NKK[:, i, i], v_NKK[:, i, i] = deleted[name]
     for (i, j), name in pairs.items():
-        whole = (each[name].a.signal, each[name].a.noise, *deleted[name])
+        whole: tuple[Any, ...] = (each[name].a.signal, each[name].a.noise, *deleted[name])
         for of, value in zip((m_KK, v_KK, m_NKK, v_NKK), whole, strict=True):
             of[..., i, j] = of[..., j, i] = (value - of[..., i, i] - of[..., j, j]) / 2
     c_NK = np.stack([each[name].deleted()[0] for name in names], axis=1)

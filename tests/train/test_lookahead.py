@@ -16,7 +16,7 @@ from gsnr.train.runs import checkpoint
 from tests.conftest import call
 from tests.train.run_files import assert_same_run, lines
 
-A, TARGETS = torch.tensor([1.0, 0.5, -0.3]), torch.tensor([[0.9, 0.1, -0.1], [0.3, -1.0, 0.4]])
+A, TARGETS = torch.tensor([1.0, 0.5, -0.3]), torch.tensor([[0.9, -0.3, 0.0], [0.1, 1.0, -0.6]])
 
 
 class Model(nn.Module):
