@@ -54,6 +54,8 @@ def _asked(parser: Parser, rule: str | None, rest: list[str], runs: list[Path]) 
 def main(argv: list[str]) -> int:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
+    if args.stop_rule is not None and args.csv is not None:
+        parser.error("--csv writes ranges of a table; with --stop-rule there are none")
     if args.stop_rule is not None or rest:
         print("\n".join(map(str, _asked(parser, args.stop_rule, rest, args.run))))
         return 0

@@ -55,9 +55,10 @@ class Balance:
         return float((middle - half) / square), float((middle + half) / square)
 
     def p_below(self, limit: float) -> float:
-        """One-sided p-value against rho >= limit: small where I - limit P lies below 0 by more than its noise. 1 where nothing is known."""
+        """One-sided p-value against rho >= limit: small where I - limit P lies below 0 by more than its noise. 1 where nothing is known: without a
+        weight there is no rho."""
         variance = self.inner_var - 2 * limit * self.covariance + limit**2 * self.pull_var
-        if not variance > 0:
+        if not (variance > 0 and self.pull_var > 0):
             return 1.0
         return float(stdtr(self.n - 1, (self.inner - limit * self.pull) / np.sqrt(variance)))
 
@@ -86,8 +87,8 @@ class Balance:
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> Balance:
         """What `line` wrote. Raises KeyError for a line that lacks a field."""
-        values: dict[str, Any] = {f.name: line[f.name] for f in fields(cls)}
-        return cls(**{key: float("nan") if value is None else value for key, value in values.items()})
+        values: dict[str, Any] = {f.name: float("nan") if line[f.name] is None else line[f.name] for f in fields(cls)}
+        return cls(**values)
 
 
 def balance(comparisons: Sequence[Comparison], weights: Sequence[float]) -> Balance:

@@ -38,6 +38,7 @@ def test_kinds() -> None:
         "centroid": "metrics",
         "colours": "extractors",
         "fig_token_norm": "figures",
+        "patience": "rules",
         "pulse": "schedules",
         "repa_l1": "alignments",
         "spread": "alignments",

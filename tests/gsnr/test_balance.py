@@ -70,7 +70,7 @@ def test_fiellers_interval_is_where_the_test_does_not_reject() -> None:
     z = (0.4 + 0.5 * 1.3) / np.sqrt(0.05 - 2 * 0.5 * 0.02 + 0.25 * 0.09)
     assert b.p_below(-0.5) == pytest.approx(stats.t.cdf(z, 39))
     assert Balance(inner=0.4, pull=0.1, inner_var=0.05, pull_var=0.09, covariance=0.0, cosine=0.1, n=40).ci() == (-np.inf, np.inf)
-    assert Balance(inner=0.0, pull=0.0, inner_var=0.0, pull_var=0.0, covariance=0.0, cosine=np.nan, n=40).p_below(-0.5) == 1
+    assert Balance(inner=-9.0, pull=0.0, inner_var=0.1, pull_var=0.0, covariance=0.0, cosine=np.nan, n=40).p_below(-0.5) == 1
 
 
 def test_words() -> None:

@@ -44,7 +44,7 @@ def test_repa() -> None:
     """Losses of one bin against REPA's formulas in numpy; the projector is no part of the trunk; rho by the weight."""
     torch.manual_seed(0)
     model = Repa()
-    monitor = integrations.repa(model, heldout(), every=2, bins=2, weight=0.5)
+    monitor = gsnr.integrations.repa(model, heldout(), every=2, bins=2, weight=0.5)
     assert monitor(1) == {}
     found = monitor(2)
     assert list(found) == ["align/t 0-0.5", "velocity/t 0-0.5", "align/t 0.5-1", "velocity/t 0.5-1"]
