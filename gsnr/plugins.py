@@ -38,7 +38,6 @@ class Kind:
 KINDS = {
     "alignments": Kind("gsnr.train.alignments", ("Alignment",), "gsnr.train.contracts.alignments"),
     "schedules": Kind("gsnr.train.schedules", ("Schedule",), "gsnr.train.contracts.schedules"),
-    "rules": Kind("gsnr.stopping", ("Rule",), "gsnr.stopping.contract"),
     "routers": Kind("gsnr.train.routers", ("Router",), "gsnr.train.contracts.routers"),
     "projectors": Kind("gsnr.train.projectors", ("Projector",), "gsnr.train.contracts.projectors"),
     "vaes": Kind("gsnr.train.vaes", ("VAE",), "gsnr.train.contracts.vaes"),
@@ -47,6 +46,7 @@ KINDS = {
     "figures": Kind("gsnr.figures", ("draw",), "gsnr.figures.contract"),
     "metrics": Kind("gsnr.train.metrics", ("measure", "NEEDS"), "gsnr.train.contracts.metrics"),
     "extractors": Kind("gsnr.train.extractors", ("Extractor",), "gsnr.train.contracts.extractors"),
+    "rules": Kind("gsnr.stopping", ("Rule",), "gsnr.stopping.contract"),
 }
 
 

@@ -98,3 +98,5 @@ def test_in_the_trainer(tmp_path: Path) -> None:
 def test_refusal() -> None:
     with pytest.raises(ValueError, match=r"alignment.router_objective lookahead: router 'fixed' learns nothing"):
         made("ahpa", router="fixed", router_objective="lookahead")
+    with pytest.raises(ValueError, match=r"alignment.entropy 0.1: has no part in"):
+        made("ahpa", entropy=0.1, router_objective="lookahead")

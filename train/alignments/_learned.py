@@ -47,6 +47,8 @@ class LearnedAlignment(RoutedAlignment):
         super().__init__(config, model, groups, router=router, temperature=config.temperature, **of_router)
         self.router_lr, self.release, self.entropy = config.router_lr, config.release, config.entropy
         looks = config.router_objective == "lookahead"
+        if looks and self.entropy:
+            raise ValueError(f"alignment.entropy {self.entropy}: has no part in alignment.router_objective lookahead; leave one out")
         if looks and not any(True for _ in self.router.parameters()):
             raise ValueError(f"alignment.router_objective lookahead: router {router!r} learns nothing")
         self.ahead = Lookahead(self.router, config.lookahead_every, config.lookahead_average) if looks else None
