@@ -42,7 +42,7 @@ def test_wiener_is_the_factor_of_least_error() -> None:
     """Quadratic model with known gradient and noise: over factors c, mean |c G - g|^2 of 40,000 batches is least at the schedule's, to 0.01."""
     problem, size = LinearRegression(d=8, size=0.7, sigma=1.0), 16
     schedule = measured("wiener", normalise=False, batch=size)
-    result = gsnr.measure(problem.model, problem.loss, problem.batches(200_000, 0))["all"]
+    result = gsnr.measure(problem.model, problem.loss, problem.batches(100_000, 0))["all"]
     schedule.observe([Reading(low=0, high=1, gsnr=result.gsnr, inner=0, inner_se=1)])
     rng = np.random.default_rng(1)
     x, e = rng.standard_normal((40_000, size, 8)), rng.standard_normal((40_000, size))

@@ -84,15 +84,15 @@ def test_noise_of_the_average() -> None:
 def test_in_the_trainer(tmp_path: Path) -> None:
     """The router stays until its looks are resolved, whatever the alignment loss would have it do; resumed bit for bit, averages included."""
     words = ("--preset", "smoke", "--trackers", "none", "--log-every", 1, "--save-every", 100, "--router-every", 1, "--alignment.router", "lookup")
-    words = (*words, "--alignment.router-objective", "lookahead", "--alignment.lookahead-every", 1, "--steps", 12)
+    words = (*words, "--alignment.router-objective", "lookahead", "--alignment.lookahead-every", 1, "--steps", 4)
     assert call(main, *words, "--out", tmp_path / "whole") == 0
     router = lines(tmp_path / "whole" / "router.jsonl")
-    assert all(line["beta"] == router[0]["beta"] for line in router[: LEAST - 1])
+    assert len(router) == 5 and all(line["beta"] == router[0]["beta"] for line in router)
     ahead = checkpoint.load(tmp_path / "whole", "raw").alignment.ahead
-    assert int(ahead.looks) == 12 and bool(ahead.mean.any())
-    assert call(main, *words[:-1], 7, "--out", tmp_path / "parts") == 0
+    assert int(ahead.looks) == 4 and bool(ahead.mean.any())
+    assert call(main, *words[:-1], 2, "--out", tmp_path / "parts") == 0
     assert call(main, *words, "--out", tmp_path / "parts", "--resume") == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "parts", 12)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 4)
 
 
 def test_refusal() -> None:
