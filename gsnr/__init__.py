@@ -19,7 +19,8 @@
     compare         two losses on the same samples -> cosine of their mean gradients, constructive G-SNR, paired difference
     difference_ci   paired interval for two estimates on the same samples (two targets, two checkpoints)
     pool            one G-SNR over several bins;   Result.save, .load, .merge: disjoint samples, measured apart
-    Monitor         measures every K steps of any training loop, which stays the same bit for bit
+    Monitor         measures every K steps of any training loop, which stays the same bit for bit; says whether an auxiliary loss still helps
+    integrations    a Monitor in the loops of REPA and SiT, accelerate, transformers and Lightning
     check           is every engine right on this model and loss, and are samples uncoupled? prints a table
     verdict         what a table of probe `alignment` lets one say: per target and range of t, and in two sentences
     load_model      the backbone of a run or checkpoint folder, in eval mode (needs the extra `train`)
@@ -72,6 +73,8 @@ __all__ = [*sorted(_LIVES_IN), "__version__"]
 
 def __getattr__(name: str) -> Any:
     """Loads the names that need torch on first use, so that reading tables and drawing figures never imports it."""
+    if name == "integrations":
+        return import_module("gsnr.integrations")
     if name not in _LIVES_IN:
         raise AttributeError(f"module 'gsnr' has no attribute {name!r}")
     try:

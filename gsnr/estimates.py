@@ -236,6 +236,12 @@ class Estimate:
         return not (self.has_interval and self.ci(LEVEL)[0] > 0)
 
     @property
+    def largest_share(self) -> float:
+        """Of the jackknife variance, the part that one sample makes alone. Raises ValueError where r_i is not known or n < 3."""
+        squares = np.square(self.deleted_gsnr - self.deleted_gsnr.mean())
+        return float(ratio(squares.max(), squares.sum()))
+
+    @property
     def caution(self) -> tuple[str, ...]:
         """Why the interval may be off its nominal level, as far as the data tell; empty where nothing speaks against it.
 
@@ -250,8 +256,7 @@ class Estimate:
         if self.effective_dimension < MANY_DIRECTIONS:
             reasons.append(f"effective dimension {self.effective_dimension:.1f}: below {MANY_DIRECTIONS}")
         if self.has_interval:
-            squares = np.square(self.deleted_gsnr - self.deleted_gsnr.mean())
-            share = float(ratio(squares.max(), squares.sum()))
+            share = self.largest_share
             if share > LARGE_SHARE:
                 reasons.append(f"one sample makes {share:.0%} of the jackknife variance: heavy tails")
             if self.ci(LEVEL)[1] < 0:

@@ -148,6 +148,16 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
     return cls(**made)
 
 
+def plugged(kind: str, section: str, values: Mapping[str, Any], usual: str) -> Any:
+    """The options of the plug-in that a section of a configuration names, as the Config of its file. usual: the plug-in where none is named.
+
+    Raises ValueError for an unknown name or option, and for a value out of its range."""
+    module = plugins.find(kind, values.get("name", usual))
+    made = build(module.Config, {key: value for key, value in values.items() if key != "name"}, f"{section}.")
+    check_ranges(made, f"{section}.")
+    return made
+
+
 def out_of_range(f: Field, value: Any) -> str | None:
     """What is wrong with a number, "must be at least 1" say; None where nothing is. A whole number must be below 2^63, any number finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):

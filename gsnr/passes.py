@@ -23,6 +23,7 @@ from gsnr.gradients import PerSample, Signs, Zero, inner
 from gsnr.hashing import Keys, signs_of
 from gsnr.identity import Identify, Index
 from gsnr.moments import ALL, Labels, Moments, by_group
+from gsnr.ranks import NotFinite
 from gsnr.surroundings import FLOAT32, RandomState, drawn_apart, exact, random_state, random_state_kept, set_random_state, undisturbed
 
 COV_SAMPLES = 64  # samples, of all ranks together, whose products with D are taken, for tr(Cov^2)
@@ -106,7 +107,7 @@ def _check_finite(mine: Moments, last: int) -> None:
     bad = np.flatnonzero(~np.isfinite(q_C))
     if len(bad) and not (mine.narrow and all(s.isfinite().all() for half in (mine.plus, mine.minus) for s in half.values())):
         names = ", ".join(str(first + i) for i in bad[:8])
-        raise ValueError(f"gradients of {len(bad)} samples are not finite (samples {names}{', ...' if len(bad) > 8 else ''})")
+        raise NotFinite(f"gradients of {len(bad)} samples are not finite (samples {names}{', ...' if len(bad) > 8 else ''})")
 
 
 class _Budget:

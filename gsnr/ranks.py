@@ -16,6 +16,10 @@ T = TypeVar("T")
 A = TypeVar("A", bound=NDArray[Any])
 
 
+class NotFinite(ValueError):
+    """Gradients that are not finite; every rank knows it by this kind where one rank has them."""
+
+
 def count(distributed: bool) -> int:
     """Ranks that measure together."""
     return dist.get_world_size() if distributed and dist.is_available() and dist.is_initialized() else 1
@@ -36,7 +40,8 @@ def together(work: Callable[[], T], distributed: bool) -> T:
         raise error
     for rank, failure in enumerate(failures):
         if failure is not None:
-            raise ValueError(f"rank {rank}: {failure}")
+            kind = NotFinite if failure.startswith(f"{NotFinite.__name__}: ") else ValueError
+            raise kind(f"rank {rank}: {failure}")
     return done
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from gsnr import logs as runlog
 from gsnr.probes.common.options import ProbeOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, bin_columns
 from gsnr.train.priors.layers import CACHED, DEEP, MID
-from gsnr.train.runs import logs as runlog
 from gsnr.train.runs.folder import ROUTER_GRID
 
 SUMMARY = "the router's beta and alpha over t, at the checkpoint and over training steps"

@@ -38,6 +38,7 @@ def test_kinds() -> None:
         "centroid": "metrics",
         "colours": "extractors",
         "fig_token_norm": "figures",
+        "patience": "rules",
         "pulse": "schedules",
         "repa_l1": "alignments",
         "spread": "alignments",
@@ -140,7 +141,7 @@ def test_a_metric_and_an_extractor(tmp_path: Path, capsys: pytest.CaptureFixture
     assert list(json.loads(capsys.readouterr().out)["metrics"]) == ["fid", "fid_se", "fid_infinity", "recall"]
 
 
-@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "pulse", "taesana", "token_norm", "fig_token_norm", "centroid", "colours"])
+@pytest.mark.parametrize("name", ["repa_l1", "wide", "spread", "pulse", "patience", "taesana", "token_norm", "fig_token_norm", "centroid", "colours"])
 def test_check_plugin_passes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """The command that a stranger types. (The alignment needs the stranger's projector.)"""
     monkeypatch.setenv(plugins.ENVIRONMENT, str(STRANGERS / "wide.py") if name == "repa_l1" else "")
@@ -168,9 +169,9 @@ BROKEN = {
     "misnamed": ("centroid", ('{"centroid"', '{"center"'), "whose first key is not 'misnamed'"),
     "batchwise": ("colours", ("/ 255", "/ len(images_BHWC)"), "pool features depend on the other images of its batch"),
     "unmeasured": ("colours", ('"fid", "recall"', '"fid", "sfid"'), "metric 'sfid' takes features that it does not give"),
-    "endless": ("pulse", (" and not self.over(step)", ""), "last = 20, but a weight that is not 0 in step 100"),
-    "early": ("pulse", ("config.every * config.times", "config.every * config.times + 1"), "last = 21, but that step's weights are 0"),
-    "negative": ("pulse", ("float(on)", "float(on) - 0.5"), "a weight below 0"),
+    "endless": ("pulse", "patience", (" and not self.over(step)", ""), "last = 20, but a weight that is not 0 in step 100"),
+    "early": ("pulse", "patience", ("config.every * config.times", "config.every * config.times + 1"), "last = 21, but that step's weights are 0"),
+    "negative": ("pulse", "patience", ("float(on)", "float(on) - 0.5"), "a weight below 0"),
     "mute": ("token_norm", ("SUMMARY", "SAID"), "SUMMARY is no literal str"),
     "random": ("token_norm", ("norm_N.mean()", "norm_N.mean() + np.random.rand()"), "two runs with the same options give different rows"),
     "columns": ("token_norm", ('"metric": "token_norm"', '"metrik": "token_norm"'), r"lacks \['metric'\] and has unknown \['metrik'\]"),

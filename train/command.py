@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 -m gsnr train --preset ahpa-xl2 --data CACHE --out r
 gsnr train --preset router-lookup-b2 --data CACHE --out runs/lookup      a row of Table D.17; --list-presets shows them all
 gsnr train --preset ahpa-b2 --data CACHE --alignment uniform --alignment.source mid --out runs/uniform-mid
 gsnr train --preset repa-b2 --data CACHE --schedule stop --schedule.at 50000 --out runs/early      when to stop an alignment
+gsnr train --preset repa-b2 --data CACHE --gsnr-every 5000 --gsnr-bins 8 --stop-rule rho --out runs/rho      or until it is held back
 gsnr train --preset ahpa-b2 --help                            its values, and the options of its alignment
 """
 
@@ -50,9 +51,13 @@ def _teach(words: list[str]) -> list[str]:
     for layer in layers:
         values = overlay(values, layer)
     chosen, schedules = values.pop("alignment"), [values.pop("schedule"), values.pop("velocity_schedule")]
+    rule = values.pop("stop_rule")["name"]
     config = build(TrainConfig, values)
     lines = ["options of the configuration [default]; --data is short for --data.path:", *help_lines(config, leave_out=tuple(PLUGGED))]
     lines += _teach_schedules(*schedules)
+    rules = _options("rules")
+    named = f"  {'--stop-rule':30} when the alignment is released; not --alignment.release, a router's: {', '.join(rules)} [{rule}]"
+    lines += ["", "options of stop rules [default] (whose they are):", named, *help_of_several(rules, "stop_rule.")]
     if any("alignment" in layer for layer in layers):
         name = chosen.pop("name", "none")
         cls = declared_options(plugins.get("alignments", name).path, "Config")

@@ -12,15 +12,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from gsnr import plugins
 from gsnr.commandline import no_path
-from gsnr.options import build, check_ranges, option
+from gsnr.options import build, check_ranges, option, plugged
 
 DEEPEST, LARGEST, LONGEST = 2**10, 2**20, 10**9  # nobody means a deeper or larger model, or a longer run
 CLASS_TOKEN = "teacher_cls"  # the feature group of an image teacher's class token
 
 # section whose options a plug-in declares -> its kind, and the plug-in where none is named
-PLUGGED = {"alignment": ("alignments", "none"), "schedule": ("schedules", "constant"), "velocity_schedule": ("schedules", "constant")}
+PLUGGED = {
+    "alignment": ("alignments", "none"),
+    "schedule": ("schedules", "constant"),
+    "velocity_schedule": ("schedules", "constant"),
+    "stop_rule": ("rules", "none"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,7 @@ class TrainConfig:
     init: str = option("", "checkpoint whose averaged weights a new run starts from, of the alignment too where it is the same (default: afresh)")
     schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
     velocity_schedule: dict[str, Any] = field(default_factory=lambda: {"name": "constant"})
+    stop_rule: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     steps: int = option(400_000, "training steps in all", low=1, high=LONGEST)
     batch: int = option(256, "global batch size, over all processes", low=1, high=LARGEST)
     seed: int = option(0, "seed of everything random", low=0)
@@ -118,6 +123,7 @@ class TrainConfig:
     trackers: str = option("tensorboard", "where metrics go beside metrics.jsonl: tensorboard, wandb, both (tensorboard,wandb) or none")
     gsnr_every: int = option(0, "steps between measurements of the gradient signal-to-noise ratio, to gsnr.jsonl; 0: never", low=0, high=LONGEST)
     gsnr_images: int = option(256, "held-out images that gsnr_every measures on", low=3, high=2**30)
+    gsnr_bins: int = option(1, "equal bins of t that gsnr_every measures in, all on the same images", low=1, high=64)
 
 
 def resolve_alignment(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
@@ -130,25 +136,24 @@ def resolve_alignment(values: dict[str, Any], model: ModelConfig) -> dict[str, A
 
 def alignment_config(values: dict[str, Any]) -> Any:
     """An alignment's options as the Config of its file (an `AlignmentConfig`). Raises ValueError for an unknown name or option."""
-    module = plugins.find("alignments", values.get("name", "none"))
-    options = build(module.Config, {key: value for key, value in values.items() if key != "name"}, "alignment.")
-    check_ranges(options, "alignment.")
-    return options
+    return plugged("alignments", "alignment", values, "none")
 
 
 def schedule_config(values: Mapping[str, Any], section: str) -> Any:
     """A schedule's options as the Config of its file (a `ScheduleConfig`), resolved. section: of the configuration, for errors.
 
     Raises ValueError for an unknown name or option, for a value out of its range, and for options that do not go together."""
-    module = plugins.find("schedules", values.get("name", "constant"))
-    options = build(module.Config, {key: value for key, value in values.items() if key != "name"}, f"{section}.")
-    check_ranges(options, f"{section}.")
-    return options.resolved(section)
+    return plugged("schedules", section, values, "constant").resolved(section)
 
 
-def resolve_schedule(values: dict[str, Any], section: str) -> dict[str, Any]:
-    """Validates a schedule's options against its own Config and fills in its defaults. Raises ValueError, naming the option."""
-    return {"name": values.get("name", "constant")} | asdict(schedule_config(values, section))
+def resolve_schedule(values: dict[str, Any], section: str, batch: int) -> dict[str, Any]:
+    """Validates a schedule's options against its own Config and fills in its defaults, some by the batch. Raises ValueError, naming the option."""
+    return {"name": values.get("name", "constant")} | asdict(schedule_config(values, section).for_batch(batch))
+
+
+def resolve_rule(values: dict[str, Any]) -> dict[str, Any]:
+    """Validates a stop rule's options against its own Config and fills in its defaults. Raises ValueError, naming the option."""
+    return {"name": values.get("name", "none")} | asdict(plugged("rules", "stop_rule", values, "none"))
 
 
 def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -180,8 +185,8 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
         values = overlay(values, layer)
     config = build(TrainConfig, values)
     check_ranges(config)
-    schedules = {section: resolve_schedule(getattr(config, section), section) for section in ("schedule", "velocity_schedule")}
-    config = replace(config, alignment=resolve_alignment(config.alignment, config.model), **schedules)
+    made = {section: resolve_schedule(getattr(config, section), section, config.batch) for section in ("schedule", "velocity_schedule")}
+    config = replace(config, alignment=resolve_alignment(config.alignment, config.model), stop_rule=resolve_rule(config.stop_rule), **made)
     check(config)
     return config
 

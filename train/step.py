@@ -129,6 +129,8 @@ def optimisation_step(
         sums = {name: sums.get(name, 0.0) + value.detach() for name, value in losses.items()}
     hold(held)
     norm = accelerator.clip_grad_norm_(raw.parameters(), clip)
+    if aligned:
+        raw.alignment.guide(accelerator, raw, ours, step)
     bad = (~torch.isfinite(norm)).to(norm.dtype)
     if accelerator.scaler is None:  # the fused kernel leaves everything as it is where found_inf is 1; fp16's scaler sees to it itself
         optimizer.optimizer.grad_scale, optimizer.optimizer.found_inf = None, bad.float()

@@ -22,8 +22,9 @@ from gsnr.train import opening, optimizer, sample, vae
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.callback import GsnrCallback, check_images, check_independent
 from gsnr.train.config import TrainConfig, check_size, resolve_alignment
-from gsnr.train.data.batches import StepBatches, loader
+from gsnr.train.data.batches import StepBatches, reading
 from gsnr.train.data.cache import Header, Split
+from gsnr.train.feedback import Feedback, check_aligned
 from gsnr.train.guidance import Guidance
 from gsnr.train.models.routing import ROUTING_OPTIONS, other_function
 from gsnr.train.models.sit import DAR, STANDARD, SiT
@@ -32,7 +33,7 @@ from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.runs.preemption import Preemption, left_to_the_trainer
 from gsnr.train.runs.progress import Progress, trackers
-from gsnr.train.schedules import WeightSchedule, make_schedule
+from gsnr.train.schedules import make_schedule
 from gsnr.train.step import Window, check_finite, optimisation_step
 from gsnr.train.vaes import FrozenVAE
 
@@ -45,8 +46,8 @@ SAMPLES: dict[str, Any] = {"classes": 10, "per_class": 8, "steps": 25, "guidance
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The parts of a run, ready for step `first` + 1. raw: the objective, on the device; objective: the same in its distributed wrapper; ema: its
-    moving average; batches: this process's; window: metrics since the last line of the log; decoder: where this process draws samples; hold: of
-    the run folder, in the main process."""
+    moving average; batches: this process's; window: metrics since the last line of the log; feedback: schedules and stop rule; decoder: where this
+    process draws samples; hold: of the run folder, in the main process."""
 
     accelerator: Accelerator
     config: TrainConfig
@@ -59,7 +60,7 @@ class Run:
     ema: Objective
     optimizer: Any
     window: Window
-    schedules: dict[str, WeightSchedule]
+    feedback: Feedback
     callback: GsnrCallback
     decoder: FrozenVAE | None
     hold: runfolder.Hold | None
@@ -95,16 +96,10 @@ def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
         checkpoint.assign(raw.alignment, loaded.alignment.state_dict(), loaded.folder)
 
 
-def schedules_of(config: TrainConfig) -> dict[str, WeightSchedule]:
-    """Loss of an objective -> its schedule."""
-    sections = {"align": "schedule", "velocity": "velocity_schedule"}
-    return {loss: make_schedule(getattr(config, section), section) for loss, section in sections.items()}
-
-
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     """Raises ValueError where the launcher's processes know nothing of one another, or a tracker is missing."""
     last = make_schedule(config.schedule).last
-    ends = last is not None and last < config.steps  # from then on projector and router are no part of backward
+    ends = (last is not None and last < config.steps) or config.stop_rule["name"] != "none"  # then projector and router are no part of backward
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # without it, torchrun on a CPU would start runs that know nothing of one another
         mixed_precision=config.precision,
@@ -155,6 +150,8 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     raw = make_objective(config, header)
     check_independent(config, raw.alignment)
     attach_teacher(raw.alignment, header)
+    check_aligned(config, raw.alignment)
+    feedback = Feedback(config, accelerator)
     raw.alignment.calibrate(splits["train"])
     if config.init and not resume:
         start_from(Path(config.init), raw, config)
@@ -169,6 +166,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     if first >= config.steps:
         accelerator.print(f"{out}: already trained for {first} steps; nothing to do")
         return None
+    feedback.restore(state.get("feedback", {}))
     if held:
         runfolder.start(held[0], out, config, state, raw)
     ema.to(accelerator.device)
@@ -190,8 +188,8 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         ema=ema,
         optimizer=prepared,
         window=Window(state.get("window", {}), accelerator.device),
-        schedules=schedules_of(config),
-        callback=GsnrCallback(config, out, raw, ema.model, splits["heldout"], accelerator),
+        feedback=feedback,
+        callback=GsnrCallback(config, out, raw, ema.model, splits["heldout"], accelerator, feedback.schedules),
         decoder=decoder,
         hold=held[0] if held else None,
     )
@@ -208,7 +206,6 @@ def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, alignm
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         accumulate=config.accumulate,
-        until=make_schedule(config.schedule).last,
         views=alignment.views,
         always=config.model.reads,
     )
@@ -216,21 +213,23 @@ def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, alignm
 
 def _loop(run: Run) -> str:
     """What stopped it early; "" where all steps were done."""
-    accelerator, config, window = run.accelerator, run.config, run.window
+    accelerator, config, window, feedback = run.accelerator, run.config, run.window, run.feedback
     average = get_ema_multi_avg_fn(config.optim.ema)
     step, totals = run.first, {key: 0.0 for key in Window.STREAKS}
-    reading = loader(run.batches, run.first, config.steps, config.data.workers, left_to_the_trainer)
-    with Preemption() as preemption, closing(reading):
+    batches = reading(run.batches, run.first, config.steps, config.data.workers, left_to_the_trainer, lambda: feedback.last)
+    with Preemption() as preemption, closing(batches):
         if not run.first:
-            run.callback(0)
+            feedback.after(0, {}, run.callback(0))
         progress = Progress(accelerator, config, run.out, run.first)
-        for step, batch in enumerate(progress.waiting(reading), start=run.first + 1):
+        for step, batch in enumerate(progress.waiting(batches), start=run.first + 1):
             lr, held = optimizer.set_rate(run.optimizer, config.optim, step), run.raw.alignment.held(step)
             parts = (accelerator, run.objective, run.raw, run.ema, run.optimizer)
-            window.add(optimisation_step(*parts, batch, config.optim.clip, config.accumulate, held, run.schedules, step))
+            metrics = optimisation_step(*parts, batch, config.optim.clip, config.accumulate, held, feedback.schedules, step)
+            window.add(metrics)
             with torch.no_grad():
                 average(list(run.ema.parameters()), list(run.raw.parameters()), torch.tensor(step))
-            run.callback(step)
+            if feedback.after(step, metrics, run.callback(step)):
+                accelerator.print(f"\n{run.out}: stop rule {config.stop_rule['name']!r} releases the alignment at step {step}")
             progress.bar.update()
             if accelerator.is_main_process and step % (config.router_every or config.log_every) == 0:
                 runfolder.log_router(run.out, step, run.raw)
@@ -247,8 +246,9 @@ def _loop(run: Run) -> str:
                     if accelerator.is_main_process:
                         progress.log(step, totals, lr)
                     totals = {key: value for key, value in totals.items() if key in Window.STREAKS}
+                learned = feedback.state() if saves else {}
                 if saves and accelerator.is_main_process:
-                    _save(run, step, totals)
+                    _save(run, step, totals, learned)
                 accelerator.wait_for_everyone()
             if run.decoder is not None and step % config.sample_every == 0:
                 _save_samples(run, step, run.decoder)
@@ -260,10 +260,11 @@ def _loop(run: Run) -> str:
     return by
 
 
-def _save(run: Run, step: int, window: dict[str, float]) -> None:
+def _save(run: Run, step: int, window: dict[str, float], feedback: dict[str, Any]) -> None:
     """A checkpoint; those that are not to be kept are deleted, but while steps are being skipped: then an earlier one may be what is wanted."""
     scaler = run.accelerator.scaler
     extra = {"window": window, "scaler": scaler.state_dict() if scaler is not None else None, "logs": runfolder.log_lengths(run.out)}
+    extra["feedback"] = feedback
     training_state.save(
         run.out,
         step=step,
@@ -290,7 +291,7 @@ def _end(run: Run, step: int, by: str, streak: int) -> None:
     gradient that was not finite."""
     accelerator, config = run.accelerator, run.config
     if run.callback.cost:
-        accelerator.print(f"G-SNR every {config.gsnr_every} steps: {run.callback.cost}")
+        accelerator.print(f"G-SNR every {config.gsnr_every} steps; {run.callback.cost}")
     if streak:
         accelerator.print(f"warning: the last {streak} steps were skipped, for their gradient was not finite; look at the data and the learning rate")
     done = f"{step} steps done" if not by else f"stopped by {by} after {step} of {config.steps} steps; continue with --resume"

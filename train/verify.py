@@ -60,7 +60,8 @@ def _below(top: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 def run_faults(run: Path) -> Iterator[str | None]:
     """The same for the files of a run beside its checkpoints."""
-    from gsnr.train.runs import checkpoint, folder, logs
+    from gsnr import logs
+    from gsnr.train.runs import checkpoint, folder
     from gsnr.train.runs import state as states
 
     stored = run / "config.json"

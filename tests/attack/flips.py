@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gsnr import checksums, table
+from gsnr import checksums, logs, table
 from gsnr.probes.common import command as probe
 from gsnr.probes.common.resume_cache import ResumeCache
 from gsnr.train import command, optimizer, verify
@@ -28,7 +28,7 @@ from gsnr.train.data import cache
 from gsnr.train.loader_benchmark import synthetic_cache
 from gsnr.train.objective import Objective
 from gsnr.train.presets import find
-from gsnr.train.runs import checkpoint, logs, training_state
+from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 
 TIMES = 500

@@ -39,7 +39,7 @@ def test_projector_contract(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("ahpa", {"router": router}) for router in ROUTERS]
+    [("ahpa", {"router": router} | ({"table_edges": "0,1", "table_weights": ".3,.7"} if router == "table" else {})) for router in ROUTERS]
     + [("ahpa", {"projector": projector}) for projector in plugins.names("projectors")]
     + [("ahpa", {"features": "spatial", "t_encoding": "sinusoidal"}), ("ahpa", {"features": "standardise", "t_encoding": "fourier"})]
     + [("ahpa", {"per_group": "true", "entropy": "0.2", "temperature": "2", "features": "rms"})]

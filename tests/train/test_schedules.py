@@ -196,11 +196,15 @@ def test_parameters_of_the_alignment_stay_once_it_is_over() -> None:
     assert torch.equal(kept[0], kept[1]) and torch.equal(kept[1], kept[2])
 
 
+AT_TWO = ("--stop-rule", "plateau", "--stop-rule.every", 1, "--stop-rule.latest", 2, "--stop-rule.ramp", 0)
+
+
 def test_two_processes_stop_as_one_does(tmp_path: Path) -> None:
-    """torchrun with 2 ranks over gloo: after the stop projector and router have no gradient on any rank, and nobody waits for it."""
-    words = (*SMALL[:-4], "--alignment", "repa", "--schedule", "stop", "--schedule.at", 2, "--steps", 5, "--save-every", 100)
-    assert call(main, *words, "--out", tmp_path / "one") == 0
-    launch = ("--nproc-per-node", "2", "--standalone", "-m", "train", *map(str, words), "--out", str(tmp_path / "two"))
+    """torchrun with 2 ranks over gloo: after the stop projector and router have no gradient on any rank, and nobody waits for it. Two processes
+    by a rule that releases at that step, one by the schedule."""
+    words = (*SMALL[:-4], "--alignment", "repa", "--steps", 5, "--save-every", 100)
+    assert call(main, *words, "--schedule", "stop", "--schedule.at", 2, "--out", tmp_path / "one") == 0
+    launch = ("--nproc-per-node", "2", "--standalone", "-m", "train", *map(str, (*words, *AT_TWO)), "--out", str(tmp_path / "two"))
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *launch], cwd=REPO, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr

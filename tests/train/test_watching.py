@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from gsnr import logs
 from gsnr.locks import Lock
 from gsnr.train import trainer
 from gsnr.train.command import main
 from gsnr.train.runs import folder as runfolder
-from gsnr.train.runs import logs
 from tests.conftest import REPO, call
 from tests.train.run_files import assert_same_run
 

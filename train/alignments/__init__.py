@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gsnr.options import option
@@ -137,6 +138,10 @@ class AlignmentModule(nn.Module, ABC):
     def held(self, step: int) -> list[nn.Parameter]:
         """The parameters that do not learn in this step of training, the first of which is 1."""
         return []
+
+    def guide(self, accelerator: Accelerator, objective: nn.Module, batch: Batch, step: int) -> None:
+        """After backward and clipping: gives parameters that are held the gradients of an objective of their own. objective: without its distributed
+        wrapper; batch: the last micro-batch, prepared."""
 
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
         """name -> (B,K) learned mixture weights over t; {} where nothing is learned, or not as a function of t alone."""

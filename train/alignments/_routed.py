@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gsnr import plugins
@@ -138,6 +139,14 @@ class RoutedAlignment(TargetAlignment):
 
     def discrepancy(self, projected_BTC: Tensor, target_BTC: Tensor) -> Tensor:
         return losses.group_cosine(projected_BTC, target_BTC, self.channels) if self.per_group else self.loss_function(projected_BTC, target_BTC)
+
+    def group_loss(self, group: int, hidden: dict[int, Tensor], batch: Batch) -> Tensor:
+        """(B,): the discrepancy with all the weight on one of `sources`, its layers alike: what `gsnr.mixtures` mixes."""
+        assert self.tap is not None
+        n, sizes = len(batch["t"]), self.router.config.sizes
+        weights = {source: batch["t"].new_full((n, size), 1 / size, dtype=torch.float32) for source, size in sizes.items()}
+        weights["beta"] = torch.eye(len(sizes), device=batch["t"].device)[group].expand(n, -1)
+        return self.discrepancy(self.projector(hidden[self.tap]), self.mixture(batch, weights))
 
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
         learned = any(True for _ in self.router.parameters())

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gsnr import plugins
@@ -100,6 +101,10 @@ class Alignment(AlignmentModule):
 
     def held(self, step: int) -> list[nn.Parameter]:
         return [p for part in self.parts for p in part.held(step)]
+
+    def guide(self, accelerator: Accelerator, objective: nn.Module, batch: Batch, step: int) -> None:
+        for part in self.parts:
+            part.guide(accelerator, objective, batch, step)
 
     def router_weights(self, t_B: Tensor) -> dict[str, Tensor]:
         """Those of the first part that has any."""

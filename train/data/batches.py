@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,21 @@ def loader(
     finally:
         if workers:
             _end(reading)
+
+
+def reading(
+    batches: StepBatches, first: int, last: int, workers: int, begin: Callable[[int], None], ends: Callable[[], int | None]
+) -> Generator[Batch, None, None]:
+    """As `loader`, where the first step that reads no features may only be known later. ends: what is known of it; where that changes, the
+    processes are started anew, once, with the step that comes next."""
+    while first < last:
+        until = ends()
+        with closing(loader(replace(batches, until=until), first, last, workers, begin)) as part:
+            for batch in part:
+                first += 1
+                yield batch
+                if ends() != until:
+                    break
 
 
 def _end(reading: Any) -> None:

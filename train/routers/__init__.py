@@ -21,7 +21,8 @@ DEEPEST = 64  # nobody means a deeper one
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
     """sizes: group -> number of layers, in concatenation order. beta: how the groups' logits become weights. depth, encoding: of the MLP and
-    of t, where a router has them. hidden_size: width of h. temperature: what the logits are divided by."""
+    of t, where a router has them. hidden_size: width of h. temperature: what the logits are divided by. table_edges, table_weights: of `table`,
+    edges of bins of t, and for each bin a weight of each group, bin by bin."""
 
     sizes: dict[str, int]
     beta: str = "softmax"
@@ -29,6 +30,8 @@ class RouterConfig:
     encoding: str = "linear"
     hidden_size: int = 0
     temperature: float = 1.0
+    table_edges: tuple[float, ...] = ()
+    table_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.beta not in BETAS:

@@ -4,6 +4,7 @@ RUN/config.json      the resolved configuration and versions
 RUN/metrics.jsonl    means over the steps since the line before; `it_per_s`, `wait_share` and `wall_s` are the only wall-clock fields
 RUN/router.jsonl     the router's weights on a grid of t (what Fig. 5 reads)
 RUN/gsnr.jsonl       with --gsnr-every: see `gsnr.train.callback`
+RUN/balance.jsonl    the same, of an aligned run
 RUN/samples/         with --sample-every: grids of samples of the averaged weights
 RUN/tensorboard/     unless --trackers none
 RUN/checkpoints/     see `gsnr.train.runs.checkpoint`
@@ -24,19 +25,19 @@ import torch
 
 import gsnr
 from gsnr import checksums, files, locks
+from gsnr import logs as runlog
 from gsnr.train import callback
 from gsnr.train.config import TrainConfig, resolve
 from gsnr.train.data.cache import Header
 from gsnr.train.objective import Objective
 from gsnr.train.runs import checkpoint, place, training_state
-from gsnr.train.runs import logs as runlog
 from gsnr.train.runs import state as states
 
-LOGS = ("metrics.jsonl", "router.jsonl", callback.LOG)
+LOGS = ("metrics.jsonl", "router.jsonl", callback.LOG, callback.BALANCE)
 ROUTER_GRID = 51  # points of t in [0, 1] at which router weights are logged
 # On --resume: what does not change the run that is asked for. (compile, checkpointing and accumulate change how its numbers are rounded.)
 MAY_CHANGE = (
-    *("steps", "gsnr_every", "gsnr_images", "sample_every", "trackers", "keep_last", "keep_every", "save_every", "max_skipped"),
+    *("steps", "gsnr_every", "gsnr_images", "gsnr_bins", "sample_every", "trackers", "keep_last", "keep_every", "save_every", "max_skipped"),
     *("compile", "checkpointing", "accumulate", "log_every", "router_every"),
     *("data.workers", "data.path"),  # of data elsewhere, the header is compared
 )

@@ -11,9 +11,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from gsnr import logs
 from gsnr.train.config import TrainConfig
 from gsnr.train.data.batches import Batch
-from gsnr.train.runs import logs
 
 
 def trackers(config: TrainConfig) -> list[str]:

@@ -37,6 +37,10 @@ class ScheduleConfig:
         Raises ValueError, naming the option, for options that do not go together."""
         return self
 
+    def for_batch(self, batch: int) -> Self:
+        """Itself with everything filled in that depends on the run's batch."""
+        return self
+
 
 class WeightSchedule(ABC):
     """What the trainer calls. last: the last step whose weight is not 0; None where it never is 0 for good. After it neither teacher nor tap is

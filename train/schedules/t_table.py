@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from gsnr.files import read_json
 from gsnr.options import option
 from gsnr.train.schedules import TimeConfig, TimeSchedule
+from gsnr.train.schedules._bins import of_bins
 
 EXAMPLE = {"edges": (0.0, 0.5, 1.0), "weights": (1.0, 0.25)}
 
@@ -70,7 +70,4 @@ class Schedule(TimeSchedule):
         super().__init__(config)
 
     def shape(self, t_B: Tensor) -> Tensor:
-        found = torch.full_like(t_B, self.weights[0])
-        for low, weight in zip(self.edges[1:-1], self.weights[1:], strict=True):
-            found = torch.where(t_B >= low, weight, found)
-        return found
+        return of_bins(t_B, self.edges, self.weights)

@@ -1,0 +1,29 @@
+"""Constructive: full weight where the alignment's gradient surely descends denoising too, I+^2 / (I+^2 + SE^2), none where it does not (ours).
+
+I+ is the unbiased product of both mean gradients, 0 where it is below. RARE's cosine ranks targets in reverse, so this may lose;
+`anticonstructive` is its mirror, to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gsnr.train.schedules._measured import MeasuredConfig, MeasuredSchedule, Reading, agreement, agreement_of_cell
+
+EXAMPLE = {"edges": (0.0, 0.5, 1.0), "values": (0.9, 0.1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(MeasuredConfig):
+    def of_cell(self, cell: Mapping[str, Any]) -> float:
+        return agreement_of_cell(cell)
+
+
+class Schedule(MeasuredSchedule):
+    def value(self, reading: Reading) -> float:
+        return agreement(reading.inner / reading.inner_se) if reading.inner_se > 0 else 0.0
+
+    def factor(self, value: float, width: float) -> float:
+        return value
