@@ -86,16 +86,17 @@ def mean_latent(train: Split) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def velocity_losses(model: nn.Module, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
-    """name -> (images,): the loss of each held-out image over t, of the model and of the constant."""
+def losses_over_time(model: nn.Module, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """name -> (TIMES, images): the loss of each held-out image in each stratum of t, of the model and of the constant."""
     from gsnr.train import interpolant
     from gsnr.train.data.heldout import heldout_batches
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     constant = -torch.from_numpy(mean_latent(splits["train"])).float().to(device)
-    per_image = {"model": np.zeros(images), "constant": np.zeros(images)}
-    for low, high in tqdm(list(pairwise(np.linspace(0, 1, TIMES + 1))), desc="evaluating", unit="bin", leave=False):
+    found = {"model": np.zeros((TIMES, images)), "constant": np.zeros((TIMES, images))}
+    bins = list(enumerate(pairwise(np.linspace(0, 1, TIMES + 1))))
+    for number, (low, high) in tqdm(bins, desc="evaluating", unit="bin", leave=False):
         first = 0
         for _, drawn in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, ()):
             batch = {key: x.to(device) for key, x in drawn.items()}
@@ -104,8 +105,13 @@ def velocity_losses(model: nn.Module, splits: dict[str, Split], images: int, see
             rows = slice(first, first + len(v))
             first += len(v)
             for name, guess in (("model", model(x_t, batch["t"], batch["label"])), ("constant", constant)):
-                per_image[name][rows] += interpolant.velocity_loss(guess, v).cpu().numpy() / TIMES
-    return per_image
+                found[name][number, rows] = interpolant.velocity_loss(guess, v).cpu().numpy()
+    return found
+
+
+def velocity_losses(model: nn.Module, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """name -> (images,): the loss of each held-out image over t, of the model and of the constant."""
+    return {name: sum(loss_TN / TIMES) for name, loss_TN in losses_over_time(model, splits, images, seed).items()}
 
 
 def check_metrics(names: tuple[str, ...]) -> None:

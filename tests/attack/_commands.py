@@ -79,6 +79,7 @@ COMMANDS = {
     "probe": Attacked(f"probe --ckpt WORK/run {PROBE} --overwrite --resume", ("run/probes/.alignment.resume",)),
     "prepare": Attacked(f"prepare --data WORK/pictures {PICTURES} --out WORK/cache", (".cache.preparing",)),
     "grid": Attacked(GRID),
+    "fork": Attacked("fork --ckpt WORK/run --rows repa@1 --steps 2 --n-images 8 --out WORK/forks"),
     "figures": Attacked("figures --run WORK/run --figure fig2_gsnr,fig_blocks"),
     "tables": Attacked("tables --run WORK/run"),
     "report": Attacked("report --run WORK/run"),

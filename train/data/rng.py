@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STREAMS = ("train", "heldout", "fit", "evaluate", "sample", "label", "decode")  # uses that must not share numbers
+STREAMS = ("train", "heldout", "fit", "evaluate", "sample", "label", "decode", "control")  # uses that must not share numbers
 
 
 @dataclass(frozen=True, kw_only=True)
