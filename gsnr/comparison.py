@@ -76,7 +76,7 @@ class Comparison:
     @cached_property
     def excess(self) -> float:
         """X: what I^2 / U_b is too large by, times U_b; the jackknife variance of I - (I / U_b) U_b. Raises ValueError for n < 3."""
-        inner, _, _, signal_b, _ = self._deleted()
+        inner, _, _, signal_b, _ = self.deleted()
         return jackknife_se(inner - ratio(self.inner, self.b.signal) * signal_b) ** 2
 
     @property
@@ -111,7 +111,7 @@ class Comparison:
         """Why the intervals may be off their nominal level: the cautions of either loss."""
         return tuple(dict.fromkeys((*self.a.caution, *self.b.caution)))
 
-    def _deleted(self) -> tuple[Array, Array, Array, Array, Array]:
+    def deleted(self) -> tuple[Array, Array, Array, Array, Array]:
         """Delete-one values of I, U_a, V_a, U_b, V_b, each (n,)."""
         assert self.a.r_n is not None and self.b.r_n is not None
         sum_ab = self.sum_ab - self.a_sum_b_n - self.b_sum_a_n + self.x_n
@@ -120,16 +120,16 @@ class Comparison:
 
     def inner_ci(self, level: float = LEVEL) -> tuple[float, float]:
         """Interval of I."""
-        return jackknife_interval(self.inner, self._deleted()[0], level)
+        return jackknife_interval(self.inner, self.deleted()[0], level)
 
     def cosine_ci(self, level: float = LEVEL) -> tuple[float, float]:
         """Interval of the cosine; NaN where some sample left out makes a signal negative. Raises ValueError for n < 3."""
-        inner, signal_a, _, signal_b, _ = self._deleted()
+        inner, signal_a, _, signal_b, _ = self.deleted()
         return jackknife_interval(self.cosine, np.asarray(cosine(inner, signal_a, signal_b)), level)
 
     def constructive_ci(self, level: float = LEVEL) -> tuple[float, float]:
         """Interval of the constructive G-SNR: that of its signed root, squared with its sign, since the root is nearly normal even near 0."""
-        inner, _, noise_a, signal_b, _ = self._deleted()
+        inner, _, noise_a, signal_b, _ = self.deleted()
         root, root_n = cosine(self.inner, self.a.noise, self.b.signal), cosine(inner, noise_a, signal_b)
         low, high = jackknife_interval(float(root), np.asarray(root_n), level)
         return low * abs(low), high * abs(high)

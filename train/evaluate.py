@@ -111,7 +111,7 @@ def losses_over_time(model: nn.Module, splits: dict[str, Split], images: int, se
 
 def velocity_losses(model: nn.Module, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """name -> (images,): the loss of each held-out image over t, of the model and of the constant."""
-    return {name: sum(loss_TN / TIMES) for name, loss_TN in losses_over_time(model, splits, images, seed).items()}
+    return {name: (loss_TN / TIMES).cumsum(0)[-1] for name, loss_TN in losses_over_time(model, splits, images, seed).items()}
 
 
 def check_metrics(names: tuple[str, ...]) -> None:

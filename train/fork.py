@@ -169,7 +169,7 @@ def _write(args: Namespace, loaded: Checkpoint, jobs: list[Job]) -> str:
 
     reference = measure.Reference.of(loaded, samples=bool(args.frechet))
     moments = None if reference.train is None else Moments.of(reference.train)
-    forks = [found for job in jobs if (found := job.measured(moments)) is not None]
+    forks = [fork for job in jobs if (fork := job.measured(moments)) is not None]
     if not forks:
         return ""
     found = compare.differences(forks, VANILLA)

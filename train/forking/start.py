@@ -82,8 +82,9 @@ def begin(folder: Path, parent: Parent, config: TrainConfig, record: dict[str, A
     adamw = optimizer.make(raw, config.optim)
     _moments(parent, raw, adamw, own)
     resolved = {"config": asdict(config), "versions": {"gsnr": gsnr.__version__, "torch": torch.__version__}}
-    state = {"step": parent.loaded.step, "config": config, "header": header, "extra": {"window": {}, "scaler": parent.scaler, "logs": {}}}
+    parts: dict[str, Any] = {"objective": raw, "ema": ema, "optimizer": adamw, "config": config, "header": header}
+    extra = {"window": {}, "scaler": parent.scaler, "logs": {}}
     with files.making(folder) as aside:
-        training_state.save(aside, objective=raw, ema=ema, optimizer=adamw, **state)
+        training_state.save(aside, step=parent.loaded.step, extra=extra, **parts)
         for name, values in ((RECORD, record), (place.STORED, resolved)):
             (aside / name).write_text(json.dumps(checksums.seal(values), indent=2) + "\n")
