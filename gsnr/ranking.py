@@ -23,11 +23,16 @@ def ranked(criterion_R: Array) -> Array:
     return np.where(np.isfinite(criterion_R), criterion_R, known.min() - 1 if len(known) else 0.0)
 
 
+def _correlations(x_KR: Array, y_KR: Array) -> Array:
+    """(K,) rank correlations of K pairs of rows; NaN where either is all ties."""
+    a_KR, b_KR = (rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x_KR, y_KR))
+    size_K = np.sqrt(np.square(a_KR).sum(1) * np.square(b_KR).sum(1))
+    return np.where(size_K > 0, (a_KR * b_KR).sum(1) / np.where(size_K > 0, size_K, 1.0), np.nan)
+
+
 def spearman(x_R: Array, y_R: Array) -> float:
     """Rank correlation, ties by their mean rank; NaN where either is all ties."""
-    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (x_R, y_R))
-    size = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / size) if size > 0 else float("nan")
+    return float(_correlations(x_R[None], y_R[None])[0])
 
 
 def spearman_interval(x_R: Array, y_R: Array, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -35,7 +40,7 @@ def spearman_interval(x_R: Array, y_R: Array, level: float = 0.95, seed: int = 0
     if len(x_R) < 4:
         return NONE
     drawn = np.random.default_rng(seed).integers(len(x_R), size=(RESAMPLES, len(x_R)))
-    found = np.array([spearman(x_R[rows], y_R[rows]) for rows in drawn])
+    found = _correlations(x_R[drawn], y_R[drawn])
     found = found[np.isfinite(found)]
     if len(found) < RESAMPLES / 2:
         return NONE

@@ -14,6 +14,7 @@ from gsnr.probes.common.fit import directional
 from gsnr.probes.common.ridge import Outputs, Reader, Ridge
 from gsnr.probes.common.row_batches import hidden_at, targets_of, train_batches, with_target
 from gsnr.probes.common.samples import Samples
+from gsnr.train.data.controls import CONSTANT
 from gsnr.train.parameter_groups import BACKBONE
 
 
@@ -61,11 +62,14 @@ def _take(projector: nn.Module, reader: Reader) -> None:
 
 def comparisons(case: Case) -> dict[str, gsnr.Comparison]:
     """row -> its alignment gradient against the denoising gradient, on identical held-out samples in its range of t; the parameters are those of
-    the backbone up to its block."""
+    the backbone up to its block. Rows of a constant target are left out: a projector that is fitted to a constant learns it, and no gradient is
+    left."""
 
     def make() -> dict[str, gsnr.Comparison]:
         fitted, found = candidates(case), dict[str, gsnr.Comparison]()
         for (control, block, low, high), rows in case.groups("control", "block", "low", "high").items():
+            if control == CONSTANT:
+                continue
             subject, made = case.under(control, block), [fitted[row.label] for row in rows]
             results = measure(subject, case.options, made, Samples(subject, case.options, made, low, high))
             found |= {c.target: results[c.name][BACKBONE] for c in made}

@@ -31,4 +31,4 @@ def rho(c: gsnr.Comparison, weight: float) -> Interval:
 
 def measure(case: Case) -> Mapping[str, Interval]:
     found = comparisons(case)
-    return on_all(case, lambda row: rho(found[row.label], row.weight))
+    return on_all(case, lambda row: rho(found[row.label], row.weight) if row.label in found else UNDEFINED)

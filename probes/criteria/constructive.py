@@ -15,4 +15,6 @@ PASSES = ("projectors", "gradients")
 
 def measure(case: Case) -> Mapping[str, Interval]:
     found = comparisons(case)
-    return on_all(case, lambda row: (c.constructive, *c.constructive_ci()) if (c := found[row.label]).has_interval else UNDEFINED)
+    return on_all(
+        case, lambda row: (c.constructive, *c.constructive_ci()) if (c := found.get(row.label)) is not None and c.has_interval else UNDEFINED
+    )

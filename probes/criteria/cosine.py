@@ -14,4 +14,4 @@ PASSES = ("projectors", "gradients")
 
 def measure(case: Case) -> Mapping[str, Interval]:
     found = comparisons(case)
-    return on_all(case, lambda row: (c.cosine, *c.cosine_ci()) if (c := found[row.label]).has_interval else UNDEFINED)
+    return on_all(case, lambda row: (c.cosine, *c.cosine_ci()) if (c := found.get(row.label)) is not None and c.has_interval else UNDEFINED)

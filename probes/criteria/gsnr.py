@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gsnr.probes.common.case import NAN, Case, Interval, on_all
+from gsnr.probes.common.case import NAN, UNDEFINED, Case, Interval, Row, on_all
 from gsnr.probes.common.row_gradients import comparisons
 
 LABEL = "G-SNR"
@@ -13,5 +13,12 @@ PASSES = ("projectors", "gradients")
 
 
 def measure(case: Case) -> Mapping[str, Interval]:
-    found = {label: c.a for label, c in comparisons(case).items()}
-    return on_all(case, lambda row: (found[row.label].gsnr, *(found[row.label].ci() if found[row.label].has_interval else (NAN, NAN))))
+    found = comparisons(case)
+
+    def one(row: Row) -> Interval:
+        if row.label not in found:
+            return UNDEFINED
+        estimate = found[row.label].a
+        return (estimate.gsnr, *estimate.ci()) if estimate.has_interval else (estimate.gsnr, NAN, NAN)
+
+    return on_all(case, one)
