@@ -6,7 +6,6 @@ import contextlib
 import io
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from gsnr import plugins
@@ -18,7 +17,7 @@ from gsnr.train.forking.rows import parse
 
 ROWS = ("uniform-deep@1", "repa@2", "shuffled:repa@2")
 CONSTANTS = {"LABEL": str, "SUMMARY": str, "PASSES": tuple}
-SMALL = {"n_images": 24, "fit_samples": 256, "fit_steps": 3}
+IMAGES = 24
 
 
 def check(name: str, run: Path | None = None) -> list[str]:
@@ -38,7 +37,7 @@ def check(name: str, run: Path | None = None) -> list[str]:
 
 
 def _case(subject: Subject, out: Path) -> Case:
-    options = replace(TargetOptions(), **SMALL)
+    options = TargetOptions(n_images=IMAGES, fit_samples=256, fit_steps=3)
     return Case(subject=subject, rows=[row_of(parse(word), subject, 1, {}) for word in ROWS], options=options, train_images=32, lookahead=1, out=out)
 
 
