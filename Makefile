@@ -18,6 +18,16 @@ COMMA := ,
 SPACE := $(subst ,, )
 METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa,ahpa-spatial,haste-features,va-repa,reed-image,gram,layersync,spare,disperse,rare,dupa,spare-across
 ROUTED := $(foreach row,ahpa ahpa-standardise ahpa-spatial,$(foreach seed,0 1 2,runs/methods/$(row)-s$(seed)))
+# docs/deciding.md: chosen by a power calculation (`make power`), before any row was run
+FORKS ?= runs/forks
+FORK_STEPS ?= 600
+FORK_LR ?= 1e-3
+FORK_SEEDS ?= 0,1,2,3,4
+FORK_FRECHET ?= 2048
+FORK_FROM ?= 0000800 0001600
+FORK_ROWS ?= repa@1,repa@2,repa@3,repa@4,uniform-deep@1,uniform-deep@2,uniform-deep@3,uniform-mid@2,source-g1@2,sra2@1,ahpa@2,repa@2:0-0.5,repa@2:0.5-1
+FORK_CONTROLS ?= shuffled:repa@2,random:repa@2,constant:repa@2
+FORKED = --steps $(FORK_STEPS) --lr $(FORK_LR) --seeds $(FORK_SEEDS) --frechet $(FORK_FRECHET) --jobs 2
 HANDOVER ?= runs/handover
 HANDOVER_OPTIONS ?=
 RELEASED := $(foreach lr,0.3 1,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
@@ -35,7 +45,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help announced demo figures probed-sit ablations methods handover test gpu check docs hashes notebooks clean
+.PHONY: help announced demo figures probed-sit ablations methods handover vanilla power forks test gpu check docs hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -101,6 +111,18 @@ handover: $(RUNS) ## beta(t) while the router learns and at the end: its rate x 
 	$(BIN)/gsnr figures --run $(HANDOVER)/released --figure fig_handover
 	$(BIN)/gsnr probe --ckpt $(SWITCHED:%=$(HANDOVER)/%) --probe router --out $(HANDOVER)/switched --resume
 	$(BIN)/gsnr figures --run $(HANDOVER)/switched --figure fig_handover
+
+vanilla: $(RUNS)
+	$(BIN)/gsnr train --preset sit-demo --save-every 200 --sample-every 0 --out $(FORKS)/vanilla --resume
+
+power: vanilla ## vanilla against vanilla: the spread of forks without alignment, and which effects forks could show
+	$(foreach at,$(FORK_FROM),$(BIN)/gsnr fork --ckpt $(FORKS)/vanilla/checkpoints/$(at) --rows none $(FORKED) --out $(FORKS)/from-$(at)
+	)
+
+forks: vanilla ## which criterion predicts what an alignment brings? 16 rows, 5 seeds, from two checkpoints; docs/deciding.md; a night, goes on where it stopped
+	$(foreach at,$(FORK_FROM),$(BIN)/gsnr fork --ckpt $(FORKS)/vanilla/checkpoints/$(at) --rows $(FORK_ROWS),$(FORK_CONTROLS) $(FORKED) --out $(FORKS)/from-$(at)
+	$(BIN)/gsnr recommend --ckpt $(FORKS)/vanilla/checkpoints/$(at) --rows $(FORK_ROWS),$(FORK_CONTROLS) --forks $(FORKS)/from-$(at) --out $(FORKS)/recommended-$(at)
+	)
 
 test: $(STAMP) ## runs the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -33,6 +33,8 @@ COMMANDS = {
     "convert": Command("gsnr.train.convert.command", "train", "a checkpoint of SiT, REPA, iREPA, SRA or REG becomes one of ours"),
     "verify": Command("gsnr.train.verify", "train", "is everything in a run or cache still as it was written?"),
     "grid": Command("gsnr.train.grid", "train", "train and evaluate several presets and seeds: one table"),
+    "fork": Command("gsnr.train.fork", "train", "go on from one checkpoint with several alignments and with none: paired differences, and power"),
+    "recommend": Command("gsnr.recommend", "all", "which target, block and t: all criteria of a checkpoint, their picks, and whether forks agree"),
     "cost": Command("gsnr.train.cost", "train", "what each alignment adds to a training step"),
     "loader": Command("gsnr.train.loader_benchmark", "train", "does training wait for its data?"),
     "figures": Command("gsnr.figures.command", "figures", "draw every figure that a run's tables allow"),

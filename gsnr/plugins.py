@@ -1,9 +1,9 @@
 """Plug-ins: one file each, found by its name; there is no list to edit.
 
 A file is of the kind whose marks it defines: `class Alignment`, `Schedule`, `Rule`, `Router`, `Projector`, `VAE` or `Extractor`, functions
-`integrate` and `evaluations` (a sampler), `run` and `cannot` (a probe), a function `draw` (a figure), or `measure` and `NEEDS` (a metric). Files are
-looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry points of group `gsnr.plugins` (whose
-values are modules). Files whose name starts with an underscore are not plug-ins. Imports nothing heavy.
+`integrate` and `evaluations` (a sampler), `run` and `cannot` (a probe), a function `draw` (a figure), `measure` and `NEEDS` (a metric), or `measure`
+and `PASSES` (a criterion). Files are looked for in the kind's own folder, in the files and folders of --plugins ($GSNR_PLUGINS), and behind entry
+points of group `gsnr.plugins` (whose values are modules). Files whose name starts with an underscore are not plug-ins. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ KINDS = {
     "samplers": Kind("gsnr.train.samplers", ("integrate", "evaluations"), "gsnr.train.contracts.samplers"),
     "probes": Kind("gsnr.probes", ("run", "cannot"), "gsnr.probes.common.contract"),
     "figures": Kind("gsnr.figures", ("draw",), "gsnr.figures.contract"),
+    "criteria": Kind("gsnr.probes.criteria", ("measure", "PASSES"), "gsnr.probes.common.criterion_contract"),
     "metrics": Kind("gsnr.train.metrics", ("measure", "NEEDS"), "gsnr.train.contracts.metrics"),
     "extractors": Kind("gsnr.train.extractors", ("Extractor",), "gsnr.train.contracts.extractors"),
     "rules": Kind("gsnr.stopping", ("Rule",), "gsnr.stopping.contract"),

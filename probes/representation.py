@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from gsnr.intervals import NORMAL_95
+from gsnr.intervals import NORMAL_95, wilson
+from gsnr.probes.common.kernels import hsic
 from gsnr.probes.common.linear_probe import accuracies
 from gsnr.probes.common.options import BinOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
@@ -66,18 +67,6 @@ def _neighbours(kernel_NN: Array, k: int) -> Array:
     return mask
 
 
-def _hsic(k_NN: Array, l_NN: Array) -> float:
-    """Unbiased estimator of the Hilbert-Schmidt independence criterion (Song et al. 2012, Eq. 5)."""
-    n = len(k_NN)
-    k, m = k_NN.copy(), l_NN.copy()
-    np.fill_diagonal(k, 0.0)
-    np.fill_diagonal(m, 0.0)
-    trace = float((k * m.T).sum())
-    sums = float(k.sum() * m.sum()) / ((n - 1) * (n - 2))
-    cross = 2 / (n - 2) * float(k.sum(0) @ m.sum(1))
-    return (trace + sums - cross) / (n * (n - 3))
-
-
 def _kernel(x_ND: Array) -> Array:
     """(N,N): cosines."""
     unit = x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
@@ -96,7 +85,7 @@ def _cknna(a_NN: Array, b_NN: Array, k: int = NEIGHBOURS) -> float:
 
     def similarity(i: int, j: int) -> float:
         both = near[i] * near[j]
-        return _hsic(both * kernels[i], both * kernels[j])
+        return hsic(both * kernels[i], both * kernels[j])
 
     product = similarity(0, 0) * similarity(1, 1)
     return similarity(0, 1) / np.sqrt(product) if product > 0 else float("nan")
@@ -153,13 +142,6 @@ def _features(subject: Subject, images: _Images, low: float, high: float) -> Ten
     return torch.cat([_hidden(subject, batch) for batch in images.between(low, high)], dim=1).double().clone()
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927). It holds the proportion, whose rounding at 0 and 1 may be another."""
-    z = NORMAL_95
-    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return min(share, (middle - half) / (1 + z * z / n)), max(share, (middle + half) / (1 + z * z / n))
-
-
 def _jackknife(a_NN: Array, b_NN: Array, value: float) -> tuple[float, float]:
     """95 % interval of CKNNA from leaving out one of 16 parts of the images at a time."""
     n = len(a_NN)
@@ -191,7 +173,7 @@ def _bin(subject: Subject, options: Options, train: _Images, heldout: _Images, i
         found = accuracies(_features(subject, train, low, high), train.labels_N.to(device), held_KND, heldout.labels_N.to(device))
         guess = float((heldout.labels_N == classes[counts.argmax()]).double().mean())
         for of_block, here, accuracy in zip(rows, about, found, strict=True):
-            ends = _wilson(accuracy, held_KND.shape[1])
+            ends = wilson(accuracy, held_KND.shape[1])
             of_block.append(here | {"target": "label", "metric": "linear_probe_accuracy", "value": accuracy, "low": ends[0], "high": ends[1]})
             of_block.append(of_block[-1] | {"control": "constant", "value": guess, "low": NAN, "high": NAN})
     if TEACHER in heldout.groups:

@@ -35,6 +35,11 @@ class DataConfig:
         "adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", ("adaptive", "bilinear")
     )
     regrid: str = option("off", "features on another token grid than the model's: off, an error, or bilinear, resized to it", ("off", "bilinear"))
+    control: str = option(
+        "none",
+        "negative control: the alignment reads features of another image (shuffled; of the same class: shuffled_class), random ones, or the mean",
+        ("none", "shuffled", "shuffled_class", "random", "constant"),
+    )
     heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random", low=1, high=2**30)
     latent_stats: str = option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
     demo_train: int = option(4096, "demo only: number of training images", low=1, high=LARGEST)

@@ -88,8 +88,9 @@ def mean_latent(train: Split) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def velocity_losses(model: SiT, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
-    """name -> (images,): the loss of each held-out image over t, of the model and of the constant; and the class token's, of a model with one."""
+def losses_over_time(model: SiT, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """name -> (TIMES, images): the loss of each held-out image in each stratum of t, of the model and of the constant; and the class token's, of a
+    model with one."""
     from gsnr.train import interpolant
     from gsnr.train.config import CLASS_TOKEN
     from gsnr.train.data.heldout import heldout_batches
@@ -99,8 +100,9 @@ def velocity_losses(model: SiT, splits: dict[str, Split], images: int, seed: int
     model = model.to(device)
     constant = -torch.from_numpy(mean_latent(splits["train"])).float().to(device)
     reads = (CLASS_TOKEN,) if model.has_extra else ()
-    per_image = {name: np.zeros(images) for name in ("model", "constant", *(("class_token",) if reads else ()))}
-    for low, high in tqdm(list(pairwise(np.linspace(0, 1, TIMES + 1))), desc="evaluating", unit="bin", leave=False):
+    found = {name: np.zeros((TIMES, images)) for name in ("model", "constant", *(("class_token",) if reads else ()))}
+    bins = list(enumerate(pairwise(np.linspace(0, 1, TIMES + 1))))
+    for number, (low, high) in tqdm(bins, desc="evaluating", unit="bin", leave=False):
         first = 0
         for _, drawn in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, reads):
             batch = {key: x.to(device) for key, x in drawn.items()}
@@ -108,11 +110,16 @@ def velocity_losses(model: SiT, splits: dict[str, Split], images: int, seed: int
             x_t, extra = noised(model, batch)
             rows = slice(first, first + len(v))
             first += len(v)
-            found = losses(model(x_t, batch["t"], batch["label"], extra=extra), batch)
-            found = {"model": found.pop("velocity"), "constant": interpolant.velocity_loss(constant, v)} | found
-            for name, loss_B in found.items():
-                per_image[name][rows] += loss_B.cpu().numpy() / TIMES
-    return per_image
+            of = losses(model(x_t, batch["t"], batch["label"], extra=extra), batch)
+            of = {"model": of.pop("velocity"), "constant": interpolant.velocity_loss(constant, v)} | of
+            for name, loss_B in of.items():
+                found[name][number, rows] = loss_B.cpu().numpy()
+    return found
+
+
+def velocity_losses(model: SiT, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """name -> (images,): as `losses_over_time`, the mean over t."""
+    return {name: (loss_TN / TIMES).cumsum(0)[-1] for name, loss_TN in losses_over_time(model, splits, images, seed).items()}
 
 
 def check_metrics(names: tuple[str, ...]) -> None:

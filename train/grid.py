@@ -120,7 +120,8 @@ def summary(runs: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
+    """What --seeds says. Raises ValueError for something else than a list of seeds."""
     try:
         return [seed(part) for part in text.split(",")]
     except ArgumentTypeError as error:
@@ -176,7 +177,7 @@ def main(argv: list[str]) -> int:
     rows = [name for name, row in presets.ROWS.items() if row.runs_on_demo] if args.rows is None else args.rows.split(",")
     for row in rows:
         choose("--rows", row, presets.ROWS)
-    seeds = _seeds(args.seeds)
+    seeds = seeds_of(args.seeds)
     for flag, values in (("--rows", rows), ("--seeds", seeds)):
         if len(set(values)) < len(values):
             raise ValueError(f"{flag}: names one of them twice")

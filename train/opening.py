@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gsnr.train import vae
 from gsnr.train.config import CLASS_TOKEN, TrainConfig, alignment_config, resolve
-from gsnr.train.data import latent_folders
+from gsnr.train.data import controls, latent_folders
 from gsnr.train.data.cache import ONLINE, TEACHER, Header, Split, open_cache
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.objective import check_cache
@@ -37,11 +37,23 @@ def _regridded(config: TrainConfig, opened: Opened) -> Opened:
     return on_grid(header, grid), {name: RegriddedSplit(split, grid) for name, split in splits.items()}
 
 
-def open_data(config: TrainConfig) -> tuple[Header, dict[str, Split]]:
-    """The cache of a configuration, features on the model's token grid where it asks for that; the demo's is built on first use.
+def open_data(config: TrainConfig, control: bool = True) -> tuple[Header, dict[str, Split]]:
+    """The cache of a configuration, features on the model's token grid where it asks for that, and under its negative control (unless not
+    `control`); the demo's is built on first use.
 
     Raises ValueError where there is none or it does not fit."""
-    needs = tuple(dict.fromkeys((*alignment_config(config.alignment).needs, *config.model.reads)))
+    header, splits = _opened(config)
+    return header, controls.controlled(splits, config.data.control if control else controls.NONE, config.seed)
+
+
+def _opened(config: TrainConfig) -> Opened:
+    alignment = alignment_config(config.alignment)
+    if config.data.control != controls.NONE and (alignment.pictures or not alignment.needs):
+        reads = "pictures" if alignment.pictures else "none"
+        raise ValueError(
+            f"--data.control {config.data.control}: is of features that an alignment reads; {config.alignment.get('name', 'none')!r} reads {reads}"
+        )
+    needs = tuple(dict.fromkeys((*alignment.needs, *config.model.reads)))
     if not config.data.path:
         raise ValueError("--data.path is missing: name a cache folder made by `gsnr prepare`, or `demo`")
     folder = Path(config.data.path)
@@ -81,7 +93,7 @@ def _last(run: Path) -> bytes | None:
 
 def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True) -> tuple[Header, dict[str, Split]]:
     """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on. features: they must be there, those
-    that the alignment needs; those that the model itself reads must be in any case.
+    that the alignment needs, under the control that it was trained with; those that the model itself reads must be in any case.
 
     Raises ValueError where it does not say, and where they do not fit it.
     """
@@ -92,7 +104,7 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
     if data is None and (path := loaded.config.data.path) != "demo" and not Path(path).exists():
         raise ValueError(f"{loaded.folder}: was trained on {path}, which is not there; name the cache with --data")
     if data is None or data == loaded.config.data.path:
-        header, splits = open_data(loaded.config)
+        header, splits = open_data(loaded.config, control=features)
     elif data == "demo":
         header, splits = open_data(resolve({"data": {"path": "demo"}, "model": {"extra_token": loaded.config.model.extra_token}}))
     else:

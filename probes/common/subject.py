@@ -31,7 +31,7 @@ from gsnr.train.runs.checkpoint import Checkpoint, Weights
 class Subject:
     """A loaded checkpoint with the cache it is measured on. again: reads the same checkpoint, with weights of choice.
 
-    align_from: another checkpoint, whose alignment is measured in place of the checkpoint's own.
+    align_from: another checkpoint, whose alignment is measured in place of the checkpoint's own. at: a block, in place of the aligned one.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +40,7 @@ class Subject:
     splits: dict[str, Split]
     created: str
     align_from: Checkpoint | None = None
+    at: int | None = None
 
     @property
     def aligned(self) -> Checkpoint:
@@ -49,6 +50,8 @@ class Subject:
     @property
     def tap(self) -> int:
         """The block that is aligned (the first of several); for a checkpoint without an alignment, the one that AHPA would tap."""
+        if self.at is not None:
+            return self.at
         taps = self.aligned.alignment.taps
         return taps[0] if taps else ahpa.Config.default_tap(self.checkpoint.config.model.depth)
 

@@ -79,6 +79,10 @@ COMMANDS = {
     "probe": Attacked(f"probe --ckpt WORK/run {PROBE} --overwrite --resume", ("run/probes/.alignment.resume",)),
     "prepare": Attacked(f"prepare --data WORK/pictures {PICTURES} --out WORK/cache", (".cache.preparing",)),
     "grid": Attacked(GRID),
+    "fork": Attacked("fork --ckpt WORK/run --rows repa@1 --steps 2 --n-images 8 --out WORK/forks"),
+    "recommend": Attacked(
+        "recommend --ckpt WORK/run --rows uniform-deep@1,shuffled:uniform-deep@1 --criteria cosine --n-images 16 --train-images 16 --out WORK/rec"
+    ),
     "figures": Attacked("figures --run WORK/run --figure fig2_gsnr,fig_blocks"),
     "tables": Attacked("tables --run WORK/run"),
     "report": Attacked("report --run WORK/run"),

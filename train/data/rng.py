@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STREAMS = ("train", "heldout", "fit", "evaluate", "sample", "label", "decode", "sample_extra")  # uses that must not share numbers
+STREAMS = ("train", "heldout", "fit", "evaluate", "sample", "label", "decode", "control", "sample_extra")  # uses that must not share numbers
 EXTRA = 1  # the step of a sample's generator that the class token's noise is drawn at; all else is drawn at 0
 
 
