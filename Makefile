@@ -18,12 +18,12 @@ COMMA := ,
 SPACE := $(subst ,, )
 METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa,ahpa-spatial,haste-features,va-repa,reed-image,gram,layersync,spare,disperse,rare,dupa,spare-across
 ROUTED := $(foreach row,ahpa ahpa-standardise ahpa-spatial,$(foreach seed,0 1 2,runs/methods/$(row)-s$(seed)))
-# docs/deciding.md: chosen by a power calculation (`make power`), before any row was run
+# docs/forks.md: the rule, before any row was run
 FORKS ?= runs/forks
 FORK_STEPS ?= 600
 FORK_LR ?= 1e-3
 FORK_SEEDS ?= 0,1,2,3,4
-FORK_FRECHET ?= 2048
+FORK_FRECHET ?= 512
 FORK_FROM ?= 0000800 0001600
 FORK_ROWS ?= repa@1,repa@2,repa@3,repa@4,uniform-deep@1,uniform-deep@2,uniform-deep@3,uniform-mid@2,source-g1@2,sra2@1,ahpa@2,repa@2:0-0.5,repa@2:0.5-1
 FORK_CONTROLS ?= shuffled:repa@2,random:repa@2,constant:repa@2
