@@ -46,8 +46,8 @@ Array = NDArray[np.float64]
 
 
 def cannot(subject: Subject, options: Options) -> str | None:
-    if options.n_images <= NEIGHBOURS + 3:
-        return f"--n-images {options.n_images}: CKNNA with {NEIGHBOURS} neighbours needs more than {NEIGHBOURS + 3} images"
+    if options.n_images <= NEIGHBOURS + 4:
+        return f"--n-images {options.n_images}: CKNNA with {NEIGHBOURS} neighbours needs more than {NEIGHBOURS + 4} images"
     return None
 
 

@@ -1,8 +1,8 @@
 """Presets: what a run differs in from the defaults of `gsnr.train.config`. METHOD-SIZE and ROW-SIZE, from one table of sizes and one of rows.
 
 A row is one line of a table of the paper (or a control that it lacks): an alignment and its options, and the schedules of the losses. Every row
-exists at the size the paper runs it at and at demo size; all rows of a size share data, recipe and seed and differ in these alone. Only the
-methods of REPA's family keep REPA's learning rate and clip at full size (its published recipe).
+exists at the size the paper runs it at and at demo size; all rows of a size share data, recipe and seed and differ in these alone (REG in the class
+token of its model, too). Only the methods of REPA's family keep REPA's learning rate and clip at full size (its published recipe).
 """
 
 from __future__ import annotations

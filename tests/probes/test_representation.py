@@ -109,8 +109,8 @@ def test_the_table(smoke_run: Path, tmp_path: Path) -> None:
     assert len(rows) == 2 * 3 * 4 and (rows["control"] == "shuffled").sum() == (rows["control"] == "constant").sum() == 2 * 3
     true = rows[rows["control"] == "none"]
     assert ((true["low"] <= true["value"]) & (true["value"] <= true["high"])).all()
-    with pytest.raises(ValueError, match="--n-images 13: CKNNA with 10 neighbours needs more than 13 images"):
-        call(main, *words[:-1], 13, "--out", tmp_path / "few")
+    with pytest.raises(ValueError, match="--n-images 14: CKNNA with 10 neighbours needs more than 14 images"):
+        call(main, *words[:-1], 14, "--out", tmp_path / "few")
 
 
 def test_the_class_is_not_told(smoke_run: Path) -> None:
