@@ -3,7 +3,7 @@
 The target is the layer, whitened to `rank` directions over the train split, and spatially normalised (gamma 0.6). Where the layer has another
 below it in its group of the cache, the target is its increment: what a ridge regression on the layer below does not predict. (The group `teacher`
 is one layer, so there it is the layer itself.) The loss is the mean over tokens of w_k (1 - cos_k), w_k in proportion to the token's own 1 - cos_k,
-between a quarter and four times the mean: `losses.residual_cosine`. RARE lets go of it by a rule: train with `--release plateau`.
+between a quarter and four times the mean: `losses.residual_cosine`. RARE lets go of it by a rule: train with `--stop-rule plateau`.
 """
 
 from __future__ import annotations
