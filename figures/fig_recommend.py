@@ -91,6 +91,8 @@ def draw(table: pd.DataFrame) -> Figure:
     """Raises ValueError for a table of several checkpoints, or without criteria."""
     if table.groupby(["run", "checkpoint"]).ngroups > 1:
         raise ValueError("fig_recommend: the table is of several checkpoints; name one")
+    if table.duplicated(["target", "metric"]).any():
+        raise ValueError("fig_recommend: the table has several values of one row and criterion; `gsnr recommend` makes one")
     labels = table.attrs.get("labels", {})
     rows = table.drop_duplicates("target").reset_index(drop=True)
     wide = table.pivot(index="target", columns="metric", values="value").loc[rows["target"]]
