@@ -28,6 +28,15 @@ FORK_FROM ?= 0000800 0001600
 FORK_ROWS ?= repa@1,repa@2,repa@3,repa@4,uniform-deep@1,uniform-deep@2,uniform-deep@3,uniform-mid@2,source-g1@2,sra2@1,ahpa@2,repa@2:0-0.5,repa@2:0.5-1
 FORK_CONTROLS ?= shuffled:repa@2,random:repa@2,constant:repa@2
 FORKED = --steps $(FORK_STEPS) --lr $(FORK_LR) --seeds $(FORK_SEEDS) --frechet $(FORK_FRECHET) --jobs 2
+define powered
+$(BIN)/gsnr fork --ckpt $(FORKS)/vanilla/checkpoints/$(1) --rows none $(FORKED) --out $(FORKS)/from-$(1)
+
+endef
+define forked
+$(BIN)/gsnr fork --ckpt $(FORKS)/vanilla/checkpoints/$(1) --rows $(FORK_ROWS),$(FORK_CONTROLS) $(FORKED) --out $(FORKS)/from-$(1)
+$(BIN)/gsnr recommend --ckpt $(FORKS)/vanilla/checkpoints/$(1) --rows $(FORK_ROWS),$(FORK_CONTROLS) --forks $(FORKS)/from-$(1) --out $(FORKS)/recommended-$(1)
+
+endef
 HANDOVER ?= runs/handover
 HANDOVER_OPTIONS ?=
 RELEASED := $(foreach lr,0.3 1,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
@@ -116,13 +125,10 @@ vanilla: $(RUNS)
 	$(BIN)/gsnr train --preset sit-demo --save-every 200 --sample-every 0 --out $(FORKS)/vanilla --resume
 
 power: vanilla ## vanilla against vanilla: the spread of forks without alignment, and which effects forks could show
-	$(foreach at,$(FORK_FROM),$(BIN)/gsnr fork --ckpt $(FORKS)/vanilla/checkpoints/$(at) --rows none $(FORKED) --out $(FORKS)/from-$(at)
-	)
+	$(foreach at,$(FORK_FROM),$(call powered,$(at)))
 
 forks: vanilla ## which criterion predicts what an alignment brings? 16 rows, 5 seeds, from two checkpoints; docs/deciding.md; a night, goes on where it stopped
-	$(foreach at,$(FORK_FROM),$(BIN)/gsnr fork --ckpt $(FORKS)/vanilla/checkpoints/$(at) --rows $(FORK_ROWS),$(FORK_CONTROLS) $(FORKED) --out $(FORKS)/from-$(at)
-	$(BIN)/gsnr recommend --ckpt $(FORKS)/vanilla/checkpoints/$(at) --rows $(FORK_ROWS),$(FORK_CONTROLS) --forks $(FORKS)/from-$(at) --out $(FORKS)/recommended-$(at)
-	)
+	$(foreach at,$(FORK_FROM),$(call forked,$(at)))
 
 test: $(STAMP) ## runs the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from gsnr import ranking
 from gsnr.figures.style import COLOURS, CONTROL, PAGE, paper
@@ -58,7 +59,7 @@ def _ranks(values_R: Array) -> Array:
     """1 for the largest, 0 for the smallest; NaN where there is no value."""
     known = np.isfinite(values_R)
     places = np.full(len(values_R), np.nan)
-    places[known] = values_R[known].argsort().argsort() / max(1, known.sum() - 1)
+    places[known] = (rankdata(values_R[known]) - 1) / max(1, known.sum() - 1)
     return places
 
 
@@ -83,13 +84,15 @@ def _gains(axes: Axes, rows: pd.DataFrame) -> None:
     bars = np.nan_to_num(np.stack([value - low, high - value]))
     axes.errorbar(value, np.arange(len(rows)), xerr=bars, fmt="o", color=COLOURS[0], ms=3, lw=0.8)
     axes.axvline(0, color="black", lw=0.6)
-    axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel="benefit by forks\n(> 0: better than none)")
+    axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=[], ylabel="the same rows", xlabel="benefit by forks\n(> 0: better than none)")
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Raises ValueError for a table of several checkpoints, or without criteria."""
     if table.groupby(["run", "checkpoint"]).ngroups > 1:
         raise ValueError("fig_recommend: the table is of several checkpoints; name one")
+    if table.duplicated(["target", "metric"]).any():
+        raise ValueError("fig_recommend: the table has several values of one row and criterion; `gsnr recommend` makes one")
     labels = table.attrs.get("labels", {})
     rows = table.drop_duplicates("target").reset_index(drop=True)
     wide = table.pivot(index="target", columns="metric", values="value").loc[rows["target"]]
@@ -103,7 +106,7 @@ def draw(table: pd.DataFrame) -> Figure:
         left, right = figure.subplots(1, 2, width_ratios=(COLUMN * len(criteria), 1.4)) if len(gains) else (figure.subplots(), None)
         failed = _heat(left, wide[criteria].to_numpy(np.float64), control_R)
         left.set_yticks(range(len(rows)), [_name(row) for _, row in rows.iterrows()])
-        left.set_xticks(range(len(criteria)), [textwrap.fill(str(labels.get(name, name)), 13) for name in criteria])
+        left.set_xticks(range(len(criteria)), [textwrap.fill(str(labels.get(name, name)), 13, break_long_words=False) for name in criteria])
         left.tick_params(length=0, labeltop=True, labelbottom=False)
         for tick, wrong in zip(left.get_xticklabels(), failed, strict=True):
             tick.set(rotation=40, ha="left", rotation_mode="anchor", color=FAILED if wrong else "black")
@@ -112,5 +115,11 @@ def draw(table: pd.DataFrame) -> Figure:
         left.spines[:].set_visible(False)
         if right is not None:
             _gains(right, gains.set_index("target").loc[rows["target"]])
-        figure.text(0.0, -0.01, "boxed: the pick    red: failed, a negative control (grey) ranks above a target", va="top", fontsize=7)
+        figure.text(
+            0.0,
+            -0.01,
+            "darker: higher in its column    boxed: the pick    red: failed, a negative control (grey) ranks above a target",
+            va="top",
+            fontsize=7,
+        )
     return figure

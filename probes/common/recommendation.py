@@ -160,7 +160,7 @@ def _criterion_lines(found: Recommendation) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for values in found.values:
         row, wrong = found.pick(values), found.misplaced(values)
-        verdict = "yes" if not wrong else f"**failed**: {', '.join(wrong)}"
+        verdict = "-" if row is None else "yes" if not wrong else f"**failed**: {', '.join(wrong)}"
         cells = [values.label, "-" if row is None else row.label, verdict if found.controls.any() else "no controls", f"{values.sec:.1f}"]
         if found.benefit is not None:
             judged = [found.judged(values, controls) for controls in (False, True)]

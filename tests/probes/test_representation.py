@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gsnr import table
+from gsnr import intervals, table
 from gsnr.probes import representation
 from gsnr.probes.common import linear_probe
 from gsnr.probes.common.command import main
@@ -56,7 +56,7 @@ def test_the_interval_of_a_proportion_holds_it() -> None:
     """At 0 and 1 Wilson's formula ends there up to rounding: not always on the right side."""
     for n in range(1, 2000):
         for share in (0.0, 0.5, 1.0):
-            low, high = representation._wilson(share, n)
+            low, high = intervals.wilson(share, n)
             assert low <= share <= high
 
 
@@ -79,7 +79,7 @@ def test_linear_probes_solved_together() -> None:
         assert found[k] == exact.score(x_held[k], y_held)
         alone, _ = linear_probe.fit(torch.from_numpy(scaled[k][None]), torch.from_numpy(y), 3)
         torch.testing.assert_close(alone[0], weights[k], atol=1e-4, rtol=0)
-    low, high = representation._wilson(0.5, 100)
+    low, high = intervals.wilson(0.5, 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
 
 
