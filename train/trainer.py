@@ -92,7 +92,8 @@ def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
             + ("; `gsnr convert --resolution` makes a start on another token grid" if other == "input_size" else "")
         )
     raw.model.load_state_dict(loaded.model.state_dict(), strict=not routed)
-    if resolve_alignment(loaded.config.alignment, config.model) == config.alignment:  # an option that came later is at its default
+    before, now = (resolve_alignment(options, config.model) for options in (loaded.config.alignment, config.alignment))
+    if before == now:  # an option that came later is at its default
         checkpoint.assign(raw.alignment, loaded.alignment.state_dict(), loaded.folder)
 
 

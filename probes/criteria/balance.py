@@ -1,15 +1,16 @@
-"""Balance of the two gradients, rho = I / (lambda U): I unbiased <g_a, g_d>, U unbiased ||g_a||^2, lambda the row's weight.
+"""Balance of the two gradients, rho = I / (lambda U): I unbiased <g_a, g_d>, U unbiased ||g_a||^2, lambda the row's weight (`gsnr.balance`).
 
-0: independent; above 0: both descend; -1: in equilibrium. At a joint optimum it is -1 for any target. The interval is the jackknife's of the ratio.
+0: independent; above 0: both descend; -1: in equilibrium. At a joint optimum it is -1 for any target. The interval is Fieller's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 import gsnr
-from gsnr.estimates import LEVEL, ratio
-from gsnr.intervals import jackknife_interval
+from gsnr.balance import balance
 from gsnr.probes.common.case import NAN, UNDEFINED, Case, Interval, on_all
 from gsnr.probes.common.row_gradients import comparisons
 
@@ -19,14 +20,12 @@ PASSES = ("projectors", "gradients")
 
 
 def rho(c: gsnr.Comparison, weight: float) -> Interval:
-    """NaN where the alignment's gradient is not told from 0."""
+    """Without an interval where the alignment's gradient is not told from 0."""
     if not c.has_interval or not c.a.signal > 0 or not weight:
         return UNDEFINED
-    inner_n, signal_n, *_ = c.deleted()
-    value = c.inner / (weight * c.a.signal)
-    if not (signal_n > 0).all():
-        return value, NAN, NAN
-    return value, *jackknife_interval(value, ratio(inner_n, weight * signal_n), LEVEL)  # type: ignore[arg-type]
+    found = balance([c], [weight])
+    low, high = found.ci()
+    return (found.rho, low, high) if np.isfinite(low) else (found.rho, NAN, NAN)
 
 
 def measure(case: Case) -> Mapping[str, Interval]:

@@ -61,4 +61,4 @@ def test_a_rank_can_measure_alone(found: list[dict]) -> None:
 
 def test_an_error_on_one_rank_reaches_all(found: list[dict]) -> None:
     assert found[1]["error"] == "gradients of 1 samples are not finite (samples 1)"
-    assert found[0]["error"] == "rank 1: ValueError: gradients of 1 samples are not finite (samples 1)"
+    assert found[0]["error"] == "rank 1: NotFinite: gradients of 1 samples are not finite (samples 1)"
