@@ -198,6 +198,7 @@ def test_taps_in_the_table_are_those_of_the_methods() -> None:
         "rare",
         "dupa",
         "pooled",
+        "repi",
     }
     for name, *taps in rows:
         assert [plugins.find("alignments", name).Config.default_tap(depth) for depth in (12, 24, 28)] == [int(tap) for tap in taps], name

@@ -128,6 +128,11 @@ def _check(config: TrainConfig, rule: StopRule, measured: MeasuredSchedule | Non
 
 
 def check_aligned(config: TrainConfig, alignment: AlignmentModule) -> None:
-    """Raises ValueError for a stop rule of a run that has nothing to stop."""
+    """Raises ValueError for a stop rule of a run that has nothing to stop, or a scaffold."""
     if config.stop_rule["name"] != "none" and not alignment.taps:
         raise ValueError(f"--stop-rule {config.stop_rule['name']}: this run has no alignment to release (--alignment)")
+    if config.stop_rule["name"] != "none" and (steps := alignment.config.scaffold):
+        raise ValueError(
+            f"--stop-rule {config.stop_rule['name']}: alignment {alignment.name!r} replaces keys and values for {steps} steps, which no rule "
+            "measures; end it with --schedule stop"
+        )

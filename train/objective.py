@@ -29,7 +29,8 @@ class Objective(nn.Module):
     """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32, and "class_token" of a model
     that has one, whose loss counts class_token_weight times; of a batch with K views an image, velocity and class_token are (B,K).
 
-    forward(batch, False) is that of a model without alignment, for when its schedule is over."""
+    forward(batch, False) is that of a model without alignment, for when its schedule is over; forward(batch, step=s) that of step s of training,
+    with the keys and values that the alignment then gives the model."""
 
     def __init__(self, model: SiT, alignment: AlignmentModule, class_token_weight: float = TrainConfig.class_token_weight) -> None:
         super().__init__()
@@ -47,11 +48,12 @@ class Objective(nn.Module):
         """Those that it has, by name."""
         return ("velocity", *(["class_token"] if self.model.has_extra else []), *(["align"] if self.alignment.taps else []))
 
-    def forward(self, batch: Batch, aligned: bool = True) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, aligned: bool = True, step: int | None = None) -> dict[str, Tensor]:
         taps = self.alignment.taps if aligned else ()
         shape, rows = batch["t"].shape, flattened(batch)
         x_t, extra = noised(self.model, rows)
-        predicted, hidden = self.model.forward_with_taps(x_t, rows["t"], rows["label"], rows["label_drop"], taps=taps, extra=extra)
+        given = self.alignment.replaces(batch, step) if aligned and step is not None else {}
+        predicted, hidden = self.model.forward_with_taps(x_t, rows["t"], rows["label"], rows["label_drop"], taps=taps, extra=extra, replaced=given)
         assert predicted is not None
         found = {name: loss.view(shape) for name, loss in losses(predicted, rows).items()}
         if taps:

@@ -102,6 +102,23 @@ def _haste() -> Row:
     return Row(table="-", alignment=both, sizes=tuple(SIZES), repa=True, schedules=stop, at=at, runs_on_demo=False)
 
 
+def _repi(alignment: dict[str, Any], at_demo_size: dict[str, Any]) -> Row:
+    """REPI (arXiv 2609.35292). Its 20K first steps of 400K are 140 of the demo's, whose teacher has no keys and values."""
+    at = {DEMO: {"alignment": at_demo_size}}
+    return Row(table="-", alignment=alignment, sizes=("b2", "l2", "xl2"), repa=True, at=at, runs_on_demo=False)
+
+
+def _repi_rows() -> dict[str, Row]:
+    """REPI alone, and with a REPA of weight 0.25 at block 4."""
+    repa, small = {"name": "repa", "tap": 4, "weight": 0.25}, {"scaffold": 140}
+    both = {"name": "multi", "parts": (repa, {"name": "repi"})}
+    small_repa = repa | {"tap": DEMO_TAPS[4], "projector_width": DEMO_PROJECTOR_WIDTH}
+    return {
+        "repi": _repi({"name": "repi"}, small),
+        "repi-repa": _repi(both, {"parts": (small_repa, {"name": "repi"} | small)}),
+    }
+
+
 def _scheduled() -> dict[str, Row]:
     """REPA under the schedules of other papers."""
     haste = {"s2": _stop(100_000, tap=5), "b2": _stop(100_000, tap=5), "xl2-512": _stop(300_000), DEMO: _stop(700)}
@@ -214,7 +231,7 @@ def _ablations() -> dict[str, Row]:
     }
 
 
-ROWS = _methods() | _scheduled() | _routed() | _ablations()
+ROWS = _methods() | _repi_rows() | _scheduled() | _routed() | _ablations()
 
 
 def _changed(row: Row, size: str, made: dict[str, Any]) -> dict[str, Any]:

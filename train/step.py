@@ -122,7 +122,7 @@ def optimisation_step(
     for i, part in enumerate(parts):
         with accelerator.no_sync(objective) if i < len(parts) - 1 else nullcontext():
             ours = ready(accelerator, part, raw, ema, aligned)
-            each = objective(ours, aligned)
+            each = objective(ours, aligned, step)
             losses = {name: value.mean() / accumulate for name, value in each.items()}
             losses["loss"] = _total(each, ours["t"], raw.weights, schedules, step) / accumulate
             accelerator.backward(losses["loss"])

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from gsnr.train import opening, optimizer, sample, vae
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.callback import GsnrCallback, check_images, check_independent
-from gsnr.train.config import TrainConfig, check_size, resolve_alignment
+from gsnr.train.config import TrainConfig, alignment_config, check_size, resolve_alignment
 from gsnr.train.data.batches import StepBatches, reading
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.feedback import Feedback, check_aligned
@@ -101,6 +101,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     """Raises ValueError where the launcher's processes know nothing of one another, or a tracker is missing."""
     last = make_schedule(config.schedule).last
     ends = (last is not None and last < config.steps) or config.stop_rule["name"] != "none"  # then projector and router are no part of backward
+    ends |= alignment_config(config.alignment).scaffold > 0  # nor what gave keys and values
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # without it, torchrun on a CPU would start runs that know nothing of one another
         mixed_precision=config.precision,

@@ -81,8 +81,8 @@ def test_a_loss_is_the_mean_over_pairs_that_end_at_the_tap() -> None:
     alignment = made("attention", tap=3, layers=(5, 12))
     assert alignment.taps == (3, -2, -3) and not list(alignment.parameters())
     hidden = {k: torch.randn(2, 4, 24) for k in (-2, -3)}
-    batch = {f"teacher_qkv_{k}": torch.randn(2, 4, 18) for k in (5, 12)}
-    each = [losses.attention_cross_entropy(hidden[tap], 2, batch[f"teacher_qkv_{k}"], 3) for tap, k in ((-2, 5), (-3, 12))]
+    batch = {f"teacher_qkv_{k}": torch.randn(2, 4, 21) for k in (5, 12)}
+    each = [losses.attention_cross_entropy(hidden[tap], 2, batch[f"teacher_qkv_{k}"], 7) for tap, k in ((-2, 5), (-3, 12))]
     torch.testing.assert_close(alignment.loss(hidden, batch), (each[0] + each[1]) / 2)
 
 
@@ -111,13 +111,13 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cache"
 
 
-PARTS = '[{"name": "repa", "projector_width": 8}, {"name": "attention", "layers": [1, 2], "tap": 2}]'
+PARTS = '[{"name": "repa", "projector_width": 8}, {"name": "attention", "layers": [1, 2], "tap": 2}, {"name": "repi", "tap": 1, "scaffold": 2}]'
 MODEL = ("--model.input-size", 8, "--model.patch-size", 2, "--model.num-classes", 2)
 HASTE = ("--preset", "smoke", "--trackers", "none", "--batch", 4, *MODEL, "--alignment", "multi", "--alignment.parts", PARTS)
 
 
 def test_a_run_on_pictures_resumes_is_probed_and_measured(online: Path, tmp_path: Path) -> None:
-    """The teacher is in no checkpoint; attention is a target of a probe like any other."""
+    """The teacher is in no checkpoint; attention is a target of a probe like any other. REPI's phase changes where the run is cut."""
     words = (*HASTE, "--data.path", online, "--schedule", "stop", "--schedule.at", 3)
     whole = ("--gsnr-every", 4, "--gsnr-images", 4, "--out", tmp_path / "whole")
     assert call(main, *words, *whole, "--steps", 4) == 0

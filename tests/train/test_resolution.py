@@ -66,7 +66,7 @@ def test_every_alignment_trains_a_step_at_twice_the_grid(caches: dict[str, Path]
     for name in plugins.names("alignments"):
         parts = {"parts": presets.ROWS["multi"].alignment["parts"]} if name == "multi" else {}
         config = config_of(caches["layers"], alignment=name) if not parts else config_of(caches["layers"], "multi")
-        if name in ("attention", "pooled"):  # of a teacher with attention, of vectors
+        if name in ("attention", "pooled", "repi"):  # of a teacher with attention, of vectors
             continue
         header, splits = opening.open_data(config)
         objective = make_objective(config, header)

@@ -349,7 +349,7 @@ def test_what_a_tap_s_gradient_reaches() -> None:
         assert reached == {name for name, _ in model.named_parameters() if groups_of(name, tap)}
 
 
-@pytest.mark.parametrize("name", sorted(set(plugins.names("alignments")) - {"none", "multi", "attention", "pooled"}))
+@pytest.mark.parametrize("name", sorted(set(plugins.names("alignments")) - {"none", "multi", "attention", "pooled", "repi"}))
 def test_every_alignment_trains_a_step_on_it(name: str, tmp_path: Path) -> None:
     """Whose features the demo's data hold."""
     words = ("--preset", "smoke", "--alignment", name, "--model.residual", "dar", "--trackers", "none", "--steps", 1, "--out", tmp_path / "run")

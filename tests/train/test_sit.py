@@ -23,8 +23,11 @@ def tiny(**changes) -> SiT:
     return model.double().eval()
 
 
-def reference_forward(s: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor, heads: int, patch: int) -> Tensor:
-    """DiT's forward written out from the paper with matrix products on the state dict: no nn.Module, no SDPA."""
+def reference_forward(
+    s: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor, heads: int, patch: int, replaced: dict[int, tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
+    """DiT's forward written out from the paper with matrix products on the state dict: no nn.Module, no SDPA. replaced: keys and values of a block,
+    from 1, that are given."""
 
     def linear(h: Tensor, name: str) -> Tensor:
         return h @ s[f"{name}.weight"].T + s[f"{name}.bias"]
@@ -48,6 +51,7 @@ def reference_forward(s: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor, hea
         p = f"blocks.{i}"
         sa, ca, ga, sm, cm, gm = linear(silu(cond), f"{p}.adaLN_modulation.1")[:, None].chunk(6, -1)
         q, k, v = linear(norm(h) * (1 + ca) + sa, f"{p}.attn.qkv").chunk(3, -1)
+        k, v = (replaced or {}).get(i + 1, (k, v))
         outputs = []
         for n in range(heads):
             w = q.shape[-1] // heads

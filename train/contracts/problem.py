@@ -48,19 +48,19 @@ def made(name: str, model: ModelConfig = MODEL, groups: Mapping[str, tuple[int, 
 
 @cache
 def teacher() -> AttentiveTeacher:
-    """A DINOv2 of 12 layers, three heads and width 6, at random."""
+    """A DINOv2 of 12 layers, seven heads and width 7, at random."""
     import transformers
 
     from gsnr.train import teacher as teachers
     from gsnr.train.teacher_attention import AttentiveTeacher
 
     torch.manual_seed(0)
-    size: dict[str, Any] = {"hidden_size": 6, "num_hidden_layers": 12, "num_attention_heads": 3, "mlp_ratio": 1, "image_size": 4, "patch_size": 2}
+    size: dict[str, Any] = {"hidden_size": 7, "num_hidden_layers": 12, "num_attention_heads": 7, "mlp_ratio": 1, "image_size": 4, "patch_size": 2}
     backbone = transformers.Dinov2Model(transformers.Dinov2Config(**size))
     for p in backbone.parameters():
         nn.init.normal_(p, std=0.3)
     tokens = teachers.PatchTokens(backbone, 2, *teachers.IMAGENET.values()).eval().requires_grad_(False)
-    frozen = {"name": "contract", "sha": "", "channels": 6, "downsampling": 2, "patch": 2}
+    frozen = {"name": "contract", "sha": "", "channels": 7, "downsampling": 2, "patch": 2}
     return AttentiveTeacher(teachers.FrozenTeacher(model=tokens, tokens=tokens, **frozen))  # type: ignore[arg-type]
 
 

@@ -6,12 +6,14 @@ An extra token (REG, Wu et al. 2025, arXiv 2507.01467) goes before the patches: 
 
 Shapes: B batch, C latent channels, H = W latent side, P patch, T = (H/P)^2 tokens, D hidden size. h_BTD hidden state, c_BD condition.
 E channels of the extra token. Taps are 1-based: tap k is the output of block k; tap -k its attention's queries, keys and values, side by side:
-(B,T,3D). Both are of the patches alone.
+(B,T,3D). Both are of the patches alone. Keys and values of a block may be given from outside (REPI), side by side, (B,T,2D): the patches' alone, too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,18 @@ ATTENTION, MLP = "attention", "mlp"  # sublayers of a block
 STANDARD, DAR = RESIDUALS = ("standard", "dar")
 Velocity = Tensor | tuple[Tensor, Tensor]  # of the latent, (B,C,H,W); beside it that of the extra token, (B,E), of a model that has one
 EXTRA = 10_000  # more than any model has blocks
+NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
 def extra_of(tap: int) -> int:
     """The key, among hidden states, of the extra token's (B,1,D) at a tap."""
     return EXTRA + tap
+
+
+def _check_replaced(replaced: Mapping[int, Tensor], shape: tuple[int, int, int]) -> None:
+    for k, kv in replaced.items():
+        if k < 1 or kv.shape != shape:
+            raise ValueError(f"keys and values of block {k}: have shape {tuple(kv.shape)}, not {shape}")
 
 
 def sincos_1d(positions_T: np.ndarray, width: int) -> np.ndarray:
@@ -123,10 +132,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, h_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """(its output, its queries, keys and values side by side)."""
+    def forward(self, h_BTD: Tensor, kv_BSE: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(its output, its queries, keys and values side by side). kv: keys and values that the last S tokens take for theirs."""
         b, t, d = h_BTD.shape
         qkv_BTE = self.qkv(h_BTD)
+        if kv_BSE is not None:
+            q_BTD, own_BTE = qkv_BTE.split([d, 2 * d], -1)
+            qkv_BTE = torch.cat([q_BTD, torch.cat([own_BTE[:, : t - kv_BSE.shape[1]], kv_BSE], 1)], -1)
         q, k, v = qkv_BTE.view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d)), qkv_BTE
 
@@ -152,13 +164,15 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(hidden_size, mlp_ratio)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
-    def forward(self, h_BTD: Tensor, c_BD: Tensor, half: str = "", with_qkv: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, h_BTD: Tensor, c_BD: Tensor, half: str = "", with_qkv: bool = False, kv_BSE: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The stream after both; with_qkv: beside its attention's queries, keys and values. half: attention or mlp, the gated output of that alone;
-        `c` is then what `adaLN_modulation` made of it."""
+        `c` is then what `adaLN_modulation` made of it. kv: see `Attention`."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (c_BD if half else self.adaLN_modulation(c_BD)).chunk(6, dim=1)
         if half == MLP:
             return gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(h_BTD), shift_m, scale_m))
-        attended_BTD, qkv_BTE = self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a))
+        attended_BTD, qkv_BTE = self.attn(modulate(self.norm1(h_BTD), shift_a, scale_a), kv_BSE)
         made_BTD = gate_a.unsqueeze(1) * attended_BTD
         if half != ATTENTION:
             h_BTD = h_BTD + made_BTD
@@ -282,15 +296,19 @@ class SiT(ModelMixin, ConfigMixin):
         taps: tuple[int, ...] = (),
         stop: bool = False,
         extra: Tensor | None = None,
+        replaced: Mapping[int, Tensor] = NOTHING,
     ) -> tuple[Velocity | None, dict[int, Tensor]]:
         """(velocity, {k: h_BTD after block k; -k: its queries, keys and values}), of the patches alone; the extra token's h is there as
         `extra_of(k)`, (B,1,D). With `stop`, nothing above the last tap is computed; the velocity is None unless the last tap is the last block.
+        replaced: k -> (B,T,2D), keys and values that the patches have in block k in place of their own; the extra token keeps its own.
 
-        Raises ValueError for a tap outside 1..depth, and for an extra token that is missing or that the model does not have.
+        Raises ValueError for a tap outside 1..depth, for an extra token that is missing or that the model does not have, and for keys and values
+        of no block or of another shape.
         """
-        bad = [k for k in taps if not 1 <= abs(k) <= len(self.blocks)]
+        bad = [k for k in (*taps, *replaced) if not 1 <= abs(k) <= len(self.blocks)]
         if bad:
             raise ValueError(f"tap {bad[0]} does not exist: this model has blocks 1 to {len(self.blocks)}")
+        _check_replaced(replaced, (len(x), self.grid**2, 2 * self.config["hidden_size"]))
         h_BTD, t_BD = self._tokens(x, extra), self.t_embedder(t)
         c_BD = t_BD + self.y_embedder(y, label_drop)
         stream, hidden = None, dict[int, Tensor]()
@@ -298,7 +316,8 @@ class SiT(ModelMixin, ConfigMixin):
             stream = self.routing.begin(h_BTD, t_BD)
             h_BTD = stream.read()
         for k, block in enumerate(self.blocks, start=1):
-            made: Any = self._block(block, h_BTD, c_BD, "", -k in taps) if stream is None else self._routed(block, h_BTD, c_BD, stream, -k in taps)
+            asked = (-k in taps, replaced.get(k))
+            made: Any = self._block(block, h_BTD, c_BD, "", *asked) if stream is None else self._routed(block, h_BTD, c_BD, stream, *asked)
             h_BTD, *qkv_BTE = made if -k in taps else (made,)
             if qkv_BTE:
                 hidden[-k] = qkv_BTE[0][:, 1:] if self.has_extra else qkv_BTE[0]
@@ -313,10 +332,12 @@ class SiT(ModelMixin, ConfigMixin):
         recompute = self.checkpointing and torch.is_grad_enabled()
         return checkpoint(block, h_BTD, *inputs, use_reentrant=False) if recompute else block(h_BTD, *inputs)
 
-    def _routed(self, block: Any, h_BTD: Tensor, c_BD: Tensor, stream: Stream, with_qkv: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """What the next block reads, or the final layer; with_qkv as of a block. h: what this one reads."""
+    def _routed(
+        self, block: Any, h_BTD: Tensor, c_BD: Tensor, stream: Stream, with_qkv: bool = False, kv_BSE: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """What the next block reads, or the final layer; with_qkv and kv as of a block. h: what this one reads."""
         modulation_BF = block.adaLN_modulation(c_BD)
-        attended_BTD, qkv_BTE = self._block(block, h_BTD, modulation_BF, ATTENTION, True)
+        attended_BTD, qkv_BTE = self._block(block, h_BTD, modulation_BF, ATTENTION, True, kv_BSE)
         stream.write(attended_BTD)
         stream.write(self._block(block, stream.read(), modulation_BF, MLP))
         return (stream.read(), qkv_BTE) if with_qkv else stream.read()
