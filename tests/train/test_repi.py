@@ -18,7 +18,7 @@ from gsnr.train.objective import Objective
 from gsnr.train.step import optimisation_step
 from gsnr.train.trainer import make_accelerator
 from tests.train.in_numpy import f64
-from tests.train.test_sit import reference_forward
+from tests.train.sit_written_out import reference_forward
 
 INPUTS = {"x": torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), "t": torch.tensor([0.2, 0.9]), "y": torch.tensor([1, 5])}
 LAST, SCAFFOLD = 12, 3  # layer of the teacher; steps
