@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TARGETS, RANGED = ("repa", "uniform-deep", "uniform-mid"), ("0-0.5", "0.5-1")
 CONTROLS = ("shuffled", "random", "constant")
 
+TRAIN_IMAGES = 512  # or all, where there are fewer
+
 
 def _parser() -> Parser:
     assert __doc__ is not None
@@ -36,7 +38,7 @@ def _parser() -> Parser:
     parser.add_argument("--criteria", metavar="A,B", help=f"of {', '.join(plugins.names('criteria'))} (default: all)")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: RUN/recommended)")
     parser.add_number("--n-images", 256, "held-out images that criteria are measured on", low=16, high=2**20)
-    parser.add_number("--train-images", 512, "train images that readers and directions are taken from", low=16, high=2**20)
+    parser.add_number("--train-images", TRAIN_IMAGES, "train images that readers and directions are taken from", low=16, high=2**20)
     parser.add_number("--lookahead", 0, "real steps of criterion lookahead; 0 leaves it out", low=0, high=10**6, metavar="K")
     parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and controls (default: 0)")
     parser.add_argument("--forks", type=a_path, metavar="DIR", help="what `gsnr fork --out` wrote of this checkpoint: is the pick right?")
@@ -77,6 +79,9 @@ def _case(args: Namespace, out: Path, subject: Subject) -> Case:
 
     options = TargetOptions(n_images=args.n_images, seed=args.seed, fit_samples=4096)
     subject.require_images(options)
+    size = subject.splits["train"].size
+    if args.train_images > max(size, TRAIN_IMAGES):
+        raise ValueError(f"--train-images {args.train_images}: the data have {size}")
     if args.rows is None:
         rows = usual(subject)
     else:
@@ -86,7 +91,9 @@ def _case(args: Namespace, out: Path, subject: Subject) -> Case:
         rows = [row_of(parse(word), subject, 1, {}) for word in words]
     if len(rows) < 2:
         raise ValueError("--rows: name two rows or more, to choose between")
-    return Case(subject=subject, rows=rows, options=options, train_images=args.train_images, lookahead=args.lookahead, out=out / "lookahead")
+    return Case(
+        subject=subject, rows=rows, options=options, train_images=min(args.train_images, size), lookahead=args.lookahead, out=out / "lookahead"
+    )
 
 
 def _forked(args: Namespace, out: Path, rows: list[Row]) -> Path | None:
@@ -136,6 +143,15 @@ def main(argv: list[str]) -> int:
         raise ValueError("--criteria lookahead: needs --lookahead K, how many steps")
     if args.validate and args.forks is not None:
         raise ValueError("--validate trains forks, --forks reads those that are there; name one of them")
+    if args.validate:
+        from gsnr.train.evaluate import LEAST_SAMPLES
+        from gsnr.train.grid import seeds_of
+
+        seeds_of(args.seeds)
+        if args.frechet and args.frechet < LEAST_SAMPLES:
+            raise ValueError(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
+    if len(set(criteria)) < len(criteria):
+        raise ValueError("--criteria: names one of them twice")
     if args.benefit is not None and not args.validate and args.forks is None:
         raise ValueError("--benefit: is of forks; name them with --forks, or train them with --validate")
     from gsnr.train.runs import checkpoint

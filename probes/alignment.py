@@ -11,7 +11,7 @@ from gsnr.probes.common.candidates import candidates
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject
-from gsnr.probes.common.targets import check, chosen, left_out
+from gsnr.probes.common.targets import check, chosen, left_out, own_target, unmeasured
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
@@ -33,6 +33,8 @@ def plan(subject: Subject, options: Options) -> list[str]:
     parts = subject.checkpoint.alignment.parts
     takes = account(subject.checkpoint.model, subject.tap, heads_of(made), options.n_images * options.draws)
     first = [f"of the checkpoint's {len(parts)} alignments, the first, at block {subject.tap}"] if len(parts) > 1 else []
+    own = own_target(subject)
+    first += [f"left out: the checkpoint's own alignment {why}"] if own is not None and (why := unmeasured(own[1])) else []
     apart = [f"left out: {name} {why}" for name, why in left_out().items()] if options.targets == ("all",) else []
     return [
         *first,

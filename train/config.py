@@ -206,6 +206,15 @@ def check_size(model: ModelConfig) -> None:
         )
 
 
+def _check_routing(model: ModelConfig) -> None:
+    """Raises ValueError for options of a routed model in a plain one, and for chunks that do not divide the sublayers."""
+    for name in ("queries", "chunk", "summary", "final", "query_std"):
+        if model.residual != "dar" and getattr(model, name) != getattr(ModelConfig, name):
+            raise ValueError(f"--model.{name.replace('_', '-')} {getattr(model, name)}: is of a routed model; add --model.residual dar")
+    if model.residual == "dar" and model.chunk and 2 * model.depth % model.chunk:
+        raise ValueError(f"--model.chunk {model.chunk}: {model.depth} blocks have {2 * model.depth} sublayers, which it must divide; 0 is all")
+
+
 def check(config: TrainConfig) -> None:
     """Raises ValueError for an option out of its range, and for options that do not go together."""
     check_ranges(config)
@@ -218,6 +227,7 @@ def check(config: TrainConfig) -> None:
         raise ValueError(f"--trackers {config.trackers}: none goes with no other")
     if config.keep_every and not config.keep_last:
         raise ValueError("--keep-every: says what stays beside --keep-last K, which is missing (all checkpoints stay without it)")
+    _check_routing(config.model)
     if config.batch % config.accumulate:
         raise ValueError(f"--batch {config.batch} is not a multiple of --accumulate {config.accumulate}")
     weight = config.alignment.get("weight", 0.0)

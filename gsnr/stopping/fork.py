@@ -19,7 +19,7 @@ EXAMPLE = {"ramp": 10}
 class Config(RuleConfig):
     consecutive: int = option(2, "checks in a row that must say so", low=1, high=10**3)
     row: str = option("", "row of the forks (default: the only one)")
-    metric: str = option("velocity", "metric of the forks, lower is better")
+    metric: str = option("velocity_loss", "metric of the forks, lower is better")
 
 
 class Rule(StopRule):

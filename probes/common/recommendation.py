@@ -69,10 +69,17 @@ def benefits(folder: Path, loaded: Checkpoint, metric: str | None) -> Benefit:
     for name in (tables.RESULT, tables.TABLE):
         if not (folder / name).is_file():
             raise ValueError(f"--forks {folder}: holds no {name}; name a folder that `gsnr fork --out` wrote")
-    about, runs = files.read_json(folder / tables.RESULT)["about"], pd.read_csv(folder / tables.TABLE)
+    try:
+        about, runs = dict(files.read_json(folder / tables.RESULT)["about"]), pd.read_csv(folder / tables.TABLE)
+        there = [name for name in runs.columns if name not in ("row", "seed")]
+        runs = runs.astype({name: np.float64 for name in there} | {"row": str})
+        missing = {"checkpoint", "checkpoint_sha"} - about.keys() | {"row", "seed"} - set(runs.columns)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"--forks {folder}: {tables.RESULT} or {tables.TABLE} is none that `gsnr fork` wrote ({error})") from error
+    if missing or not there:
+        raise ValueError(f"--forks {folder}: {tables.RESULT} or {tables.TABLE} is none that `gsnr fork` wrote")
     if about["checkpoint_sha"] != loaded.sha:
         raise ValueError(f"--forks {folder}: are of {about['checkpoint']}, whose weights are not those of {loaded.folder}")
-    there = [name for name in runs.columns if name not in ("row", "seed")]
     metric = metric or ("frechet" if "frechet" in there else "velocity_loss")
     if metric not in there:
         raise ValueError(f"--benefit {metric}: the forks in {folder} have {', '.join(there)}")
@@ -160,7 +167,8 @@ def _criterion_lines(found: Recommendation) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for values in found.values:
         row, wrong = found.pick(values), found.misplaced(values)
-        verdict = "-" if row is None else "yes" if not wrong else f"**failed**: {', '.join(wrong)}"
+        known = row is not None and bool(np.isfinite(found.column(values)[found.controls]).any())
+        verdict = "-" if not known else "yes" if not wrong else f"**failed**: {', '.join(wrong)}"
         cells = [values.label, "-" if row is None else row.label, verdict if found.controls.any() else "no controls", f"{values.sec:.1f}"]
         if found.benefit is not None:
             judged = [found.judged(values, controls) for controls in (False, True)]

@@ -21,6 +21,11 @@ def _not_measured(module: ModuleType) -> str:
     return COUPLED if module.Alignment.coupled else VIEWS if module.Config().views > 1 else ""
 
 
+def unmeasured(alignment: AlignmentModule) -> str:
+    """Why a checkpoint's own alignment has no gradient of one sample; "" where it has."""
+    return COUPLED if alignment.coupled else VIEWS if alignment.views > 1 else ""
+
+
 def own_target(subject: Subject) -> tuple[str, AlignmentModule] | None:
     """(name, module) of what hidden states at `subject.tap` were aligned to, in the checkpoint or in that of --align-from: the first of
     several; None for no alignment."""
@@ -53,7 +58,7 @@ def available(subject: Subject) -> dict[str, dict[str, Any]]:
             resolved = resolve_alignment({"name": name, "tap": subject.tap} | options, model)
             if _readable(subject, resolved):
                 made[target] = resolved
-    if own is None or own[1].coupled or own[1].views > 1:
+    if own is None or unmeasured(own[1]):
         return made
     return {own[0]: {"name": own[1].name} | asdict(own[1].config.over_patches())} | {
         target: options for target, options in made.items() if target != own[0]
@@ -74,7 +79,9 @@ def chosen(subject: Subject, asked: tuple[str, ...]) -> dict[str, dict[str, Any]
     options, own = available(subject), own_target(subject)
     if asked == ("all",):
         return options
-    names = [own[0] if name == "own" and own else name for name in asked or USUAL]
+    if "own" in asked and own is not None and (said := unmeasured(own[1])):
+        raise ValueError(f"--targets own: {subject.aligned.folder} {said}")
+    names = [own[0] if name == "own" and own and not unmeasured(own[1]) else name for name in asked or USUAL]
     for name in names:
         if name not in options and asked:
             if name in plugins.names("alignments") and (said := _not_measured(plugins.find("alignments", name))):

@@ -6,6 +6,7 @@ It knows the block and the times, not the target.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +25,19 @@ PASSES = ()
 def changes(model: torch.nn.Module, block: torch.nn.Module, x_t: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:
     """(B,): ||v without the block - v|| / ||v||."""
     whole = model(x_t, t_B, label_B).flatten(1)
-    skipped = block.register_forward_hook(lambda module, given, out: given[0])
+    skipped = block.register_forward_hook(_nothing)
     try:
         without = model(x_t, t_B, label_B).flatten(1)
     finally:
         skipped.remove()
     return (without - whole).norm(dim=1) / whole.norm(dim=1)
+
+
+def _nothing(module: torch.nn.Module, given: Any, out: Any) -> Any:
+    """What a block gives that writes nothing: what it read; of half a block, in a routed model, zeros."""
+    if len(given) < 3 or not given[2]:
+        return given[0]
+    return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
 
 
 @torch.no_grad()

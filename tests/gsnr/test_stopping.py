@@ -128,7 +128,7 @@ def test_a_series_of_forks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """Forks of three checkpoints: the alignment gains at first, then twice it costs velocity loss (its difference from vanilla lies above 0)."""
     for step, (d, low, high) in ((100, (-1, -2, -0.5)), (300, (2, 1, 3)), (200, (1, 0.5, 2))):
         (tmp_path / str(step)).mkdir()
-        one = {"row": "repa", "metric": "velocity", "difference": d, "over_seeds": [low, high], "over_images": [low, high]}
+        one = {"row": "repa", "metric": "velocity_loss", "difference": d, "over_seeds": [low, high], "over_images": [low, high]}
         (tmp_path / str(step) / "forks.json").write_text(json.dumps({"about": {"step": step}, "differences": [one, one | {"row": "ahpa"}]}))
     words = ("--stop-rule", "fork", "--run", *(tmp_path / step for step in ("100", "200", "300")))
     assert call(verdict.main, *words, "--stop-rule.row", "repa") == 0

@@ -226,3 +226,21 @@ def test_what_is_said(parent: Path) -> None:
     assert said[0] == "Recommended: uniform-deep@2, by gap (3)."
     assert said[1].startswith("Validated: on forks of 9 steps with 2 seeds its rank correlation with the benefit (held-out velocity loss) is +1.00")
     assert said[1].endswith("its pick's regret is 0 ± 0 over seeds.")
+
+
+def test_a_block_that_writes_nothing_in_a_routed_model() -> None:
+    """As with its last layers at zero."""
+    torch.manual_seed(0)
+    model = SiT(input_size=4, patch_size=2, hidden_size=8, depth=3, num_heads=2, num_classes=3, residual="dar", chunk=2)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    given = (torch.randn(4, 4, 4, 4), torch.rand(4), torch.arange(4) % 3)
+    with torch.no_grad():
+        found = gate_ablation.changes(model, model.blocks[1], *given)
+        whole = model(*given).flatten(1)
+        for part in ("attn.proj", "mlp.fc2"):
+            for p in model.blocks[1].get_submodule(part).parameters():
+                p.zero_()
+        expected = (model(*given).flatten(1) - whole).norm(dim=1) / whole.norm(dim=1)
+    torch.testing.assert_close(found, expected)
+    assert (found > 0).all()

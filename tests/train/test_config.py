@@ -194,3 +194,15 @@ def test_uniform_takes_its_tap_from_the_preset() -> None:
     """--alignment uniform on a B/2 preset taps where ahpa does unless told otherwise."""
     config = resolve(presets.find("ahpa-l2"), nest({"alignment": "uniform"}))
     assert config.alignment["tap"] == 6
+
+
+@pytest.mark.parametrize(
+    ("flat", "said"),
+    [
+        ({"model.queries": "dynamic"}, "--model.queries dynamic: is of a routed model; add --model.residual dar"),
+        ({"model.residual": "dar", "model.depth": 3}, "--model.chunk 4: 3 blocks have 6 sublayers, which it must divide"),
+    ],
+)
+def test_options_of_routing_go_with_it(flat: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        resolve(nest(flat))

@@ -20,6 +20,7 @@ from gsnr.train.forking import compare, rows, tables
 from gsnr.train.forking.compare import Measured
 from gsnr.train.metrics import Moments
 from gsnr.train.metrics._frechet import Distance
+from tests.conftest import call
 from tests.train.run_files import tensors
 
 VANILLA = ["--preset", "smoke", "--alignment", "none", "--trackers", "none", "--data.demo-train", "32", "--data.demo-heldout", "8", "--batch", "4"]
@@ -202,3 +203,14 @@ def test_power_of_the_table() -> None:
     (found, _) = compare.power(forks, compare.differences(forks, "none"), "none")
     assert found.vanilla_sd == pytest.approx(base.std(ddof=1)) and found.paired_sd == pytest.approx(np.sqrt(5.0))
     assert found.unpaired == pytest.approx(intervals.detectable_effect(np.sqrt(2) * base.std(ddof=1), 3))
+
+
+def test_a_run_that_decides_as_it_goes_is_not_gone_on_with(tmp_path: Path) -> None:
+    """What it has released would come alive again."""
+    words = ("--preset", "smoke", "--stop-rule", "plateau", "--stop-rule.ramp", 2, "--steps", 2, "--trackers", "none", "--out", tmp_path / "run")
+    assert call(train, *words) == 0
+    with pytest.raises(ValueError, match=r"--rows own: its run decides as it goes \(--stop-rule\)"):
+        call(fork.main, "--ckpt", tmp_path / "run", "--rows", "own", "--steps", 2, "--out", tmp_path / "forks")
+    with pytest.raises(ValueError, match=r"--rows reg: changes the model \(extra_token\)"):
+        call(fork.main, "--ckpt", tmp_path / "run", "--rows", "reg", "--steps", 2, "--out", tmp_path / "forks")
+    assert not (tmp_path / "forks").exists()

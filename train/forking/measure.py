@@ -8,6 +8,7 @@ FORK/measured.npz    velocity (T,N) float32: the held-out velocity loss of each 
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def read(fork: Path, about: dict[str, Any]) -> tuple[dict[str, float], dict[str,
     try:
         with np.load(fork / ARRAYS) as arrays:
             return dict(found["values"]), {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{fork / ARRAYS}: damaged ({error}); delete it and {VALUES}, and call the same again") from error
 
 
