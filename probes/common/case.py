@@ -20,7 +20,8 @@ from gsnr import plugins
 from gsnr.probes.common.candidates import FIT, Candidate
 from gsnr.probes.common.options import NONE, TargetOptions
 from gsnr.probes.common.subject import Subject
-from gsnr.train.alignments import COUPLED, VIEWS, TargetAlignment
+from gsnr.probes.common.targets import unmeasured
+from gsnr.train.alignments import TargetAlignment
 from gsnr.train.config import TrainConfig
 from gsnr.train.data import controls
 from gsnr.train.forking.rows import ForkRow, config_of
@@ -70,9 +71,8 @@ def row_of(fork: ForkRow, subject: Subject, steps: int, changes: dict[str, Any])
     alignment = make_alignment(config.alignment, config.model, subject.header.groups)
     if len(alignment.parts) != 1 or alignment.tap is None:
         raise ValueError(f"--rows {fork.label}: has {len(alignment.parts)} alignments; criteria are of one target at one block")
-    for wrong, said in ((alignment.coupled, COUPLED), (alignment.views > 1, VIEWS), (alignment.config.pictures, PICTURES)):
-        if wrong:
-            raise ValueError(f"--rows {fork.label}: {said}")
+    if said := unmeasured(alignment) or (PICTURES if alignment.config.pictures else ""):
+        raise ValueError(f"--rows {fork.label}: {said}")
     if config.model.extra_token is not None:
         raise ValueError(f"{c.folder}: has a class token; criteria are of models without one")
     low, high = (0.0, 1.0) if fork.low is None or fork.high is None else (fork.low, fork.high)

@@ -20,9 +20,9 @@ from gsnr.train import presets
 from gsnr.train.config import PLUGGED, TrainConfig, alignment_config, overlay, resolve
 from gsnr.train.data.controls import CONTROLS, NONE
 from gsnr.train.schedules import make_schedule
+from gsnr.train.schedules._measured import MeasuredSchedule
 
 VANILLA, OWN = "none", "own"
-MEASURED = ("wiener", "constructive", "anticonstructive")  # schedules that follow what a run measures of itself
 NUMBER = r"\d*\.?\d+"
 FORM = re.compile(
     rf"(?:(?P<control>\w+):)?(?P<name>[a-z][\w.-]*)(?:@(?P<block>\d+))?(?::(?P<low>{NUMBER})-(?P<high>{NUMBER}))?(?:=(?P<weight>{NUMBER}))?"
@@ -79,7 +79,10 @@ def _size(config: TrainConfig) -> str:
 def _aligned(row: ForkRow, base: TrainConfig) -> dict[str, dict[str, Any]]:
     """The sections of the configuration that are the row's: the alignment, the schedules, whatever else a plug-in declares."""
     if row.name == OWN:
-        for flag, measured in (("stop-rule", base.stop_rule["name"] != "none"), ("schedule", base.schedule["name"] in MEASURED)):
+        for flag, measured in (
+            ("stop-rule", base.stop_rule["name"] != "none"),
+            ("schedule", isinstance(make_schedule(base.schedule), MeasuredSchedule)),
+        ):
             if measured:
                 raise ValueError(f"--rows {row.label}: its run decides as it goes (--{flag}), which no fork takes over; name a row of presets")
         return {section: dict(getattr(base, section)) for section in PLUGGED}

@@ -141,3 +141,18 @@ class MeasuredSchedule(TimeSchedule):
         if self.live and state:
             self.edges, self.values = tuple(state["edges"]), list(state["values"])
             self._take(list(state["weights"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementConfig(MeasuredConfig):
+    """Of schedules that follow how surely the alignment's gradient descends denoising too."""
+
+    def of_cell(self, cell: Mapping[str, Any]) -> float:
+        return agreement_of_cell(cell)
+
+
+class AgreementSchedule(MeasuredSchedule):
+    """Averages `agreement`; a subclass says what weight it makes."""
+
+    def value(self, reading: Reading) -> float:
+        return agreement(reading.inner / reading.inner_se) if reading.inner_se > 0 else 0.0

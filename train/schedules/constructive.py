@@ -6,24 +6,18 @@ I+ is the unbiased product of both mean gradients, 0 where it is below. RARE's c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from gsnr.train.schedules._measured import MeasuredConfig, MeasuredSchedule, Reading, agreement, agreement_of_cell
+from gsnr.train.schedules._measured import AgreementConfig, AgreementSchedule
 
 EXAMPLE = {"edges": (0.0, 0.5, 1.0), "values": (0.9, 0.1)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(MeasuredConfig):
-    def of_cell(self, cell: Mapping[str, Any]) -> float:
-        return agreement_of_cell(cell)
+class Config(AgreementConfig):
+    pass
 
 
-class Schedule(MeasuredSchedule):
-    def value(self, reading: Reading) -> float:
-        return agreement(reading.inner / reading.inner_se) if reading.inner_se > 0 else 0.0
-
+class Schedule(AgreementSchedule):
     def factor(self, value: float, width: float) -> float:
         return value
