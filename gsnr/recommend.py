@@ -144,12 +144,11 @@ def main(argv: list[str]) -> int:
     if args.validate and args.forks is not None:
         raise ValueError("--validate trains forks, --forks reads those that are there; name one of them")
     if args.validate:
-        from gsnr.train.evaluate import LEAST_SAMPLES
+        from gsnr.train.evaluate import check_frechet
         from gsnr.train.grid import seeds_of
 
         seeds_of(args.seeds)
-        if args.frechet and args.frechet < LEAST_SAMPLES:
-            raise ValueError(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
+        check_frechet(args.frechet)
     if len(set(criteria)) < len(criteria):
         raise ValueError("--criteria: names one of them twice")
     if args.benefit is not None and not args.validate and args.forks is None:

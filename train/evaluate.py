@@ -130,6 +130,22 @@ def check_metrics(names: tuple[str, ...]) -> None:
             raise ValueError(f"--metrics {name}: is of other features than a teacher's; of samples on a disk it is taken with --samples")
 
 
+def check_frechet(samples: int) -> None:
+    """Raises ValueError for a number of samples that no Fréchet distance is taken of."""
+    if samples and samples < LEAST_SAMPLES:
+        raise ValueError(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
+
+
+def asked_of_samples(frechet: int, metrics: str | None) -> tuple[str, ...]:
+    """The names in --metrics, which are of the samples of --frechet. Raises ValueError for either that cannot be, and for one without the other."""
+    check_frechet(frechet)
+    names = tuple(metrics.split(",")) if metrics is not None else ()
+    check_metrics(names)
+    if names and not frechet:
+        raise ValueError("--metrics: are of the samples of --frechet N; name a number of samples")
+    return names
+
+
 def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], samples: int, seed: int, metrics: tuple[str, ...]) -> dict[str, Any]:
     """What --frechet adds: the distance of samples, and that of held-out images, to the train split; and the other metrics of samples."""
     from gsnr.train.evaluation.compare import rounded

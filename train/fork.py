@@ -24,7 +24,7 @@ from tqdm import tqdm
 from gsnr import commands, files, plugins
 from gsnr.commandline import Parser, a_path
 from gsnr.train.children import Children
-from gsnr.train.evaluate import LEAST_SAMPLES, check_metrics
+from gsnr.train.evaluate import asked_of_samples
 from gsnr.train.grid import seeds_of
 
 if TYPE_CHECKING:
@@ -100,11 +100,7 @@ def _check(args: Namespace) -> None:
     """Raises ValueError for flags that do not go together."""
     if args.steps is None:
         raise ValueError("--steps is needed: how many steps each fork goes on for")
-    if args.frechet and args.frechet < LEAST_SAMPLES:
-        raise ValueError(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
-    check_metrics(tuple(args.metrics.split(",")) if args.metrics is not None else ())
-    if args.metrics and not args.frechet:
-        raise ValueError("--metrics: are of the samples of --frechet N; name a number of samples")
+    asked_of_samples(args.frechet, args.metrics)
     files.check_writable(args.out, "--out")
 
 

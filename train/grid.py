@@ -26,7 +26,7 @@ from tqdm import tqdm
 from gsnr import commands, files, plugins
 from gsnr.commandline import Parser, a_path, choose, seed
 from gsnr.train.children import Children
-from gsnr.train.evaluate import LEAST_SAMPLES, check_metrics
+from gsnr.train.evaluate import asked_of_samples
 
 RESULT = "evaluation.json"
 COLUMNS = {"velocity_loss": "held-out velocity loss", "frechet": "Fréchet distance"}  # then metrics, by their own labels
@@ -181,12 +181,7 @@ def main(argv: list[str]) -> int:
     for flag, values in (("--rows", rows), ("--seeds", seeds)):
         if len(set(values)) < len(values):
             raise ValueError(f"{flag}: names one of them twice")
-    if args.frechet and args.frechet < LEAST_SAMPLES:
-        raise ValueError(f"--frechet must be 0 or at least {LEAST_SAMPLES}")
-    metrics = tuple(args.metrics.split(",")) if args.metrics is not None else ()
-    check_metrics(metrics)
-    if metrics and not args.frechet:
-        raise ValueError("--metrics: are of the samples of --frechet N; name a number of samples")
+    metrics = asked_of_samples(args.frechet, args.metrics)
     _check_options(rows, options)
     files.check_writable(args.out, "--out")
     shared: dict[str, Any] = {"out": args.out, "steps": args.steps, "frechet": args.frechet, "options": tuple(options), "metrics": metrics}
