@@ -12,7 +12,7 @@ import ast
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -203,3 +203,17 @@ def constant(kind: str, name: str, constant: str) -> object:
 def find(kind: str, name: str) -> ModuleType:
     """The module of that name. Raises ValueError listing the valid names."""
     return get(kind, name).load()
+
+
+def hold(holds: bool, name: str, broken: str) -> None:
+    """For contracts: raises ValueError, naming the plug-in, where a rule does not hold."""
+    if not holds:
+        raise ValueError(f"{name}: {broken}")
+
+
+def hold_options(cls: object, extends: type, name: str) -> None:
+    """For contracts: `cls`, a plug-in's options, is a dataclass that extends this one, and each option has its line of help."""
+    declared = isinstance(cls, type) and is_dataclass(cls) and issubclass(cls, extends)
+    hold(declared, name, f"its options are no dataclass that extends {extends.__name__}")
+    for f in fields(cls):  # type: ignore[arg-type]
+        hold(bool(f.metadata.get("help")), name, f"option {f.name!r} has no line of help; declare it with gsnr.options.option(default, help)")

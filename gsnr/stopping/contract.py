@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 
 from gsnr import plugins
 from gsnr.balance import Balance
+from gsnr.plugins import hold, hold_options
 from gsnr.stopping import BALANCES, DIFFERENCES, LOSSES, NOTHING, Check, RuleConfig, StopRule, make_rule, rule_config
-
-
-def _hold(holds: bool, name: str, what: str) -> None:
-    if not holds:
-        raise ValueError(f"stop rule {name!r}: {what}")
 
 
 def _series(end: float) -> list[Check]:
@@ -29,23 +25,21 @@ def check(name: str) -> list[str]:
     """Raises ValueError for the first rule that stop rule `name` breaks; what was checked otherwise."""
     module = plugins.find("rules", name)
     config = module.Config
-    _hold(isinstance(config, type) and is_dataclass(config) and issubclass(config, RuleConfig), name, "Config is no dataclass of RuleConfig")
-    _hold(issubclass(module.Rule, StopRule), name, "Rule does not extend StopRule")
-    for f in fields(config):
-        _hold(bool(f.metadata.get("help")), name, f"option {f.name!r} has no line of help; declare it with gsnr.options.option(default, help)")
+    hold_options(config, RuleConfig, name)
+    hold(issubclass(module.Rule, StopRule), name, "Rule does not extend StopRule")
     options = {"name": name} | getattr(module, "EXAMPLE", {})
     resolved = asdict(rule_config(options))
-    _hold(asdict(rule_config({"name": name} | resolved)) == resolved, name, "its options, resolved, do not resolve to themselves")
+    hold(asdict(rule_config({"name": name} | resolved)) == resolved, name, "its options, resolved, do not resolve to themselves")
     rule = make_rule(options, 40)
-    _hold(rule.reads in (LOSSES, BALANCES, DIFFERENCES, NOTHING), name, f"reads {rule.reads!r}")
-    _hold(rule.reads != LOSSES or rule.every > 0, name, "reads losses, and does not say every how many steps")
+    hold(rule.reads in (LOSSES, BALANCES, DIFFERENCES, NOTHING), name, f"reads {rule.reads!r}")
+    hold(rule.reads != LOSSES or rule.every > 0, name, "reads losses, and does not say every how many steps")
     seen = [rule.see(c) for c in _series(-2.0)]
-    _hold(seen == sorted(seen), name, "released, and then not any more")
+    hold(seen == sorted(seen), name, "released, and then not any more")
     again, half = make_rule(options, 40), make_rule(options, 40)
     for c in _series(-2.0)[:20]:
         half.see(c)
     again.memory = copy.deepcopy(half.memory)
-    _hold([again.see(c) for c in _series(-2.0)[20:]] == seen[20:], name, "remembers something outside its memory")
+    hold([again.see(c) for c in _series(-2.0)[20:]] == seen[20:], name, "remembers something outside its memory")
     helping = make_rule(options, 40)
-    _hold(not any(helping.see(c) for c in _series(1.0)), name, "releases an alignment that helps all the time")
+    hold(not any(helping.see(c) for c in _series(1.0)), name, "releases an alignment that helps all the time")
     return [f"options and memory; reads {rule.reads}", f"released at {rule.memory.released} of a series that turns, not of one that helps"]

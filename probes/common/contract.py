@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from gsnr import plugins, table
+from gsnr.plugins import hold, hold_options
 from gsnr.probes.common.options import ProbeOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, load
-from gsnr.train.contracts.problem import hold
 
 SMALL = {"bins": 2, "n_images": 16, "fit_samples": 256, "fit_steps": 3, "train_images": 32}
 CONSTANTS = {"SUMMARY": str, "KIND": str, "SCALES": tuple}
@@ -42,11 +42,8 @@ def _declared(name: str) -> None:
         value = plugins.constant("probes", name, constant)
         hold(isinstance(value, kind), name, f"{constant} is no literal {kind.__name__} at the top of the file")
     hold(module.KIND in ("cells", "metrics"), name, f'KIND {module.KIND!r} is neither "cells" nor "metrics"')
-    options = getattr(module, "Options", None)
-    hold(is_dataclass(options) and isinstance(options, type) and issubclass(options, ProbeOptions), name, "Options extends no class of options")
+    hold_options(getattr(module, "Options", None), ProbeOptions, name)
     has = {f.name for f in fields(module.Options)}
-    for f in fields(module.Options):
-        hold(bool(f.metadata.get("help")), name, f"option {f.name!r} has no line of help; declare it with gsnr.options.option(default, help)")
     for key in module.SCALES:
         hold(key in has, name, f"SCALES names {key!r}, which is none of its options {', '.join(sorted(has))}")
     for call in CALLS:

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 from gsnr import plugins
+from gsnr.plugins import hold
 from gsnr.probes.common.case import Case, row_of
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.subject import Subject, load
-from gsnr.train.contracts.problem import hold
 from gsnr.train.forking.rows import parse
 
 ROWS = ("uniform-deep@1", "repa@2", "shuffled:repa@2")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from functools import partial
 
 import numpy as np
@@ -13,8 +12,9 @@ from torch import nn
 import gsnr
 from gsnr import plugins
 from gsnr.engines import Batch
+from gsnr.plugins import hold, hold_options
 from gsnr.train.alignments import AlignmentConfig, AlignmentModule, TargetAlignment
-from gsnr.train.contracts.problem import GROUPS, MODEL, TrainSplit, alike, batch_of, hidden, hold, made, prepared, sit, started, states
+from gsnr.train.contracts.problem import GROUPS, MODEL, TrainSplit, alike, batch_of, hidden, made, prepared, sit, started, states
 from gsnr.train.objective import Objective
 
 STEPS, RATE = 20, 1e-2
@@ -24,11 +24,8 @@ def check(name: str) -> list[str]:
     """Raises ValueError for the first rule that alignment `name` breaks; what was checked otherwise."""
     module = plugins.find("alignments", name)
     config = module.Config
-    declared = isinstance(config, type) and is_dataclass(config) and issubclass(config, AlignmentConfig)
-    hold(declared, name, "Config is no dataclass that extends AlignmentConfig")
+    hold_options(config, AlignmentConfig, name)
     hold(issubclass(module.Alignment, AlignmentModule), name, "Alignment extends neither AlignmentModule nor TargetAlignment")
-    for f in fields(config):
-        hold(bool(f.metadata.get("help")), name, f"option {f.name!r} has no line of help; declare it with gsnr.options.option(default, help)")
     alignment = started(name)
     if not alignment.parts:
         hold(not alignment.taps and not alignment.needs and not list(alignment.parameters()), name, "has no parts, but taps, needs or parameters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gsnr import plugins
-from gsnr.train.contracts.problem import hold
+from gsnr.plugins import hold
 from gsnr.train.extractors import FeatureExtractor
 from gsnr.train.metrics import KINDS
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gsnr import plugins
-from gsnr.train.contracts.problem import hold
+from gsnr.plugins import hold
 from gsnr.train.metrics import FORMS, KINDS, Blocks, Moments
 
 IMAGES, WIDTH = 60, 4

@@ -26,12 +26,6 @@ PIXELS = 4  # of a picture, a side
 PARTS = ({"name": "uniform", "source": "deep", "tap": 1}, {"name": "sra2", "tap": 2})  # of `multi`
 
 
-def hold(rule: bool, plugin: str, broken: str) -> None:
-    """Raises ValueError, naming the plug-in, where a rule does not hold."""
-    if not rule:
-        raise ValueError(f"{plugin}: {broken}")
-
-
 def alike(a: Tensor, b: Tensor) -> bool:
     """Up to rounding in float32."""
     return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5)

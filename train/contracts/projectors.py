@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from gsnr import plugins
-from gsnr.train.contracts.problem import alike, hold
+from gsnr.plugins import hold
+from gsnr.train.contracts.problem import alike
 
 GRIDS = (2, 3)  # tokens a side
 

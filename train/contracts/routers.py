@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from gsnr import plugins
-from gsnr.train.contracts.problem import alike, hidden, hold
+from gsnr.plugins import hold
+from gsnr.train.contracts.problem import alike, hidden
 from gsnr.train.routers import BETAS, RouterConfig, RouterModule
 
 SIZES = {"mid": 4, "deep": 4}

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from gsnr import plugins
+from gsnr.plugins import hold
 from gsnr.train import samplers
-from gsnr.train.contracts.problem import alike, hold
+from gsnr.train.contracts.problem import alike
 
 MEAN, STD = 0.5, 0.7  # of the data
 SHAPE, SAMPLES, STEPS = (4, 16, 16), 16, 200

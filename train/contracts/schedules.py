@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 
 import torch
 
 from gsnr import plugins
+from gsnr.plugins import hold, hold_options
 from gsnr.train.config import schedule_config
-from gsnr.train.contracts.problem import hold
 from gsnr.train.schedules import ScheduleConfig, TimeSchedule, WeightSchedule, make_schedule
 
 STEPS = (1, 2, 100, 10**4, 10**6)
@@ -19,10 +19,8 @@ def check(name: str) -> list[str]:
     """Raises ValueError for the first rule that schedule `name` breaks; what was checked otherwise."""
     module = plugins.find("schedules", name)
     config = module.Config
-    hold(isinstance(config, type) and is_dataclass(config) and issubclass(config, ScheduleConfig), name, "Config is no dataclass of ScheduleConfig")
+    hold_options(config, ScheduleConfig, name)
     hold(issubclass(module.Schedule, WeightSchedule), name, "Schedule extends neither WeightSchedule nor TimeSchedule")
-    for f in fields(config):
-        hold(bool(f.metadata.get("help")), name, f"option {f.name!r} has no line of help; declare it with gsnr.options.option(default, help)")
     options = {"name": name} | getattr(module, "EXAMPLE", {})
     resolved = {"name": name} | asdict(schedule_config(options, "schedule"))
     hold({"name": name} | asdict(schedule_config(resolved, "schedule")) == resolved, name, "its options, resolved, do not resolve to themselves")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gsnr import plugins
-from gsnr.train.contracts.problem import alike, hold
+from gsnr.plugins import hold
+from gsnr.train.contracts.problem import alike
 from gsnr.train.priors import features
 from gsnr.train.priors.layers import GROUPS
 from gsnr.train.vaes import FrozenVAE
