@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import Any
 
@@ -20,10 +21,10 @@ from gsnr.table import METRIC_COLUMNS, NAN
 TABLE = "recommend"
 TITLE = "Which target, at which block, for which t: each criterion's answer"
 CAPTION = (
-    "A row is a target at a block, over a range of t; a column is a criterion. Darker: higher in its column; the number is its value, a dash where "
-    "it is not defined, which ranks last. Boxed: the criterion's pick. Grey names are negative controls, whose target says nothing about the image; "
-    "a criterion that ranks one above a target has failed, and its name is red. Right, where forks were trained: what a row brought against no "
-    "alignment; bars are 95 % intervals over seeds, and right of the line is better."
+    "A row is a target at a block, over a range of t; a column is a criterion. Colour is the rank within the column, darker is higher; the number "
+    "is its value, a dash where it is not defined, which ranks last. Boxed: the criterion's pick. Grey names are negative controls, whose target "
+    "says nothing about the image; a criterion that ranks one above a target has failed, and its name is red. Right, where forks were trained: "
+    "what a row brought against no alignment; bars are 95 % intervals over seeds, and right of the line is better."
 )
 BENEFIT, FAILED, ROW, COLUMN = "benefit", COLOURS[3], 0.21, 0.62  # inches of a row and a column
 Array = NDArray[np.float64]
@@ -78,13 +79,18 @@ def _heat(axes: Axes, values_RC: Array, control_R: NDArray[np.bool_]) -> list[bo
     return failed
 
 
-def _gains(axes: Axes, rows: pd.DataFrame) -> None:
-    """The benefit of each row, top down."""
+def _gains(axes: Axes, rows: pd.DataFrame, metric: str) -> None:
+    """The benefit of each row, top down, in units of a power of ten. metric: what was compared."""
     value, low, high = (rows[name].to_numpy(np.float64) for name in ("value", "low", "high"))
+    largest = np.nanmax(np.abs(np.stack([value, low, high])), initial=0.0)
+    power = math.floor(math.log10(largest)) if largest > 0 else 0
+    power = power if abs(power) > 1 else 0
+    value, low, high = (x / 10.0**power for x in (value, low, high))
+    unit = f", $10^{{{power}}}$" if power else ""
     bars = np.nan_to_num(np.stack([value - low, high - value]))
     axes.errorbar(value, np.arange(len(rows)), xerr=bars, fmt="o", color=COLOURS[0], ms=3, lw=0.8)
     axes.axvline(0, color="black", lw=0.6)
-    axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=[], ylabel="the same rows", xlabel="benefit by forks\n(> 0: better than none)")
+    axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=[], ylabel="the same rows", xlabel=f"benefit by forks:\n{metric}{unit}\n(> 0: better than none)")
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -114,11 +120,11 @@ def draw(table: pd.DataFrame) -> Figure:
             tick.set_color(CONTROL if control else "black")
         left.spines[:].set_visible(False)
         if right is not None:
-            _gains(right, gains.set_index("target").loc[rows["target"]])
+            _gains(right, gains.set_index("target").loc[rows["target"]], str(labels.get(BENEFIT, "")))
         figure.text(
             0.0,
             -0.01,
-            "darker: higher in its column    boxed: the pick    red: failed, a negative control (grey) ranks above a target",
+            "colour: rank within its column, darker is higher    boxed: the pick    red: failed, a negative control (grey) ranks above a target",
             va="top",
             fontsize=7,
         )

@@ -148,11 +148,23 @@ def build(cls: type, values: dict[str, Any], where: str = "") -> Any:
     return cls(**made)
 
 
+def check_whose(kind: str, section: str, values: Mapping[str, Any], usual: str) -> None:
+    """Raises ValueError, naming the flag, for an option that plug-ins of this kind have, but not the one that is named."""
+    name = values.get("name", usual)
+    own = {f.name for f in fields(declared_options(plugins.get(kind, name).path, "Config"))}
+    for key in values.keys() - own - {"name"}:
+        others = {other: declared_options(plugin.path, "Config") for other, plugin in plugins.every(kind).items()}
+        if whose := [other for other, cls in others.items() if key in {f.name for f in fields(cls)}]:
+            flag = f"--{section.replace('_', '-')}"
+            raise ValueError(f"{flag}.{key.replace('_', '-')}: is an option of {', '.join(whose)}, not of {name!r}; name one of them with {flag}")
+
+
 def plugged(kind: str, section: str, values: Mapping[str, Any], usual: str) -> Any:
     """The options of the plug-in that a section of a configuration names, as the Config of its file. usual: the plug-in where none is named.
 
     Raises ValueError for an unknown name or option, and for a value out of its range."""
     module = plugins.find(kind, values.get("name", usual))
+    check_whose(kind, section, values, usual)
     made = build(module.Config, {key: value for key, value in values.items() if key != "name"}, f"{section}.")
     check_ranges(made, f"{section}.")
     return made

@@ -18,7 +18,7 @@ from typing import Any
 
 from gsnr import files, plugins
 from gsnr.commandline import Parser, a_path, no_path
-from gsnr.options import build, check_ranges, declared_options, help_lines, help_of_several, kinds, values_of
+from gsnr.options import build, check_ranges, check_whose, declared_options, help_lines, help_of_several, kinds, values_of
 
 
 def _parser() -> Parser:
@@ -130,6 +130,7 @@ def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:
     check_ranges(config)
     for section, (kind, usual) in PLUGGED.items():
         values = getattr(config, section)
+        check_whose(kind, section, values, usual)
         cls = declared_options(plugins.get(kind, values.get("name", usual)).path, "Config")
         check_ranges(build(cls, {key: value for key, value in values.items() if key != "name"}, f"{section}."), f"{section}.")
     place.holds_run(out, resume)
@@ -153,6 +154,13 @@ def main(argv: list[str]) -> int:
     layers = [presets.find(args.preset) if args.preset else {}, _read(args.config), nest(flat)]
     _check_early(layers, args.out, args.resume)
     config = resolve(*layers)
+    for key, used, wanted in (
+        ("gsnr_bins", config.gsnr_every, "--gsnr-every"),
+        ("gsnr_images", config.gsnr_every, "--gsnr-every"),
+        ("class_token_weight", config.model.extra_token, "--model.extra-token"),
+    ):
+        if key in flat and not used:
+            raise ValueError(f"--{key.replace('_', '-')}: changes nothing without {wanted}")
     from gsnr.train.trainer import train
 
     train(config, args.out if args.out.name else args.out.absolute(), args.resume)

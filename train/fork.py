@@ -17,6 +17,7 @@ import os
 import sys
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -66,9 +67,12 @@ def _changes(args: Namespace, options: list[str]) -> dict[str, Any]:
     """Options of the configuration that all forks get. Raises ValueError for one that the forks set themselves."""
     from gsnr.train.command import overrides
     from gsnr.train.config import nest
+    from gsnr.train.forking.rows import AS_IT_WAS
 
     flat = overrides(options)
     for key in flat:
+        if key in AS_IT_WAS:
+            raise ValueError(f"--{key.replace('_', '-')}: forks neither measure, draw nor keep anything on their way")
         if key.split(".")[0] in SET_HERE or key in ("data.control", "data.path"):
             raise ValueError(f"--{key}: a fork has it from the checkpoint, --rows, --seeds or --steps")
     return nest(flat | ({} if args.lr is None else {"optim.lr": args.lr}))
@@ -76,12 +80,14 @@ def _changes(args: Namespace, options: list[str]) -> dict[str, Any]:
 
 def jobs_of(args: Namespace, options: list[str], loaded: Checkpoint) -> list[Job]:
     """All forks that are asked for, seed by seed. Raises ValueError for bad input."""
+    from gsnr.train.config import resolve
     from gsnr.train.forking import rows, start
     from gsnr.train.forking.job import Job
     from gsnr.train.forking.measure import Asked
 
     start.require_training_state(loaded)
     changes, seeds = _changes(args, options), seeds_of(args.seeds)
+    resolve(asdict(loaded.config), changes)
     if len(set(seeds)) < len(seeds):
         raise ValueError("--seeds: names one of them twice")
     asked = Asked(images=args.n_images, frechet=args.frechet, metrics=tuple(args.metrics.split(",")) if args.metrics else ())

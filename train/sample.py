@@ -158,6 +158,8 @@ def _of_token(args: argparse.Namespace) -> Guidance | None:
     if args.cls_cfg is None and args.cls_cfg_interval is None:
         return None
     weight, interval = args.cfg if args.cls_cfg is None else args.cls_cfg, args.cls_cfg_interval or args.cfg_interval
+    if weight == 1 and args.cls_cfg is None:
+        raise ValueError(f"--cls-cfg-interval {interval}: nothing guides within it; add --cls-cfg W or --cfg W")
     try:
         low, high = (float(word) for word in interval.split(","))
         return Guidance(weight=weight, low=low, high=high)

@@ -143,6 +143,12 @@ def _cell(interval: Interval) -> str:
     return f"{value:.3g}" + ("" if math.isnan(low) else f" [{low:.2g}, {high:.2g}]")
 
 
+AT_AN_OPTIMUM = (
+    "Caution: this checkpoint was trained with an alignment ({}). Near an optimum of both losses their gradients oppose for any target, so that "
+    "cosine and balance speak of the training, not of the target; measure a checkpoint without alignment."
+)
+
+
 def said_of_default(found: Recommendation) -> list[str]:
     """What is recommended, and how far that was validated: two sentences."""
     default = found.default
@@ -151,8 +157,11 @@ def said_of_default(found: Recommendation) -> list[str]:
         return ["Recommended: nothing; the default criterion, the recoverability gap, was not measured or is nowhere defined."]
     first = f"Recommended: {row.label}, by {default.label} ({_cell(default.of[row.label])})."
     judged = found.judged(default, controls=False)
-    if judged is None or found.benefit is None:
+    if found.benefit is None:
         return [first, f"Validated: not on this checkpoint; {PUBLISHED}, on one model and one data set; `--validate` or `--forks` asks here."]
+    if judged is None:
+        shared = sum(row.label in found.benefit.by_seed for row in found.rows if not row.is_control)
+        return [first, f"Validated: not on this checkpoint; the forks have {shared} of its targets, and three at least are needed; {PUBLISHED}."]
     seeds, steps = len(next(iter(found.benefit.by_seed.values()))), found.benefit.about["steps"]
     low, high = judged.interval
     resolved = "which agrees" if low > 0 else "which says the reverse" if high < 0 else "which does not separate from 0"
@@ -191,7 +200,8 @@ def gain_of(benefit: Benefit, row: Row) -> Interval:
 def markdown(found: Recommendation) -> str:
     c = found.case.subject.checkpoint
     head = ["row", *(v.label for v in found.values), *(["benefit by forks"] if found.benefit else [])]
-    lines = [*said_of_default(found), "", *_criterion_lines(found), "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    aligned = [AT_AN_OPTIMUM.format(c.alignment.name)] if c.alignment.taps else []
+    lines = [*said_of_default(found), *aligned, "", *_criterion_lines(found), "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in found.rows:
         name = f"{row.label} (control)" if row.is_control else row.label
         cells = [name, *(_cell(v.of[row.label]) for v in found.values)]
@@ -231,7 +241,7 @@ def write(out: Path, found: Recommendation) -> str:
     picks = {v.name: row.label for v in found.values if (row := found.pick(v)) is not None}
     about = {
         "said": said_of_default(found),
-        "labels": {v.name: v.label for v in found.values},
+        "labels": {v.name: v.label for v in found.values} | ({} if found.benefit is None else {"benefit": tables.label(found.benefit.metric)}),
         "picks": picks,
         "default": None if default is None else default.name,
         "failed": {v.name: found.misplaced(v) for v in found.values},

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ def differences_frame(found: list[Difference]) -> pd.DataFrame:
         for kind in ("over_seeds", "over_images"):
             line[f"{kind}_low"], line[f"{kind}_high"] = line.pop(kind)
         lines.append(line | {"separates": d.separates})
-    return pd.DataFrame(lines)
+    plain = [f.name for f in fields(Difference) if f.name not in ("over_seeds", "over_images")]
+    ends = [f"{kind}_{end}" for kind in ("over_seeds", "over_images") for end in ("low", "high")]
+    return pd.DataFrame(lines, columns=[*plain, *ends, "separates"])
 
 
 def _number(value: float) -> str:
