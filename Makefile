@@ -37,6 +37,12 @@ $(BIN)/gsnr fork --ckpt $(FORKS)/vanilla/checkpoints/$(1) --rows $(FORK_ROWS),$(
 $(BIN)/gsnr recommend --ckpt $(FORKS)/vanilla/checkpoints/$(1) --rows $(FORK_ROWS),$(FORK_CONTROLS) --forks $(FORKS)/from-$(1) --out $(FORKS)/recommended-$(1)
 
 endef
+BALANCE ?= runs/balance
+BALANCE_SEEDS ?= 0 1 2
+BALANCE_STEPS ?= 2800
+BALANCE_ROWS ?= repa@2,shuffled:repa@2,ahpa@2,shuffled:ahpa@2
+BALANCED := $(foreach row,sit repa ahpa,$(foreach seed,$(BALANCE_SEEDS),balanced.$(row).none.$(seed))) \
+	$(foreach row,repa ahpa,$(foreach seed,$(BALANCE_SEEDS),balanced.$(row).shuffled.$(seed)))
 HANDOVER ?= runs/handover
 HANDOVER_OPTIONS ?=
 RELEASED := $(foreach lr,0.3 1,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
@@ -54,7 +60,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help announced demo figures probed-sit ablations methods handover vanilla power forks test gpu check docs hashes notebooks clean
+.PHONY: help announced demo figures probed-sit ablations methods handover vanilla power forks balance test gpu check docs hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -129,6 +135,19 @@ power: vanilla ## vanilla against vanilla: the spread of forks without alignment
 
 forks: vanilla ## which criterion predicts what an alignment brings? 16 rows, 5 seeds, from two checkpoints; docs/deciding.md; a night, goes on where it stopped
 	$(foreach at,$(FORK_FROM),$(call forked,$(at)))
+
+balance: $(RUNS) ## cosine and balance of the two gradients over training: vanilla, REPA, AHPA and their shuffled controls, three seeds; hours, goes on where it stopped
+	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j 2 $(BALANCED)
+	$(BIN)/gsnr figures --run $(BALANCE)/measured/* --figure fig_balance --out $(BALANCE)/drawn
+
+# balanced.ROW.CONTROL.SEED: one training, and what its checkpoints say
+balanced.%:
+	row=$(word 1,$(subst ., ,$*)); control=$(word 2,$(subst ., ,$*)); seed=$(word 3,$(subst ., ,$*)); \
+	name=$$row$$(test $$control = none || echo -$$control)-s$$seed; \
+	$(BIN)/gsnr train --preset $$row-demo --data.control $$control --seed $$seed --steps $(BALANCE_STEPS) --save-every 400 --sample-every 0 \
+		--trackers none --resume --out $(BALANCE)/$$name && \
+	for at in $(BALANCE)/$$name/checkpoints/*; do out=$(BALANCE)/measured/$$name@$$(basename $$at); test -f $$out/recommend.md || \
+		$(BIN)/gsnr recommend --ckpt $$at --rows $(BALANCE_ROWS) --criteria cosine,balance --out $$out || exit 1; done
 
 test: $(STAMP) ## runs the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
