@@ -21,6 +21,7 @@ from tqdm import tqdm
 import gsnr
 from gsnr.probes.common import floor
 from gsnr.probes.common.candidates import Candidate, candidates, with_constants
+from gsnr.probes.common.descent import KEY as DESCENTS
 from gsnr.probes.common.easy import Easiness
 from gsnr.probes.common.fit import fit, means
 from gsnr.probes.common.options import TargetOptions
@@ -196,12 +197,13 @@ def _fitted(subject: Subject, options: TargetOptions, made: list[Candidate], res
 
     def make() -> dict[str, Tensor]:
         mean = means(subject, options.seed, made)
-        how = fit(subject, options, made, mean)
+        how = fit(subject, options, made, mean, resume)
         weights = {f"{i}|{name}": x for i, head in heads.items() for name, x in head.state_dict().items()}
         said = json.dumps({name: asdict(fitted) for name, fitted in how.items()}).encode()
         return weights | {f"mean|{target}": x for target, x in mean.items()} | {"how": torch.tensor(list(said), dtype=torch.uint8)}
 
     kept = resume.tensors("projectors", make)
+    resume.drop(DESCENTS)
     for i, head in heads.items():
         head.load_state_dict({key.partition("|")[2]: x for key, x in kept.items() if key.startswith(f"{i}|")})
     mean = {key.partition("|")[2]: x.to(subject.device) for key, x in kept.items() if key.startswith("mean|")}

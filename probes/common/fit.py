@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gsnr.probes.common.candidates import Candidate, groups_of, hidden_at_tap, partners_of, prepared
+from gsnr.probes.common.descent import Descent, Keeper, Step, descend, judged
 from gsnr.probes.common.options import NONE, TargetOptions
 from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Reader, Ridge
 from gsnr.probes.common.streaming import OWN
@@ -35,13 +36,10 @@ from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import REPEAT, order
 
 FIT_BATCH = 64
-RATES = (1e-3, 2.5e-4, 6e-5)  # of AdamW, one after another
-EVERY, PATIENCE, GAIN = 50, 3, 1e-3  # steps between looks at the held-out part; looks without a gain of this share of the loss
 JUDGE = 8  # batches of the held-out part that losses are judged on
 MEAN = 16  # batches that a target's mean is taken over
 HELDOUT_SAMPLES = 1 << 38  # sample numbers of the held-out part begin here
 RIDGE, DESCENT = "ridge", "descent"
-Step = tuple[Batch, dict[str, Batch], Tensor]  # a batch; control -> other images with other noise at the same times; hidden states of the batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,13 +196,6 @@ def _take(candidate: Candidate, reader: Reader) -> None:
     layer.bias.copy_(reader.bias_C)
 
 
-def _last_layer(candidate: Candidate) -> nn.Linear | nn.Conv2d | None:
-    """The last layer of a projector that has a bias."""
-    assert candidate.head is not None
-    layers = [m for m in candidate.head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return layers[-1] if layers and layers[-1].bias is not None else None
-
-
 @torch.no_grad()
 def means(subject: Subject, seed: int, made: list[Candidate]) -> dict[str, Tensor]:
     """target -> (C,) float32: the mean over train images, tokens and times of what it is regressed on (unit vectors under a cosine loss)."""
@@ -218,86 +209,11 @@ def means(subject: Subject, seed: int, made: list[Candidate]) -> dict[str, Tenso
     return {target: mean.float() for target, mean in sums.items()}
 
 
-class _Descent:
-    """One projector on its way down its own loss, from the mean target, or where it is without one."""
-
-    def __init__(self, candidate: Candidate, mean_C: Tensor | None) -> None:
-        assert candidate.head is not None
-        self.candidate, self.head, self.steps, self.rate = candidate, candidate.head, 0, 0
-        layer = _last_layer(candidate)
-        if mean_C is not None and layer is not None and layer.bias is not None and layer.bias.shape == mean_C.shape:
-            layer.weight.data.zero_()
-            layer.bias.data.copy_(mean_C)
-        self.best, self.counted, self.stale, self.kept = float("inf"), float("inf"), 0, copy.deepcopy(self.head.state_dict())
-        self.start()
-
-    def start(self) -> None:
-        """From the best weights so far, at the next rate."""
-        if self.best < float("inf"):
-            self.head.load_state_dict(self.kept)
-        self.stale = 0
-        if not self.done:
-            self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=RATES[self.rate], weight_decay=0.0)
-
-    @property
-    def done(self) -> bool:
-        return self.rate >= len(RATES)
-
-    def step(self, step: Step) -> None:
-        loss = self.candidate.loss(step[2], self.candidate.target_BTC(*step)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.steps += 1
-
-    def look(self, held: list[Step]) -> None:
-        """After some steps: is there still a gain on the held-out part?"""
-        loss, _ = _judged(self.candidate, held)
-        gains = loss < self.counted * (1 - GAIN)
-        self.counted, self.stale = (loss, 0) if gains else (self.counted, self.stale + 1)
-        if loss < self.best:
-            self.best, self.kept = loss, copy.deepcopy(self.head.state_dict())
-        if self.stale >= PATIENCE:
-            self.rate += 1
-            self.start()
-
-
-@torch.no_grad()
-def _judged(candidate: Candidate, held: list[Step], constant_C: Tensor | None = None) -> tuple[float, float]:
-    """Mean loss on the held-out part of the projector, and of a constant (NaN without one)."""
-    assert candidate.aligned is not None
-    losses: list[list[Tensor]] = [[], []]
-    for step in held:
-        target = candidate.target_BTC(*step)
-        losses[0].append(candidate.aligned.discrepancy(candidate.aligned.projector(step[2]), target))
-        if constant_C is not None:
-            losses[1].append(candidate.aligned.discrepancy(constant_C.expand_as(target), target))
-    own, constant = (float(torch.cat(each).double().mean()) if each else float("nan") for each in losses)
-    return own, constant
-
-
-def _descend(subject: Subject, options: TargetOptions, runs: dict[str, _Descent], held: list[Step]) -> None:
-    """Fits by gradient, all on the same batches, each until it has converged."""
-    made = [run.candidate for run in runs.values()]
-    for run in runs.values():
-        run.look(held)
-    bar = tqdm(
-        fit_batches(subject, options.seed, made, options.fit_steps), total=options.fit_steps, desc="fitting projectors", mininterval=1.0, leave=False
-    )
-    for number, step in enumerate(bar, start=1):
-        going = [run for run in runs.values() if not run.done]
-        if not going:
-            break
-        for run in going:
-            run.step(step)
-            if number % EVERY == 0 or number == options.fit_steps:
-                run.look(held)
-    for run in runs.values():
-        run.head.load_state_dict(run.kept)
-
-
-def fit(subject: Subject, options: TargetOptions, made: list[Candidate], mean: Mapping[str, Tensor]) -> dict[str, Fitted]:
-    """Fits the projectors of the candidates that want it; name -> how. mean: target -> its mean, as `means` gives it."""
+def fit(
+    subject: Subject, options: TargetOptions, made: list[Candidate], mean: Mapping[str, Tensor], keeper: Keeper | None = None
+) -> dict[str, Fitted]:
+    """Fits the projectors of the candidates that want it; name -> how. mean: target -> its mean, as `means` gives it. keeper: where what is on its
+    way is kept, should it be interrupted."""
     to_fit = [c for c in made if c.head is not None]
     if not to_fit:
         return {}
@@ -307,13 +223,14 @@ def fit(subject: Subject, options: TargetOptions, made: list[Candidate], mean: M
     for c in affine:
         _take(c, readers[c.name])
     exact = [c for c in affine if directional(c, c.target_BTC(*held[0])[:1])]
-    descents = {c.name: _Descent(c, None if c in affine else mean[c.target]) for c in to_fit if c not in exact}
+    descents = {c.name: Descent(c, None if c in affine else mean[c.target]) for c in to_fit if c not in exact}
     if descents:
-        _descend(subject, options, descents, held)
+        going = [run.candidate for run in descents.values()]
+        descend(lambda first: fit_batches(subject, options.seed, going, options.fit_steps, first=first), options.fit_steps, descents, held, keeper)
     found = {}
     for c in to_fit:
         run, reader = descents.get(c.name), readers.get(c.name)
-        loss, constant_loss = _judged(c, held, mean[c.target])
+        loss, constant_loss = judged(c, held, mean[c.target])
         found[c.name] = Fitted(
             how=" + ".join([RIDGE] * (reader is not None) + [DESCENT] * (run is not None)),
             steps=run.steps if run else -(-options.fit_samples // FIT_BATCH) * FIT_BATCH,

@@ -116,17 +116,38 @@ class ResumeCache:
         _check(kept, path)
         return kept
 
+    def _of_tensors(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
     def tensors(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A piece's tensors on the CPU, made if they are not there. Raises ValueError naming a piece that is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load, save
+        if not self._of_tensors(key).is_file():
+            self.keep(key, make())
+        found = self.kept(key)
+        assert found is not None
+        return found
 
-        path = self.folder / f"{key}.safetensors"
+    def keep(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Writes a piece's tensors, in place of what was there."""
+        from safetensors.torch import save
+
+        made = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.replacing(self._of_tensors(key)) as aside:
+            aside.write_bytes(checksums.seal_tensors(save(made)))
+
+    def drop(self, key: str) -> None:
+        """Forgets a piece's tensors, if they are there."""
+        self._of_tensors(key).unlink(missing_ok=True)
+
+    def kept(self, key: str) -> dict[str, Tensor] | None:
+        """A piece's tensors on the CPU, None where there are none. Raises ValueError naming a piece that is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        path = self._of_tensors(key)
         if not path.is_file():
-            made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with files.replacing(path) as aside:
-                aside.write_bytes(checksums.seal_tensors(save(made)))
+            return None
         try:
             return load(checksums.read_tensors(path))
         except SafetensorError as error:

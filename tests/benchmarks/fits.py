@@ -23,6 +23,7 @@ from tqdm import tqdm
 import gsnr
 from gsnr.probes.common import fit
 from gsnr.probes.common.candidates import Candidate
+from gsnr.probes.common.descent import Step
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.ridge import CHOOSES, SOLVES
 from gsnr.train import losses
@@ -76,7 +77,7 @@ def fitted(world: World, control: str, loss: Any) -> Candidate:
     counts = {SOLVES: 12, CHOOSES: 2}
     batches = {part: [(world.batch(64), world.batch(64)) for _ in range(count)] for part, count in counts.items()}
 
-    def steps(subject: Any, seed: int, made: Any, count: int, part: int = SOLVES) -> Iterator[fit.Step]:
+    def steps(subject: Any, seed: int, made: Any, count: int, part: int = SOLVES, first: int = 0) -> Iterator[Step]:
         for own, other in batches[part]:
             with torch.no_grad():
                 h_BTD = world.backbone(own["x"])

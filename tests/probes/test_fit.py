@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gsnr.probes.common import fit
+from gsnr.probes.common import descent, fit
 from gsnr.probes.common.candidates import candidates
 from gsnr.probes.common.options import TargetOptions
+from gsnr.probes.common.resume_cache import ResumeCache
 from gsnr.probes.common.streaming import streamed
 from gsnr.train import losses
 from tests.benchmarks import fits
@@ -31,9 +32,9 @@ def test_a_closed_form_fit_beats_descent(smoke_run: Path) -> None:
     mean = fit.means(subject, 0, made)
     ridge = fit.fit(subject, options, made, mean)
     alone = candidates(subject, dataclasses.replace(options, controls=("none",)))
-    descent = fit.fit(subject, dataclasses.replace(options, fit="descent", fit_steps=60), alone, mean)["uniform_deep"]
+    descended = fit.fit(subject, dataclasses.replace(options, fit="descent", fit_steps=60), alone, mean)["uniform_deep"]
     true, shuffled = ridge["uniform_deep"], ridge["uniform_deep [shuffled]"]
-    assert (true.how, descent.how) == ("ridge", "descent") and true.loss < descent.loss < descent.constant_loss
+    assert (true.how, descended.how) == ("ridge", "descent") and true.loss < descended.loss < descended.constant_loss
     assert true.loss < 0.7 * shuffled.loss and shuffled.loss < 1.01 * shuffled.constant_loss
     frozen = subject_of(smoke_run).checkpoint.model.state_dict()
     assert all(torch.equal(v, frozen[k]) for k, v in subject.checkpoint.model.state_dict().items())
@@ -57,13 +58,42 @@ def test_descent_stops_at_a_plateau_or_says_that_it_did_not(smoke_run: Path, mon
     made = candidates(subject, options)
     mean = fit.means(subject, 0, made)
     assert fit.fit(subject, options, made, mean)["repa"].converged is False
-    monkeypatch.setattr(fit, "EVERY", 2)
-    monkeypatch.setattr(fit, "PATIENCE", 1)
-    monkeypatch.setattr(fit, "GAIN", 0.5)  # a plateau is where half of the loss is no longer gained
+    monkeypatch.setattr(descent, "EVERY", 2)
+    monkeypatch.setattr(descent, "PATIENCE", 1)
+    monkeypatch.setattr(descent, "GAIN", 0.5)  # a plateau is where half of the loss is no longer gained
     made = candidates(subject, options)
     stopped = fit.fit(subject, dataclasses.replace(options, fit_steps=60), made, mean)["repa"]
     assert stopped.converged and stopped.steps < 60 and stopped.how == "descent"
     assert stopped.loss <= stopped.constant_loss, "it begins at the mean target, and keeps the best weights"
+
+
+def test_an_interrupted_descent_goes_on_to_the_same_bits(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of(smoke_run)
+    options = dataclasses.replace(OPTIONS, targets=("repa", "sra2"), controls=("none",), fit_steps=40)
+    for name, value in {"EVERY": 2, "PATIENCE": 1, "GAIN": 0.05, "KEPT_EVERY": 6}.items():
+        monkeypatch.setattr(descent, name, value)
+    whole, again = candidates(subject, options), candidates(subject, options)
+    mean = fit.means(subject, 0, whole)
+    expected, keeper = fit.fit(subject, options, whole, mean), ResumeCache(tmp_path)
+    last = max(fitted.steps for fitted in expected.values())
+    assert last > 6, "it is interrupted on its way"
+    taken = descent.Descent.step
+
+    def breaking(run: descent.Descent, step: descent.Step) -> None:
+        if run.steps == 7:
+            raise KeyboardInterrupt
+        taken(run, step)
+
+    monkeypatch.setattr(descent.Descent, "step", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(subject, options, again, mean, keeper)
+    counted: list[int] = []
+    monkeypatch.setattr(descent.Descent, "step", lambda run, step: (counted.append(run.steps), taken(run, step)))
+    fresh = candidates(subject, options)
+    assert str(fit.fit(subject, options, fresh, mean, keeper)) == str(expected) and min(counted) == 6, "the other had converged"
+    for a, b in zip(whole, fresh, strict=True):
+        assert a.head is not None and b.head is not None
+        assert all(torch.equal(x, b.head.state_dict()[name]) for name, x in a.head.state_dict().items())
 
 
 def test_which_projectors_are_affine() -> None:
