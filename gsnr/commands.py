@@ -46,6 +46,7 @@ COMMANDS = {
     "coverage": Command("gsnr.benchmarks.coverage", "", "how often the intervals cover the truth, by simulation"),
     "fit-demo-vae": Command("gsnr.train.demo.fit_vae", "train", "train or check the demo's VAE"),
     "fit-demo-teacher": Command("gsnr.train.demo.fit_teacher", "train", "train or check the demo's image teacher"),
+    "fit-demo-attributes": Command("gsnr.train.demo.fit_attributes", "train", "train or check what names the attributes of the demo's captions"),
 }
 
 

@@ -5,6 +5,7 @@
                                                                       metrics, in the feature space of the cache's teacher
     gsnr evaluate --samples S.npz --reference R.npz                   FID, sFID, IS, precision, recall as ADM's evaluator takes them
     gsnr evaluate --samples DIR --reference DIR --features dinov2     in other features; docs/evaluating.md says what each number depends on
+    gsnr evaluate --samples S.npz --captions C.txt --features pickscore   how well images fit their captions: pickscore, clip_score, attributes
 
 The model which ignores its input predicts one constant, the train split's mean velocity at every position: E (eps - x_0) = -E x_0. Its loss is what a
 network that has learnt nothing but the mean reaches. Every held-out image is used once at each of several stratified times.
@@ -191,6 +192,7 @@ def _parser() -> Parser:
     parser.add_argument("--metrics", metavar="A,B", help=f"of {', '.join(plugins.names('metrics'))} (default: those usual for the features)")
     parser.add_argument("--samples", type=a_path, metavar="NPZ|DIR", help="images to compare: an .npz with arr_0, or a folder of pictures")
     parser.add_argument("--reference", type=a_path, metavar="NPZ|DIR", help="images to compare with; an ADM reference's moments are used")
+    parser.add_argument("--captions", type=a_path, metavar="TXT|NPZ", help="one a sample, for features that read them (default: the samples')")
     parser.add_argument("--features", default="inception", metavar="F", help=f"{', '.join(plugins.names('extractors'))} (default: inception)")
     parser.add_argument("--mode", metavar="M", help="how images are resized, of inception: adm, pytorch-fid, clean-fid (default: adm)")
     parser.add_argument("--weights-file", metavar="PATH|URL|ID", help="weights of the features (default: $INCEPTION_WEIGHTS, or the hub's)")
@@ -200,7 +202,7 @@ def _parser() -> Parser:
 
 
 OF_CHECKPOINTS = ("weights", "data", "n_images", "frechet", "seed")
-OF_SAMPLES = ("reference", "features", "mode", "weights_file", "batch")
+OF_SAMPLES = ("reference", "captions", "features", "mode", "weights_file", "batch")
 
 
 def _check_together(parser: Parser, args: Namespace) -> None:

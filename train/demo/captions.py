@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +69,7 @@ class Attributes:
         return tuple(words.index(value) for words, value in zip(VALUES.values(), astuple(self), strict=True))
 
 
+@lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
     """Every word that a caption may have, sorted."""
     every = [*PARAPHRASES, *(value for values in VALUES.values() for value in values)]
@@ -78,7 +81,7 @@ def read(caption: str) -> Attributes:
     words = caption.lower().split()
     if strange := next((word for word in words if word not in vocabulary()), None):
         raise ValueError(f"caption {caption!r}: {strange!r} is no word of the demo's captions ({PARAPHRASES[0]!r})")
-    pairs = {*words, *(f"{one} {two}" for one, two in zip(words, words[1:], strict=False))}
+    pairs = {*words, *(f"{one} {two}" for one, two in pairwise(words))}
     found: dict[str, str] = {}
     for name, values in VALUES.items():
         named = [value for value in values if value in pairs]
