@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from gsnr.train import children
-from gsnr.train.config import CLASS_TOKEN
+from gsnr.train.config import CLASS_TOKEN, TEXT
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.cache import IMAGE, Split
 
@@ -68,7 +68,7 @@ def flattened(batch: Batch) -> Batch:
     if batch["t"].dim() == 1:
         return batch
     shape = batch["t"].shape
-    read = {key: batch[key] for key in ("latent", "label", "label_drop", CLASS_TOKEN) if key in batch}
+    read = {key: batch[key] for key in ("latent", "label", "label_drop", CLASS_TOKEN, TEXT) if key in batch}
     repeated = {key: x.unsqueeze(1).expand(*shape, *x.shape[1:]).flatten(0, 1) for key, x in read.items()}
     return repeated | {key: batch[key].flatten(0, 1) for key in ("t", "noise", "extra_noise") if key in batch}
 
