@@ -95,7 +95,7 @@ def attach_teacher(alignment: AlignmentModule, header: Header) -> None:
 def _check_text(model: ModelConfig, header: Header) -> None:
     """Raises ValueError where the cache holds no text, or text of another shape."""
     if not header.text_shape:
-        raise ValueError(f"{header.data}: holds no captions, which --model.kind {model.kind} reads; prepare it with --captions and --text-encoder")
+        raise ValueError(f"{header.data}: holds no captions, which --model.kind {model.kind} reads; prepare it with {flags_for(model.reads)}")
     if header.text_shape != (model.text_tokens, model.text_width):
         tokens, width = header.text_shape
         raise ValueError(f"--model.text-tokens {model.text_tokens}, --model.text-width {model.text_width}: the cache's text has {tokens} and {width}")

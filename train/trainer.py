@@ -68,7 +68,7 @@ class Run:
     feedback: Feedback
     callback: GsnrCallback
     decoder: FrozenVAE | None
-    shown: Tensor
+    shown: Tensor | None
     hold: runfolder.Hold | None
 
 
@@ -205,9 +205,14 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         feedback=feedback,
         callback=GsnrCallback(config, out, raw, ema.model, splits["heldout"], accelerator, feedback.schedules),
         decoder=decoder,
-        shown=sample.conditions_of(config.model, ROWS, prompts.of_split(splits["heldout"], shuffled=True) if config.model.text else None),
+        shown=None if decoder is None else _shown(config, splits["heldout"]),
         hold=held[0] if held else None,
     )
+
+
+def _shown(config: TrainConfig, heldout: Split) -> Tensor:
+    """The conditions that grids of --sample-every show: the first classes, or captions of held-out images."""
+    return sample.conditions_of(config.model, ROWS, prompts.of_split(heldout, shuffled=True) if config.model.text else None)
 
 
 def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, alignment: AlignmentModule) -> StepBatches:
@@ -296,6 +301,7 @@ def _save(run: Run, step: int, window: dict[str, float], feedback: dict[str, Any
 
 def _save_samples(run: Run, step: int, decoder: FrozenVAE) -> None:
     """RUN/samples/STEP.png: samples of the averaged weights, the same noise at every step."""
+    assert run.shown is not None
     decoder.model.to(run.accelerator.device)
     drawn = sample.picture(run.ema.model, decoder, run.config.model, run.header.scaling, run.shown, **SAMPLES, quiet=True)
     sample.write(drawn, run.out / "samples" / f"{step:07d}.png")

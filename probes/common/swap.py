@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsnr.probes.common.subject import Subject
-from gsnr.train.config import CLASS_TOKEN, TEXT
+from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data.cache import Header, Rows, Split
 
-FROM_LATENTS = ("image_id", "label", "mean", "std", CLASS_TOKEN, TEXT)
+FROM_LATENTS = ("image_id", "label", "mean", "std", CLASS_TOKEN)
 
 
 class Swapped:

@@ -77,10 +77,6 @@ class Header:
     preprocessing_sha: str = ""
     options_sha: str = ""
     rows_sha: dict[str, str] = field(default_factory=dict)
-    text_shape: tuple[int, ...] = ()
-    captions: int = 0
-    text_encoder: str = ""
-    text_sha: str = ""
 
     def __post_init__(self) -> None:
         if not np.isfinite([self.scale, *self.channel_scale, *self.channel_bias]).all() or 0 in (self.scale, *self.channel_scale):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsnr.train.config import TEXT, ModelConfig
+from gsnr.train.config import ModelConfig
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.data.heldout import order
 
@@ -81,6 +81,6 @@ def of_split(split: Split, shuffled: bool = False) -> Prompts:
     texts = tuple(captions[0] for captions in split.captions(index_N))
 
     def states(numbers_B: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(split.take(index_N[numbers_B], (TEXT,))[TEXT][:, 0].astype(np.float32))
+        return torch.from_numpy(split.texts(index_N[numbers_B], np.zeros(len(numbers_B))))
 
     return Prompts(texts=texts, states_of=states)
