@@ -33,8 +33,8 @@ PLUGGED = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = option("", "`demo`, a cache folder made by `gsnr prepare`, or latents prepared by REPA or iREPA")
-    vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's and iREPA's latents")
+    path: str = option("", "`demo`, a cache folder made by `gsnr prepare`, or latents prepared by REPA, iREPA or (of COCO, with text) U-ViT")
+    vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's, iREPA's and U-ViT's latents")
     resampling: str = option(
         "adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", ("adaptive", "bilinear")
     )
@@ -44,8 +44,12 @@ class DataConfig:
         "negative control: the alignment reads features of another image (shuffled; of the same class: shuffled_class), random ones, or the mean",
         ("none", "shuffled", "shuffled_class", "random", "constant"),
     )
-    heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random", low=1, high=2**30)
-    latent_stats: str = option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
+    heldout: int = option(512, "REPA's and iREPA's latents only (U-ViT's without val): images set aside for probes, at random", low=1, high=2**30)
+    latent_stats: str = option(
+        "",
+        "iREPA's latents: file with latents_scale and latents_bias, or `vae` (default: beside the data); U-ViT's: a factor in place of the VAE's "
+        "0.18215, such as 0.23010 of its own runs",
+    )
     demo_train: int = option(4096, "demo only: number of training images", low=1, high=LARGEST)
     demo_heldout: int = option(512, "demo only: number of held-out images", low=1, high=512)
     workers: int = option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number", low=0, high=256)
