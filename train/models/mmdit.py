@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from diffusers import ModelMixin  # noqa: F401  (a pipeline's loader looks for it in this module)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers import ModelMixin  # noqa: F401  (a pipeline's loader looks for it in this module)
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
