@@ -38,6 +38,8 @@ def test_sizes() -> None:
     assert isinstance(raw.model, MMDiT) and len(raw.model.blocks) == 24
     assert sum(p.numel() for p in raw.model.parameters()) == 505_070_608
     assert sum(p.numel() for p in raw.alignment.parameters()) == 7_344_896
+    ahpa = counts.objective_of(resolve(presets.find("mmdit-coco-ahpa")), "meta").alignment
+    assert sum(p.numel() for name, p in ahpa.named_parameters() if name.startswith("projector.")) == 7_078_912
     assert resolve(presets.find("mmdit-coco-repa")).model.parameters == pytest.approx(505_070_608, rel=0.02)
     last = {name.split(".", 3)[3].rpartition(".")[0] for name, _ in raw.model.named_parameters() if name.startswith("blocks.23.context.")}
     assert last == {"attn.qkv", "adaLN_modulation.1"}

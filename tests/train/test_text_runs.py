@@ -77,10 +77,10 @@ def test_samples_of_prompts_and_of_held_out_captions(run: Path, data: Path, tmp_
         assert stored["labels"].tolist() == [0, 1, 2, 0] and stored["captions"][:2].tolist() == ["a red seven", "a blue café"]
         assert json.loads(str(stored["about"]))["classes"] == "prompts"
         drawn = stored["arr_0"]
-    assert "1 of 3 prompts are longer than 6 tokens" in capsys.readouterr().out
+    assert "1 of 3 prompts are longer than 6 tokens" in capsys.readouterr().err
     assert call(sample.main, *few, "--n", "3", "--out", tmp_path / "held") == 0
     split = cache.open_cache(data, ("text",))[1]["heldout"]
-    told = pd.read_csv(tmp_path / "held" / "captions.csv")["caption"].tolist()
+    told = (tmp_path / "held" / "captions.txt").read_text().splitlines()
     assert told == [captions[0] for captions in split.captions(np.arange(3))]
     assert call(sample.main, *few[:6], "--prompts", prompts, "--per-class", "1", "--out", tmp_path / "one.png") == 0
     assert "row 1: a blue café" in capsys.readouterr().out

@@ -2,14 +2,13 @@
 
     OUT.npz    arr_0 (N,H,W,3) uint8; labels (N,) int64; about, a JSON text of how they were made; of a model that reads
                text captions (N,), of which labels are the numbers
-    OUT/       000000.png, ...; labels.csv (image, label); captions.csv (image, caption); about.json
+    OUT/       000000.png, ...; labels.csv (image, label); captions.txt, one a line; about.json
 
 The same samples make the same bytes.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import zipfile
 from collections.abc import Iterable
@@ -60,8 +59,7 @@ def write_folder(out: Path, parts: Parts, labels_N: NDArray[np.int64], about: di
         rows = (f"{name},{label}" for name, label in zip(names, labels_N, strict=True))
         (aside / "labels.csv").write_text("\n".join(["image,label", *rows]) + "\n")
         if captions is not None:
-            with (aside / "captions.csv").open("w", encoding="utf-8", newline="") as table:
-                csv.writer(table, lineterminator="\n").writerows([("image", "caption"), *zip(names, captions, strict=True)])
+            (aside / "captions.txt").write_text("\n".join([*captions, ""]), encoding="utf-8")
         (aside / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
 

@@ -6,6 +6,7 @@ Shapes: N prompts, L text places, C channels of a state.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +71,8 @@ def of_file(path: Path, model: ModelConfig, header: Header | None) -> Prompts:
     if frozen.sha != header.text_sha or frozen.shape != (model.text_tokens, model.text_width):
         raise ValueError(f"--prompts {path}: text encoder {header.text_encoder!r} is not the one that the checkpoint's data were made with")
     if cut := frozen.too_long(texts):
-        print(f"note: --prompts {path}: {len(cut)} of {len(texts)} prompts are longer than {model.text_tokens} tokens, and cut off there")
+        said = f"{len(cut)} of {len(texts)} prompts are longer than {model.text_tokens} tokens, and cut off there"
+        print(f"note: --prompts {path}: {said}", file=sys.stderr)
     frozen.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Prompts(texts=texts, states_of=lambda numbers_B: frozen.encode([texts[k] for k in numbers_B]))
 
