@@ -84,7 +84,7 @@ class Strings:
             raise ValueError(f"a column of {column.type}, not of lists of strings")
         self.column = column
 
-    def take(self, index_N: NDArray[np.int64]) -> NDArray[np.object_]:
+    def take(self, index_N: NDArray[np.int64]) -> NDArray:
         out = np.empty(len(index_N), dtype=object)
         out[:] = [tuple(cell) for cell in self.column.take(pa.array(index_N)).to_pylist()]
         return out

@@ -167,7 +167,7 @@ def decide(args: argparse.Namespace) -> Job:
         **({CAPTIONS: captions.sha, TEXT_ENCODER: header.text_sha} if captions else {}),
     }
     header = replace(header, options_sha=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
-    made = {"header": header, "shards": shards.cut(members, size), "measure": measure, "options": options}
+    made: dict[str, Any] = {"header": header, "shards": shards.cut(members, size), "measure": measure, "options": options}
     return Job(source=source, vae=frozen, teacher=teacher, captions=captions, left_out=left_out, **made)
 
 
