@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gsnr.train import vae
-from gsnr.train.config import CLASS_TOKEN, TrainConfig, alignment_config, resolve
+from gsnr.train.config import CLASS_TOKEN, TEXT, TrainConfig, alignment_config, resolve
 from gsnr.train.data import controls, latent_folders
 from gsnr.train.data.cache import ONLINE, TEACHER, Header, Split, open_cache
 from gsnr.train.demo.cache import demo_cache
@@ -64,9 +64,9 @@ def _opened(config: TrainConfig) -> Opened:
     header, splits = open_prepared(folder, needs, config.data.vae)
     if config.data.vae and vae.load(config.data.vae).sha != header.vae_sha:
         raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
-    if needs and header.resampling != config.data.resampling:
+    if set(needs) - {TEXT} and header.resampling != config.data.resampling:
         raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
-    if set(needs) - {TEACHER} and header.dtype == ONLINE and config.data.workers:
+    if set(needs) - {TEACHER, TEXT} and header.dtype == ONLINE and config.data.workers:
         raise ValueError(f"--data.workers {config.data.workers}: {folder} holds pictures, whose features the trainer itself computes; set it to 0")
     return _regridded(config, (header, splits))
 

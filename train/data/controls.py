@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data import rng
-from gsnr.train.data.cache import Rows, Split
+from gsnr.train.data.cache import Over, Rows, Split
 from gsnr.train.data.heldout import partners
 
 NONE, SHUFFLED, WITHIN_CLASS, RANDOM, CONSTANT = "none", "shuffled", "shuffled_class", "random", "constant"
 CONTROLS = (SHUFFLED, WITHIN_CLASS, RANDOM, CONSTANT)
 
 
-class ControlledSplit:
+class ControlledSplit(Over):
     """See `gsnr.train.data.cache.Split`. control: "shuffled", features of another image, by one random cycle through all images of the split;
     "shuffled_class", of another one of the same class; "random", Gaussian numbers of the image's own with each channel's mean and standard
     deviation; "constant", each channel's mean at every token. Statistics are those of the train split."""
@@ -49,9 +49,6 @@ class ControlledSplit:
         if self.control == RANDOM:
             made = made + std_LC11 * rng.normals(self.seed, "control", index_N, list(self.header.groups).index(group), shape)
         return made.astype(np.float16)
-
-    def statistics(self) -> dict[str, NDArray[np.float32]]:
-        return self.stored.statistics()
 
 
 def controlled(splits: dict[str, Split], control: str, seed: int) -> dict[str, Split]:

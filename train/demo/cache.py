@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,7 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
         sizes={"train": n_train, "heldout": n_heldout},
         class_token=class_token,
     )
-    key = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps(header.written(), sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_root() / f"demo-{key}"
     if (folder / cache.HEADER).is_file():
         return folder
