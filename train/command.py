@@ -20,6 +20,7 @@ from typing import Any
 from gsnr import files, plugins
 from gsnr.commandline import Parser, a_path, no_path
 from gsnr.options import build, check_ranges, declared_options, help_lines, help_of_several, kinds, values_of
+from gsnr.train.cache_root import DEMOS
 
 
 def _parser() -> Parser:
@@ -136,7 +137,7 @@ def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:
         check_ranges(build(cls, {key: value for key, value in values.items() if key != "name"}, f"{section}."), f"{section}.")
     place.holds_run(out, resume)
     data = config.data.path
-    if data not in ("", "demo") and no_path(data) is None and not Path(data).exists():
+    if data not in ("", *DEMOS) and no_path(data) is None and not Path(data).exists():
         raise ValueError(f"--data.path {data}: not a gsnr cache (no such folder); make one with `gsnr prepare`, or name `demo`")
 
 

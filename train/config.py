@@ -33,7 +33,9 @@ PLUGGED = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = option("", "`demo`, a cache folder made by `gsnr prepare`, or latents prepared by REPA, iREPA or (of COCO, with text) U-ViT")
+    path: str = option(
+        "", "`demo`, `demo-text`, a cache folder made by `gsnr prepare`, or latents prepared by REPA, iREPA or (of COCO, with text) U-ViT"
+    )
     vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's, iREPA's and U-ViT's latents")
     resampling: str = option(
         "adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", ("adaptive", "bilinear")
@@ -44,6 +46,7 @@ class DataConfig:
         "negative control: the alignment reads features of another image (shuffled; of the same class: shuffled_class), random ones, or the mean",
         ("none", "shuffled", "shuffled_class", "random", "constant"),
     )
+    captions: str = option("own", "of a model that reads text: its image's own captions, or those of another image (shuffled)", ("own", "shuffled"))
     heldout: int = option(512, "REPA's and iREPA's latents only (U-ViT's without val): images set aside for probes, at random", low=1, high=2**30)
     latent_stats: str = option(
         "",
@@ -249,6 +252,12 @@ def _check_kind(model: ModelConfig) -> None:
             )
 
 
+def _check_captions(config: TrainConfig) -> None:
+    """Raises ValueError for captions of a model that reads none."""
+    if config.data.captions != "own" and not config.model.text:
+        raise ValueError(f"--data.captions {config.data.captions}: is of --model.kind {MMDIT}, which reads captions, and this is {config.model.kind}")
+
+
 def _check_alignment_of_text(config: TrainConfig) -> None:
     """Raises ValueError for an alignment that gives an mmdit what it does not take."""
     if config.model.text and alignment_config(config.alignment).scaffold:
@@ -270,6 +279,7 @@ def check(config: TrainConfig) -> None:
     _check_kind(config.model)
     _check_routing(config.model)
     _check_alignment_of_text(config)
+    _check_captions(config)
     if config.batch % config.accumulate:
         raise ValueError(f"--batch {config.batch} is not a multiple of --accumulate {config.accumulate}")
     weight = config.alignment.get("weight", 0.0)

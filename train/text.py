@@ -19,10 +19,12 @@ import torch
 import transformers
 from torch import Tensor
 
+from gsnr.train.demo import text_encoder
 from gsnr.train.teacher import quiet
 from gsnr.train.weights_hash import weights_hash
 
 KINDS = ("clip_text_model", "clip")  # model_type in config.json
+DEMO = "demo"  # the name of the demo's own encoder
 TOGETHER = 64  # captions in one pass
 
 
@@ -81,12 +83,13 @@ def _stored(source: str) -> tuple[Any, Any]:
 
 
 def load(name: str) -> FrozenText:
-    """A text encoder, float32, eval mode, no gradients. name: a folder in the Hugging Face format, or a hub id (openai/clip-vit-large-patch14).
+    """A text encoder, float32, eval mode, no gradients. name: "demo", a folder in the Hugging Face format, or a hub id
+    (openai/clip-vit-large-patch14).
 
     Raises ValueError naming the encoder where it is missing, damaged or of another kind."""
     try:
         with quiet():
-            model, tokenizer = _stored(name)
+            model, tokenizer = _stored(str(text_encoder.folder()) if name == DEMO else name)
     except Exception as error:  # the libraries raise a dozen kinds for a missing, damaged or foreign folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"text encoder {name!r} cannot be loaded (name a CLIP text model's folder or hub id): {reason}") from error

@@ -1,4 +1,5 @@
-"""Negative controls: the features that an alignment reads are those of another image, random numbers, or one mean (`--data.control`).
+"""Negative controls: the features that an alignment reads are those of another image, random numbers, or one mean (`--data.control`); and captions
+are those of another image (`--data.captions`).
 
 A target that says nothing about its image shows what an alignment does for reasons that have nothing to do with it. Everything else of a sample
 stays as it is. Of the same seed, a control is the same in every run. Shapes: N images, group (L,C,g,g), its layers' means and stds (L,C).
@@ -49,6 +50,28 @@ class ControlledSplit(Over):
         if self.control == RANDOM:
             made = made + std_LC11 * rng.normals(self.seed, "control", index_N, list(self.header.groups).index(group), shape)
         return made.astype(np.float16)
+
+
+class ShuffledCaptions(Over):
+    """See `gsnr.train.data.cache.Split`: the captions of another image, by one random cycle through all images of the split."""
+
+    def __init__(self, stored: Split, seed: int) -> None:
+        self.stored, self.header, self.size = stored, stored.header, stored.size
+        self.partner_N = partners(stored.size, seed)
+
+    def take(self, index_N: NDArray[np.int64], columns: tuple[str, ...], view: int | NDArray[np.int64] = 0) -> Rows:
+        return self.stored.take(index_N, columns, view)
+
+    def texts(self, index_N: NDArray[np.int64], u_N: NDArray[np.float64]) -> NDArray[np.float32]:
+        return self.stored.texts(self.partner_N[index_N], u_N)
+
+    def captions(self, index_N: NDArray[np.int64]) -> list[tuple[str, ...]]:
+        return self.stored.captions(self.partner_N[index_N])
+
+
+def with_captions(splits: dict[str, Split], captions: str, seed: int) -> dict[str, Split]:
+    """The splits as they are for "own", or else each with captions of other images."""
+    return splits if captions == "own" else {name: ShuffledCaptions(split, seed) for name, split in splits.items()}
 
 
 def controlled(splits: dict[str, Split], control: str, seed: int) -> dict[str, Split]:
