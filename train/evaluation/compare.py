@@ -108,8 +108,10 @@ def _captions(asked: Asked, samples: ImageSet, read: bool) -> list[str]:
 
 
 def _stored(reference: ImageSet, features: str, mode: str) -> dict[Form, Moments]:
-    """The moments that a reference of ADM's holds: they are of its network and its way to resize alone."""
-    if (features, mode) != ("inception", "adm"):
+    """The moments that a reference holds: they are of Inception and one way to resize alone. With those of spatial features, which pytorch-fid does
+    not write, they are ADM's; without, of whichever of the two is named."""
+    wrote = ("adm",) if reference.moments("spatial") is not None else ("adm", "pytorch-fid")
+    if features != "inception" or mode not in wrote:
         return {}
     return {(kind, "moments"): moments for kind in ("pool", "spatial") if (moments := reference.moments(kind)) is not None}
 
@@ -120,7 +122,7 @@ def _check_images(reference: ImageSet, metrics: dict[str, ModuleType], stored: d
     if lacking and not reference.n:
         raise ValueError(
             f"--reference {reference.path}: holds moments and no images (arr_0), which --metrics {lacking[0]} needs here; "
-            "moments are used with --features inception --mode adm alone"
+            "moments are used with --features inception and --mode adm, or, without mu_s, pytorch-fid"
         )
 
 
