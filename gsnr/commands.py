@@ -26,7 +26,7 @@ class Command:
 
 COMMANDS = {
     "probe": Command("gsnr.probes.common.command", "probe", "measure a checkpoint: G-SNR per target, block and t, and its controls"),
-    "train": Command("gsnr.train.command", "train", "train a SiT with or without an alignment target"),
+    "train": Command("gsnr.train.command", "train", "train a SiT, or an MMDiT on captions, with or without an alignment target"),
     "prepare": Command("gsnr.train.prepare.command", "train", "pictures become the cache that training and probes read"),
     "sample": Command("gsnr.train.sample", "train", "draw images from a checkpoint"),
     "evaluate": Command("gsnr.train.evaluate", "train", "held-out velocity loss of a checkpoint; FID and its kin of samples"),
@@ -46,6 +46,7 @@ COMMANDS = {
     "coverage": Command("gsnr.benchmarks.coverage", "", "how often the intervals cover the truth, by simulation"),
     "fit-demo-vae": Command("gsnr.train.demo.fit_vae", "train", "train or check the demo's VAE"),
     "fit-demo-teacher": Command("gsnr.train.demo.fit_teacher", "train", "train or check the demo's image teacher"),
+    "fit-demo-attributes": Command("gsnr.train.demo.fit_attributes", "train", "train or check what names the attributes of the demo's captions"),
 }
 
 

@@ -23,9 +23,10 @@ from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject, bin_columns, sample_rows, variance_rows
 from gsnr.table import NAN, estimate_columns
 from gsnr.train import parameter_groups
+from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.heldout import heldout_batches
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.noising import losses, noised
 
 SUMMARY = "G-SNR of the denoising gradient per bin of t and parameter group"
@@ -48,9 +49,9 @@ def loss_of(name: str) -> Callable[[nn.Module, Batch], Tensor]:
     """One loss of training, (B,): "velocity" or "class_token"."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        assert isinstance(model, SiT)
+        assert isinstance(model, Backbone)
         x_t, extra = noised(model, batch)
-        return losses(model(x_t, batch["t"], batch["label"], extra=extra), batch)[name]
+        return losses(model(x_t, batch["t"], model.condition(batch), extra=extra), batch)[name]
 
     return loss
 
@@ -63,7 +64,7 @@ def _bin(subject: Subject, options: Options, place: int) -> Rows:
     )
     batches = [{key: x.to(subject.device) for key, x in (batch | {"image": torch.from_numpy(index)}).items()} for index, batch in drawn]
     rows: Rows = {"cells": [], "samples": [], "metrics": []}
-    for target, name in {"denoising": "velocity", **({"class_token": "class_token"} if reads else {})}.items():
+    for target, name in {"denoising": "velocity", **({"class_token": "class_token"} if CLASS_TOKEN in reads else {})}.items():
         for kind, values in _measured(subject, options, place, batches, target, name).items():
             rows[kind] += values
     return rows

@@ -51,7 +51,7 @@ def plan(subject: Subject, options: Options) -> list[str]:
 def _outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
     assert isinstance(model, Objective)
     x_t, extra = noised(model.model, batch)
-    predicted, hidden = model.model.forward_with_taps(x_t, batch["t"], batch["label"], taps=model.alignment.taps, extra=extra)
+    predicted, hidden = model.model.forward_with_taps(x_t, batch["t"], model.model.condition(batch), taps=model.alignment.taps, extra=extra)
     assert predicted is not None
     return losses(predicted, batch)["velocity"], hidden
 

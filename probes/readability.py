@@ -133,7 +133,7 @@ def _hidden(subject: Subject, batch: Batch) -> dict[int, Tensor]:
     batch = {key: x.to(subject.device) for key, x in batch.items()}
     blocks = tuple(range(1, subject.checkpoint.config.model.depth + 1))
     x_t, extra = noised(model, batch)
-    hidden = model.forward_with_taps(x_t, batch["t"], batch["label"], taps=blocks, stop=True, extra=extra)[1]
+    hidden = model.forward_with_taps(x_t, batch["t"], model.condition(batch), taps=blocks, stop=True, extra=extra)[1]
     return {block: hidden[block] for block in blocks}
 
 

@@ -131,7 +131,7 @@ def _hidden(subject: Subject, batch: Batch) -> Tensor:
     model = subject.checkpoint.model.to(subject.device)
     batch = {key: x.to(subject.device, non_blocking=True) for key, x in batch.items() if key != TEACHER}
     blocks = tuple(range(1, subject.checkpoint.config.model.depth + 1))
-    nothing = torch.full_like(batch["label"], subject.checkpoint.config.model.num_classes)
+    nothing = model.null(model.condition(batch))
     x_t, extra = noised(model, batch)
     _, hidden = model.forward_with_taps(x_t, batch["t"], nothing, taps=blocks, stop=True, extra=extra)
     return torch.stack([hidden[block].mean(1) for block in blocks])

@@ -47,6 +47,8 @@ Array = NDArray[np.float64]
 def cannot(subject: Subject, options: Options) -> str | None:
     if subject.checkpoint.config.model.extra_token is not None:
         return f"{subject.checkpoint.folder}: has a class token, whose stream is not traced"
+    if subject.checkpoint.config.model.text:
+        return f"{subject.checkpoint.folder}: an MMDiT, whose two streams are not traced"
     return None
 
 
@@ -98,6 +100,7 @@ def _bin(subject: Subject, options: Options, place: int) -> dict[str, Tensor]:
     for _, drawn in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, (), first=options.first_image):
         batch = {key: x.to(subject.device) for key, x in drawn.items()}
         x_t = interpolant.interpolate(batch["latent"], batch["noise"], batch["t"])
+        assert isinstance(model, SiT)
         trace = traced(model, x_t, batch["t"], batch["label"])
         loss_B = interpolant.velocity_loss(trace.velocity, interpolant.velocity(batch["latent"], batch["noise"]))
         found = of_trace(trace, loss_B) | {"t": batch["t"].double()}

@@ -53,6 +53,7 @@ BASES = {
     "coverage": "--repeats 1 --only normal",
     "fit-demo-vae": "--steps 1 --out new",
     "fit-demo-teacher": "--steps 1 --out new",
+    "fit-demo-attributes": "--steps 1 --out new",
 }
 
 

@@ -111,9 +111,9 @@ def code_in(text: str) -> list[str]:
 def test_commands_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every `make target`, `python -m module`, `gsnr command` and each of its flags."""
     text = path.read_text()
-    targets = set(re.findall(r"^([a-z]+):.*##", (REPO / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):.*##", (REPO / "Makefile").read_text(), re.M))
     code = "\n".join(code_in(text))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", code)) <= targets
+    assert set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b", code)) <= targets
     for module in set(re.findall(r"-m ((?:train|tests|figures|gsnr)(?:\.\w+)*)\b", code)):
         place = REPO / module.replace(".", "/")
         assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module

@@ -27,7 +27,7 @@ from gsnr.train.config import TrainConfig
 from gsnr.train.data.batches import Batch, as_views
 from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import heldout_batches
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.objective import Objective
 from gsnr.train.parameter_groups import BACKBONE
 from gsnr.train.schedules import WeightSchedule
@@ -38,7 +38,7 @@ PAIR = ("align", "velocity")
 
 
 def group_of(name: str) -> tuple[str, ...]:
-    """Groups of a parameter of an Objective: those of the SiT; "projector", "router", and "alignment" for what is neither."""
+    """Groups of a parameter of an Objective: those of the backbone; "projector", "router", and "alignment" for what is neither."""
     part, _, rest = name.partition(".")
     if part == "alignment":
         return (next((name for name in rest.split(".") if name in ("projector", "router")), "alignment"),)
@@ -67,7 +67,7 @@ class GsnrCallback:
         config: TrainConfig,
         out: Path,
         objective: Objective,
-        ema: SiT,
+        ema: Backbone,
         heldout: Split,
         accelerator: Accelerator,
         schedules: Mapping[str, WeightSchedule],
@@ -146,7 +146,7 @@ class _Bin:
         return {"t_low": self.low, "t_high": self.high} if bins > 1 else {}
 
 
-def _held(config: TrainConfig, heldout: Split, alignment: AlignmentModule, ema: SiT, accelerator: Accelerator, own: _Bin) -> _Prepared:
+def _held(config: TrainConfig, heldout: Split, alignment: AlignmentModule, ema: Backbone, accelerator: Accelerator, own: _Bin) -> _Prepared:
     """This process's held-out batches of a bin."""
     rank, world = accelerator.process_index, accelerator.num_processes
     size, views = min(64, -(-config.gsnr_images // world)), alignment.views
@@ -163,7 +163,7 @@ class _Prepared:
 
     batches: list[Batch]
     alignment: AlignmentModule
-    ema: SiT
+    ema: Backbone
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:

@@ -1,4 +1,4 @@
-"""`gsnr train`, `gsnr-train`: trains a SiT with or without an alignment target.
+"""`gsnr train`, `gsnr-train`: trains a SiT, or an MMDiT on captions, with or without an alignment target.
 
 gsnr train --preset demo --out runs/demo                      minutes on two CPU cores
 gsnr train --preset demo --out runs/demo --steps 1600 --resume
@@ -7,6 +7,7 @@ gsnr train --preset router-lookup-b2 --data CACHE --out runs/lookup      a row o
 gsnr train --preset ahpa-b2 --data CACHE --alignment uniform --alignment.source mid --out runs/uniform-mid
 gsnr train --preset repa-b2 --data CACHE --schedule stop --schedule.at 50000 --out runs/early      when to stop an alignment
 gsnr train --preset repa-b2 --data CACHE --gsnr-every 5000 --gsnr-bins 8 --stop-rule rho --out runs/rho      or until it is held back
+gsnr train --preset mmdit-coco-ahpa --data CACHE --out runs/mmdit      text to image: a cache with captions (docs/text.md)
 gsnr train --preset ahpa-b2 --help                            its values, and the options of its alignment
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 from gsnr import files, plugins
 from gsnr.commandline import Parser, a_path, no_path
 from gsnr.options import build, check_ranges, check_whose, declared_options, help_lines, help_of_several, kinds, values_of
+from gsnr.train.cache_root import DEMOS
 
 
 def _parser() -> Parser:
@@ -101,7 +103,7 @@ def overrides(rest: list[str]) -> dict[str, Any]:
 
 def _list_presets() -> None:
     """One line a row: the table of the paper it belongs to, the sizes it comes in, and what it sets."""
-    from gsnr.train import presets
+    from gsnr.train import presets, text_presets
 
     print(f"{'ROW':20} {'TABLE':19} {'SIZES (preset = ROW-SIZE)':31} ALIGNMENT")
     for name, row in presets.ROWS.items():
@@ -113,6 +115,7 @@ def _list_presets() -> None:
         its = [f"; {section.replace('_', ' ')} {schedule['name']}" for section, schedule in row.schedules.items()]
         said = f"{row.alignment['name']}{': ' + options if options else ''}{''.join(its)}"
         print(f"{name:20} {row.table:19} {' '.join((*row.sizes, 'demo')):31} {said}")
+    print(f"\ntext to image, an MMDiT: {', '.join(text_presets.NAMES)}")
     print("\ndemo is ahpa-demo; smoke is a demo of seconds, for tests. At size demo, a block that a row names, 2, 3, 4 or 8 of B's 12, is")
     print("1, 2, 3 or 4 of 6; methods take the block that their own rule gives a model of depth 6.")
     print("repa and the other methods from elsewhere keep REPA's learning rate 1e-4 and clip 1 at full size; AHPA's: --optim.lr 2e-4 --optim.clip 2.")
@@ -135,7 +138,7 @@ def _check_early(layers: list[dict[str, Any]], out: Path, resume: bool) -> None:
         check_ranges(build(cls, {key: value for key, value in values.items() if key != "name"}, f"{section}."), f"{section}.")
     place.holds_run(out, resume)
     data = config.data.path
-    if data not in ("", "demo") and no_path(data) is None and not Path(data).exists():
+    if data not in ("", *DEMOS) and no_path(data) is None and not Path(data).exists():
         raise ValueError(f"--data.path {data}: not a gsnr cache (no such folder); make one with `gsnr prepare`, or name `demo`")
 
 

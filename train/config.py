@@ -17,6 +17,10 @@ from gsnr.options import build, check_ranges, option, plugged
 
 DEEPEST, LARGEST, LONGEST = 2**10, 2**20, 10**9  # nobody means a deeper or larger model, or a longer run
 CLASS_TOKEN = "teacher_cls"  # the feature group of an image teacher's class token
+TEXT = "text"  # the states of a caption, of a model that reads text
+MMDIT = "mmdit"
+OF_CLASSES = ("num_classes", "residual", "queries", "chunk", "summary", "final", "query_std", "extra_token")  # options of a SiT alone
+OF_TEXT = ("text_width", "text_tokens", "init_rule")  # of an MMDiT alone
 
 # section whose options a plug-in declares -> its kind, and the plug-in where none is named
 PLUGGED = {
@@ -29,8 +33,10 @@ PLUGGED = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    path: str = option("", "`demo`, a cache folder made by `gsnr prepare`, or latents prepared by REPA or iREPA")
-    vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's and iREPA's latents")
+    path: str = option(
+        "", "`demo`, `demo-text`, a cache folder made by `gsnr prepare`, or latents prepared by REPA, iREPA or (of COCO, with text) U-ViT"
+    )
+    vae: str = option("", "the VAE (hub id, folder or `demo`) that must have made the cache; needed with REPA's, iREPA's and U-ViT's latents")
     resampling: str = option(
         "adaptive", "how VAE features reach the token grid (adaptive: paper Sec. 4.2, bilinear: App. A)", ("adaptive", "bilinear")
     )
@@ -40,8 +46,13 @@ class DataConfig:
         "negative control: the alignment reads features of another image (shuffled; of the same class: shuffled_class), random ones, or the mean",
         ("none", "shuffled", "shuffled_class", "random", "constant"),
     )
-    heldout: int = option(512, "REPA's and iREPA's latents only: images set aside for probes, drawn at random", low=1, high=2**30)
-    latent_stats: str = option("", "iREPA's latents only: file with latents_scale and latents_bias, or `vae` (default: beside the data)")
+    captions: str = option("own", "of a model that reads text: its image's own captions, or those of another image (shuffled)", ("own", "shuffled"))
+    heldout: int = option(512, "REPA's and iREPA's latents only (U-ViT's without val): images set aside for probes, at random", low=1, high=2**30)
+    latent_stats: str = option(
+        "",
+        "iREPA's latents: file with latents_scale and latents_bias, or `vae` (default: beside the data); U-ViT's: a factor in place of the VAE's "
+        "0.18215, such as 0.23010 of its own runs",
+    )
     demo_train: int = option(4096, "demo only: number of training images", low=1, high=LARGEST)
     demo_heldout: int = option(512, "demo only: number of held-out images", low=1, high=512)
     workers: int = option(4, "data processes per rank; 0 loads in place. The batches are the same whatever the number", low=0, high=256)
@@ -49,6 +60,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    kind: str = option("sit", "sit, conditioned on a class, or mmdit, on the text of a caption", ("sit", MMDIT))
     input_size: int = option(32, "latent side", low=1, high=LARGEST)
     patch_size: int = option(2, "latent cells a token, a side", low=1, high=LARGEST)
     in_channels: int = option(4, "latent channels", low=1, high=LARGEST)
@@ -66,11 +78,24 @@ class ModelConfig:
     extra_token: int | None = option(
         None, "channels of a class token that is denoised beside the latent (REG): those of the cache's teacher (default: none)", low=1, high=LARGEST
     )
+    text_width: int = option(768, "mmdit: width of the text encoder's states", low=1, high=LARGEST)
+    text_tokens: int = option(77, "mmdit: places of a text, all of which attend", low=1, high=LARGEST)
+    init_rule: str = option("default", "mmdit: initial weights, PyTorch's default (REPA's) or DiT's", ("default", "adaln_zero"))
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The feature groups of the cache that the model itself is trained on."""
-        return () if self.extra_token is None else (CLASS_TOKEN,)
+        """What the model itself is trained on of the cache, beside latents and labels: a feature group, or text."""
+        return (TEXT,) if self.text else () if self.extra_token is None else (CLASS_TOKEN,)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What its kind of backbone is made with."""
+        return {key: value for key, value in asdict(self).items() if key not in ("kind", *(OF_CLASSES if self.text else OF_TEXT))}
+
+    @property
+    def text(self) -> bool:
+        """Whether it reads captions, not classes."""
+        return self.kind == MMDIT
 
     @property
     def grid(self) -> int:
@@ -79,9 +104,11 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Of the matrices, near enough: attention (4 w^2), adaLN (6 w^2) and MLP of each block, dynamic queries (w^2 a sublayer), embeddings."""
-        blocks = self.depth * (10 + 2 * self.mlp_ratio) * self.hidden_size**2
-        others = self.num_classes + 2 * self.in_channels * self.patch_size**2 + 3 * self.hidden_size + self.grid**2 + 2 * (self.extra_token or 0)
+        """Of the matrices, near enough: attention (4 w^2), adaLN (6 w^2) and MLP of each block (an mmdit's: twice), dynamic queries (w^2 a sublayer),
+        embeddings."""
+        blocks = self.depth * (10 + 2 * self.mlp_ratio) * self.hidden_size**2 * (1 + self.text)
+        told = self.text_width if self.text else self.num_classes
+        others = told + 2 * self.in_channels * self.patch_size**2 + 3 * self.hidden_size + self.grid**2 + 2 * (self.extra_token or 0)
         routing = (2 * self.depth + 1) * self.hidden_size * (self.residual == "dar") * (self.queries == "dynamic")
         return int(blocks + (others + routing) * self.hidden_size)
 
@@ -111,7 +138,7 @@ class TrainConfig:
     batch: int = option(256, "global batch size, over all processes", low=1, high=LARGEST)
     seed: int = option(0, "seed of everything random", low=0)
     class_token_weight: float = option(0.03, "factor of the class token's loss, for a model that has one (REG's 0.03)", low=0, high=1e9)
-    label_dropout: float = option(0.1, "share of labels replaced by the null class", low=0, high=1)
+    label_dropout: float = option(0.1, "share of labels, or captions, replaced by the null class, or the empty caption", low=0, high=1)
     precision: str = option("bf16", "autocast to, or no; losses and norms are in fp32 always", ("no", "bf16", "fp16"))
     accumulate: int = option(1, "micro-batches that a process computes its part of a step in; the step is the whole batch's", low=1, high=LARGEST)
     compile: bool = option(False, "torch.compile the blocks (once for all of them); needs a C++ compiler on a CPU")
@@ -215,6 +242,28 @@ def _check_routing(model: ModelConfig) -> None:
         raise ValueError(f"--model.chunk {model.chunk}: {model.depth} blocks have {2 * model.depth} sublayers, which it must divide; 0 is all")
 
 
+def _check_kind(model: ModelConfig) -> None:
+    """Raises ValueError for options of another kind of model."""
+    strange, owner = (OF_CLASSES, "sit") if model.text else (OF_TEXT, MMDIT)
+    for name in strange:
+        if getattr(model, name) != getattr(ModelConfig, name):
+            raise ValueError(
+                f"--model.{name.replace('_', '-')} {getattr(model, name)}: is of --model.kind {owner}, and this is {model.kind}; leave it out"
+            )
+
+
+def _check_captions(config: TrainConfig) -> None:
+    """Raises ValueError for captions of a model that reads none."""
+    if config.data.captions != "own" and not config.model.text:
+        raise ValueError(f"--data.captions {config.data.captions}: is of --model.kind {MMDIT}, which reads captions, and this is {config.model.kind}")
+
+
+def _check_alignment_of_text(config: TrainConfig) -> None:
+    """Raises ValueError for an alignment that gives an mmdit what it does not take."""
+    if config.model.text and alignment_config(config.alignment).scaffold:
+        raise ValueError(f"--alignment {config.alignment['name']}: gives a block keys and values, which --model.kind {MMDIT} does not take")
+
+
 def check(config: TrainConfig) -> None:
     """Raises ValueError for an option out of its range, and for options that do not go together."""
     check_ranges(config)
@@ -227,7 +276,10 @@ def check(config: TrainConfig) -> None:
         raise ValueError(f"--trackers {config.trackers}: none goes with no other")
     if config.keep_every and not config.keep_last:
         raise ValueError("--keep-every: says what stays beside --keep-last K, which is missing (all checkpoints stay without it)")
+    _check_kind(config.model)
     _check_routing(config.model)
+    _check_alignment_of_text(config)
+    _check_captions(config)
     if config.batch % config.accumulate:
         raise ValueError(f"--batch {config.batch} is not a multiple of --accumulate {config.accumulate}")
     weight = config.alignment.get("weight", 0.0)

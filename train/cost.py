@@ -2,6 +2,7 @@
 
     gsnr cost --size b2 --rows sit,ahpa,repa,sra,sra2      the first row is what the others are compared with
     gsnr cost --size xl2 --rows sit,ahpa --macs-only       counts alone; nothing is allocated
+    gsnr cost --size coco --rows mmdit,repa,sra2,ahpa      text to image
     gsnr cost --size xl2 --rows sit,ahpa --batch 32 --precision bf16 --compile      on a GPU
 
 MACs are those of matrix products and convolutions in one forward pass of one sample (half of PyTorch's flop count), attention products
@@ -25,7 +26,7 @@ import torch
 
 from gsnr import commands
 from gsnr.commandline import Parser, choose
-from gsnr.train import presets
+from gsnr.train import presets, text_presets
 from gsnr.train.config import TrainConfig, alignment_config, resolve
 from gsnr.train.costing import activations, counts, paper, sampling, steps
 
@@ -35,7 +36,7 @@ PRECISIONS = ("no", "bf16", "fp16")
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr cost", __doc__)
-    parser.add_argument("--size", default="b2", metavar="SIZE", help=f"{', '.join(presets.SIZES)} or demo (default: b2)")
+    parser.add_argument("--size", default="b2", metavar="SIZE", help=f"{', '.join(presets.SIZES)}, demo; coco, demo-text (default: b2)")
     parser.add_argument("--rows", default="sit,ahpa,uniform-both,repa,irepa,sra,sra2", metavar="A,B", help="rows of `gsnr train --list-presets`")
     parser.add_number("--batch", 4, "samples of a step", low=1, high=2**16)
     parser.add_number("--rounds", 5, "turns of each row", low=1, high=10**4, metavar="R")
@@ -103,14 +104,14 @@ def _sampled(s: sampling.Sampling) -> list[str]:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    choose("--size", args.size, (*presets.SIZES, presets.DEMO))
+    choose("--size", args.size, (*presets.SIZES, presets.DEMO, *text_presets.TAPS))
     choose("--precision", args.precision, PRECISIONS)
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--precision fp16: needs a GPU; choose no or bf16")
     sampling.check(args.sampler)
     rows = list(dict.fromkeys(args.rows.split(",")))
     for row in rows:
-        choose("--rows", row, presets.ROWS)
+        choose("--rows", row, presets.rows_at(args.size))
     configs = {row: resolve(presets.at(row, args.size), {"precision": args.precision, "compile": args.compile}) for row in rows}
     for row, config in configs.items():
         options = alignment_config(config.alignment)

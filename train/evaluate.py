@@ -5,6 +5,7 @@
                                                                       metrics, in the feature space of the cache's teacher
     gsnr evaluate --samples S.npz --reference R.npz                   FID, sFID, IS, precision, recall as ADM's evaluator takes them
     gsnr evaluate --samples DIR --reference DIR --features dinov2     in other features; docs/evaluating.md says what each number depends on
+    gsnr evaluate --samples S.npz --captions C.txt --features pickscore   how well images fit their captions: pickscore, clip_score, attributes
 
 The model which ignores its input predicts one constant, the train split's mean velocity at every position: E (eps - x_0) = -E x_0. Its loss is what a
 network that has learnt nothing but the mean reaches. Every held-out image is used once at each of several stratified times.
@@ -30,7 +31,7 @@ from gsnr.options import check_list
 
 if TYPE_CHECKING:
     from gsnr.train.data.cache import Header, Split
-    from gsnr.train.models.sit import SiT
+    from gsnr.train.models.backbone import Backbone
     from gsnr.train.runs.checkpoint import Checkpoint
 
 TIMES = 10  # strata of t each image is evaluated in
@@ -88,36 +89,34 @@ def mean_latent(train: Split) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def losses_over_time(model: SiT, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
+def losses_over_time(model: Backbone, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """name -> (TIMES, images): the loss of each held-out image in each stratum of t, of the model and of the constant; and the class token's, of a
     model with one."""
     from gsnr.train import interpolant
-    from gsnr.train.config import CLASS_TOKEN
     from gsnr.train.data.heldout import heldout_batches
     from gsnr.train.noising import losses, noised
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     constant = -torch.from_numpy(mean_latent(splits["train"])).float().to(device)
-    reads = (CLASS_TOKEN,) if model.has_extra else ()
-    found = {name: np.zeros((TIMES, images)) for name in ("model", "constant", *(("class_token",) if reads else ()))}
+    found = {name: np.zeros((TIMES, images)) for name in ("model", "constant", *(("class_token",) if model.has_extra else ()))}
     bins = list(enumerate(pairwise(np.linspace(0, 1, TIMES + 1))))
     for number, (low, high) in tqdm(bins, desc="evaluating", unit="bin", leave=False):
         first = 0
-        for _, drawn in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, reads):
+        for _, drawn in heldout_batches(splits["heldout"], images, seed, "evaluate", low, high, model.reads):
             batch = {key: x.to(device) for key, x in drawn.items()}
             v = interpolant.velocity(batch["latent"], batch["noise"])
             x_t, extra = noised(model, batch)
             rows = slice(first, first + len(v))
             first += len(v)
-            of = losses(model(x_t, batch["t"], batch["label"], extra=extra), batch)
+            of = losses(model(x_t, batch["t"], model.condition(batch), extra=extra), batch)
             of = {"model": of.pop("velocity"), "constant": interpolant.velocity_loss(constant, v)} | of
             for name, loss_B in of.items():
                 found[name][number, rows] = loss_B.cpu().numpy()
     return found
 
 
-def velocity_losses(model: SiT, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
+def velocity_losses(model: Backbone, splits: dict[str, Split], images: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """name -> (images,): as `losses_over_time`, the mean over t."""
     return {name: (loss_TN / TIMES).cumsum(0)[-1] for name, loss_TN in losses_over_time(model, splits, images, seed).items()}
 
@@ -154,7 +153,7 @@ def _frechet(loaded: Checkpoint, header: Header, splits: dict[str, Split], sampl
     from gsnr.train.metrics._frechet import Distance
 
     train, heldout = cached_features(splits["train"]), cached_features(splits["heldout"])
-    sampled = sampled_features(loaded, header, samples, HEUN_STEPS, seed)
+    sampled = sampled_features(loaded, header, splits["heldout"], samples, HEUN_STEPS, seed)
     reference = Moments.of(train)
     to_train = Distance(reference)
     result = {
@@ -191,6 +190,7 @@ def _parser() -> Parser:
     parser.add_argument("--metrics", metavar="A,B", help=f"of {', '.join(plugins.names('metrics'))} (default: those usual for the features)")
     parser.add_argument("--samples", type=a_path, metavar="NPZ|DIR", help="images to compare: an .npz with arr_0, or a folder of pictures")
     parser.add_argument("--reference", type=a_path, metavar="NPZ|DIR", help="images to compare with; an ADM reference's moments are used")
+    parser.add_argument("--captions", type=a_path, metavar="TXT|NPZ", help="one a sample, for features that read them (default: the samples')")
     parser.add_argument("--features", default="inception", metavar="F", help=f"{', '.join(plugins.names('extractors'))} (default: inception)")
     parser.add_argument("--mode", metavar="M", help="how images are resized, of inception: adm, pytorch-fid, clean-fid (default: adm)")
     parser.add_argument("--weights-file", metavar="PATH|URL|ID", help="weights of the features (default: $INCEPTION_WEIGHTS, or the hub's)")
@@ -200,7 +200,7 @@ def _parser() -> Parser:
 
 
 OF_CHECKPOINTS = ("weights", "data", "n_images", "frechet", "seed")
-OF_SAMPLES = ("reference", "features", "mode", "weights_file", "batch")
+OF_SAMPLES = ("reference", "captions", "features", "mode", "weights_file", "batch")
 
 
 def _check_together(parser: Parser, args: Namespace) -> None:

@@ -17,6 +17,7 @@ from gsnr.train.data.cache import TEACHER, Header, Split
 from gsnr.train.guidance import velocity_of
 from gsnr.train.priors.features import to_pixels
 from gsnr.train.runs import checkpoint
+from gsnr.train.sampling import prompts
 
 Features = NDArray[np.float64]
 CHUNK = 256
@@ -32,8 +33,9 @@ def cached_features(split: Split) -> Features:
 
 
 @torch.no_grad()
-def sampled_features(loaded: checkpoint.Checkpoint, header: Header, images: int, steps: int, seed: int) -> Features:
-    """(N,F): features, by the cache's teacher, of samples: classes in turn, no guidance, `steps` Heun steps; a function of (weights, seed)."""
+def sampled_features(loaded: checkpoint.Checkpoint, header: Header, heldout: Split, images: int, steps: int, seed: int) -> Features:
+    """(N,F): features, by the cache's teacher, of samples: classes in turn, or held-out captions, no guidance, `steps` Heun steps; a function of
+    (weights, seed)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     frozen, teacher = vaes.load(header.vae), teachers.load(header.teacher)
     if (frozen.sha, teacher.sha) != (header.vae_sha, header.teacher_sha):
@@ -41,18 +43,18 @@ def sampled_features(loaded: checkpoint.Checkpoint, header: Header, images: int,
     model = loaded.model.to(device)
     frozen.model.to(device)
     teacher.model.to(device)
-    classes, scaling = header.num_classes, checkpoint.decoding(loaded)
+    scaling = checkpoint.decoding(loaded)
     noise = torch.randn(images, *header.latent_shape, generator=torch.Generator().manual_seed(seed))
-    y_N = torch.arange(images) % classes
-    extra = loaded.config.model.extra_token
+    extra, texts = loaded.config.model.extra_token, prompts.of_split(heldout) if loaded.config.model.text else None
     parts = []
     for start in tqdm(range(0, images, CHUNK), desc="sampling for the Fréchet distance", unit=f"x{CHUNK}", leave=False, mininterval=1.0):
         rows = slice(start, start + CHUNK)
+        numbers = np.arange(images, dtype=np.int64)[rows]
+        y = (torch.from_numpy(numbers % header.num_classes) if texts is None else texts.states(numbers)).to(device)
         drawn: samplers.State = noise[rows].to(device)
         if extra is not None:
-            numbers = np.arange(images, dtype=np.int64)[rows]
             drawn = noise[rows].to(device), samplers.noise_of(seed, numbers, header.latent_shape, device, extra)(0)[1]
-        final = samplers.integrate("heun", velocity_of(model, y_N[rows].to(device), classes), drawn, steps)
+        final = samplers.integrate("heun", velocity_of(model, y), drawn, steps)
         pixels = to_pixels(sample.decode(frozen, samplers.latents_of(final), scaling, seed)).to(device)
         parts += [teacher.features(part).mean(dim=(2, 3)).double().cpu().numpy() for part in pixels.split(32)]
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans 2022) on an interval of t (Kynkaanniemi et al. 2024): v = v_null + w (v_class - v_null).
+"""Classifier-free guidance (Ho and Salimans 2022) on an interval of t (Kynkaanniemi et al. 2024): v = v_null + w (v_y - v_null).
 
 Two passes of B samples, not one of 2 B: the conditional half keeps the bits that it has without guidance, and a pass takes no more memory.
 The class token of a model that has one is guided too, with the latents or by a weight and an interval of its own (REG).
@@ -10,15 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.samplers import State, Velocity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """weight: w; 1 is none, and makes no unconditional pass. low, high: where it guides, low <= t <= high, with t = 1 noise. channels: how many
-    latent channels, from the first, are guided (3 in DiT and SiT), the others keep v_class; None: all. token: of the class token (None: as the
+    latent channels, from the first, are guided (3 in DiT and SiT), the others keep v_y; None: all. token: of the class token (None: as the
     latents).
 
     Raises ValueError for a weight below 1, an interval upside down or outside [0, 1], and no channel."""
@@ -60,23 +61,23 @@ class Guidance:
         return torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
 
 
-def velocity_of(model: nn.Module, y_B: Tensor, null_class: int, guidance: Guidance | None = None) -> Velocity:
-    """The guided velocity of a model of classes y, float64; the model computes in its own dtype. model(x, t, y): see `gsnr.train.models.sit`. Of a
+def velocity_of(model: Backbone, y: Tensor, guidance: Guidance | None = None) -> Velocity:
+    """The guided velocity under the conditions y, float64; the model computes in its own dtype, and says what no condition is. Of a
     model with a class token it is a pair, of a pair."""
     dtype = next(model.parameters()).dtype
     by = guidance or Guidance()
     of_token = by.token or replace(by, channels=None)
 
-    def passed(state: State, t: float, label_B: Tensor) -> tuple[Tensor, ...]:
+    def passed(state: State, t: float, given: Tensor) -> tuple[Tensor, ...]:
         x, *extra = (part.to(dtype) for part in (state if isinstance(state, tuple) else (state,)))
         t_B = torch.full((len(x),), t, dtype=dtype, device=x.device)
-        found = model(x, t_B, label_B, extra=extra[0]) if extra else (model(x, t_B, label_B),)
+        found = model(x, t_B, given, extra=extra[0]) if extra else (model(x, t_B, given),)
         return tuple(part.double() for part in found)
 
     def velocity(state: State, t: float) -> State:
-        found = passed(state, t, y_B)
+        found = passed(state, t, y)
         if by.at(t):
-            without = passed(state, t, torch.full_like(y_B, null_class))
+            without = passed(state, t, model.null(y))
             parts = zip((by, of_token), found, without, strict=False)
             found = tuple(its.combined(conditional, unconditional, t) for its, conditional, unconditional in parts)
         return (found[0], found[1]) if isinstance(state, tuple) else found[0]

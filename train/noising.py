@@ -10,7 +10,8 @@ from torch import Tensor
 from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.data.batches import Batch
 from gsnr.train.interpolant import interpolate, velocity, velocity_loss
-from gsnr.train.models.sit import SiT, Velocity
+from gsnr.train.models.backbone import Backbone
+from gsnr.train.models.layers import Velocity
 
 
 def class_token(batch: Batch) -> Tensor:
@@ -18,7 +19,7 @@ def class_token(batch: Batch) -> Tensor:
     return batch[CLASS_TOKEN].detach().float().flatten(1)
 
 
-def noised(model: SiT, batch: Batch, t_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def noised(model: Backbone, batch: Batch, t_B: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """(x_t, class token at t; None for a model without one). t: default the batch's."""
     t = batch["t"] if t_B is None else t_B
     x_t = interpolate(batch["latent"], batch["noise"], t)

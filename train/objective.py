@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from gsnr import plugins
 from gsnr.train.alignments import AlignmentModule
-from gsnr.train.config import CLASS_TOKEN, ModelConfig, TrainConfig, alignment_config
+from gsnr.train.config import CLASS_TOKEN, MMDIT, ModelConfig, TrainConfig, alignment_config
 from gsnr.train.data.batches import Batch, flattened
 from gsnr.train.data.cache import TEACHER, Header, flags_for
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.noising import losses, noised
 from gsnr.train.priors.layers import GROUPS
 
@@ -26,13 +26,13 @@ ONE_VECTOR = 1  # the grid of a group that is not of tokens
 
 
 class Objective(nn.Module):
-    """model: SiT; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32, and "class_token" of a model
-    that has one, whose loss counts class_token_weight times; of a batch with K views an image, velocity and class_token are (B,K).
+    """model: the backbone; alignment: see `gsnr.train.alignments`. forward(batch) -> {"velocity": (B,), "align": (B,)} float32, and "class_token" of
+    a model that has one, whose loss counts class_token_weight times; of a batch with K views an image, velocity and class_token are (B,K).
 
     forward(batch, False) is that of a model without alignment, for when its schedule is over; forward(batch, step=s) that of step s of training,
     with the keys and values that the alignment then gives the model."""
 
-    def __init__(self, model: SiT, alignment: AlignmentModule, class_token_weight: float = TrainConfig.class_token_weight) -> None:
+    def __init__(self, model: Backbone, alignment: AlignmentModule, class_token_weight: float = TrainConfig.class_token_weight) -> None:
         super().__init__()
         self.model = model
         self.alignment = alignment
@@ -53,7 +53,8 @@ class Objective(nn.Module):
         shape, rows = batch["t"].shape, flattened(batch)
         x_t, extra = noised(self.model, rows)
         given = self.alignment.replaces(batch, step) if aligned and step is not None else {}
-        predicted, hidden = self.model.forward_with_taps(x_t, rows["t"], rows["label"], rows["label_drop"], taps=taps, extra=extra, replaced=given)
+        told = self.model.condition(rows), rows["label_drop"]
+        predicted, hidden = self.model.forward_with_taps(x_t, rows["t"], *told, taps=taps, extra=extra, replaced=given)
         assert predicted is not None
         found = {name: loss.view(shape) for name, loss in losses(predicted, rows).items()}
         if taps:
@@ -91,16 +92,29 @@ def attach_teacher(alignment: AlignmentModule, header: Header) -> None:
         alignment.attach(teacher_attention.of_cache(header))
 
 
+def _check_text(model: ModelConfig, header: Header) -> None:
+    """Raises ValueError where the cache holds no text, or text of another shape."""
+    if not header.text_shape:
+        raise ValueError(f"{header.data}: holds no captions, which --model.kind {model.kind} reads; prepare it with {flags_for(model.reads)}")
+    if header.text_shape != (model.text_tokens, model.text_width):
+        tokens, width = header.text_shape
+        raise ValueError(f"--model.text-tokens {model.text_tokens}, --model.text-width {model.text_width}: the cache's text has {tokens} and {width}")
+
+
 def check_cache(model: ModelConfig, header: Header) -> None:
-    """Raises ValueError where the model's latents, classes or class token are not the cache's."""
+    """Raises ValueError where the model's latents, classes, text or class token are not the cache's."""
     if header.latent_shape != (model.in_channels, model.input_size, model.input_size):
         side, pixels = header.latent_shape[-1], header.resolution
         raise ValueError(
             f"the cache holds latents of shape {header.latent_shape} ({pixels} pixels, {side / model.patch_size:g} tokens a side); the model "
             f"wants {model.in_channels}x{model.input_size}^2 ({pixels * model.input_size / side:g} pixels, {model.grid} tokens a side)"
         )
+    if model.text:
+        _check_text(model, header)
+        return
     if header.num_classes != model.num_classes:
-        raise ValueError(f"the cache has {header.num_classes} classes, the model {model.num_classes} (--model.num-classes)")
+        reads = f"; it holds captions: --model.kind {MMDIT} reads them" if header.text_shape else ""
+        raise ValueError(f"the cache has {header.num_classes} classes, the model {model.num_classes} (--model.num-classes){reads}")
     if model.extra_token is None:
         return
     if CLASS_TOKEN not in header.groups:

@@ -3,13 +3,15 @@ that somebody else prepared."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from gsnr.train import vae
-from gsnr.train.config import CLASS_TOKEN, TrainConfig, alignment_config, resolve
+from gsnr.train.cache_root import DEMO, DEMOS, TEXT_DEMO
+from gsnr.train.config import CLASS_TOKEN, TEXT, TrainConfig, alignment_config, resolve
 from gsnr.train.data import controls, latent_folders
 from gsnr.train.data.cache import ONLINE, TEACHER, Header, Split, open_cache
-from gsnr.train.demo.cache import demo_cache
+from gsnr.train.demo.cache import demo_cache, text_cache
 from gsnr.train.objective import check_cache
 from gsnr.train.priors.online import OnlineSplit
 from gsnr.train.priors.regrid import RegriddedSplit, on_grid
@@ -43,7 +45,9 @@ def open_data(config: TrainConfig, control: bool = True) -> tuple[Header, dict[s
 
     Raises ValueError where there is none or it does not fit."""
     header, splits = _opened(config)
-    return header, controls.controlled(splits, config.data.control if control else controls.NONE, config.seed)
+    if not control:
+        return header, splits
+    return header, controls.with_captions(controls.controlled(splits, config.data.control, config.seed), config.data.captions, config.seed)
 
 
 def _opened(config: TrainConfig) -> Opened:
@@ -57,16 +61,18 @@ def _opened(config: TrainConfig) -> Opened:
     if not config.data.path:
         raise ValueError("--data.path is missing: name a cache folder made by `gsnr prepare`, or `demo`")
     folder = Path(config.data.path)
-    if config.data.path == "demo":
+    if config.data.path == TEXT_DEMO:
+        folder = text_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling)
+    elif config.data.path == DEMO:
         folder = demo_cache(config.data.demo_train, config.data.demo_heldout, config.data.resampling, class_token=CLASS_TOKEN in needs)
     elif (opened := latent_folders.open_folder(config.data, needs, config.model.num_classes)) is not None:
         return opened
     header, splits = open_prepared(folder, needs, config.data.vae)
     if config.data.vae and vae.load(config.data.vae).sha != header.vae_sha:
         raise ValueError(f"{folder}: was made with VAE {header.vae!r} ({header.vae_sha[:12]}), not with --data.vae {config.data.vae}")
-    if needs and header.resampling != config.data.resampling:
+    if set(needs) - {TEXT} and header.resampling != config.data.resampling:
         raise ValueError(f"{folder}: features were resampled {header.resampling!r}; data.resampling asks for {config.data.resampling!r}")
-    if set(needs) - {TEACHER} and header.dtype == ONLINE and config.data.workers:
+    if set(needs) - {TEACHER, TEXT} and header.dtype == ONLINE and config.data.workers:
         raise ValueError(f"--data.workers {config.data.workers}: {folder} holds pictures, whose features the trainer itself computes; set it to 0")
     return _regridded(config, (header, splits))
 
@@ -92,8 +98,8 @@ def _last(run: Path) -> bytes | None:
 
 
 def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True) -> tuple[Header, dict[str, Split]]:
-    """The data to measure a checkpoint on: `data` (a cache folder, or `demo`), or else those it was trained on. features: they must be there, those
-    that the alignment needs, under the control that it was trained with; those that the model itself reads must be in any case.
+    """The data to measure a checkpoint on: `data` (a cache folder, `demo` or `demo-text`), or else those it was trained on. features: they must be
+    there, those that the alignment needs, under the control that it was trained with; those that the model itself reads must be in any case.
 
     Raises ValueError where it does not say, and where they do not fit it.
     """
@@ -101,12 +107,12 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
     needs = tuple(dict.fromkeys((*((*loaded.alignment.needs, *shown) if features else ()), *loaded.config.model.reads)))
     if data is None and loaded.header is None:
         raise ValueError(f"{loaded.folder}: does not say which data it was trained on; name a cache with --data CACHE")
-    if data is None and (path := loaded.config.data.path) != "demo" and not Path(path).exists():
+    if data is None and (path := loaded.config.data.path) not in DEMOS and not Path(path).exists():
         raise ValueError(f"{loaded.folder}: was trained on {path}, which is not there; name the cache with --data")
     if data is None or data == loaded.config.data.path:
         header, splits = open_data(loaded.config, control=features)
-    elif data == "demo":
-        header, splits = open_data(resolve({"data": {"path": "demo"}, "model": {"extra_token": loaded.config.model.extra_token}}))
+    elif data in DEMOS:
+        header, splits = open_data(resolve({"data": {"path": data}, "model": asdict(loaded.config.model)}))
     else:
         header, splits = _regridded(loaded.config, open_prepared(Path(data), needs))
     checkpoint.require_same_data(loaded, header, needs)

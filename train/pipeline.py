@@ -3,6 +3,7 @@
     pipe = SiTPipeline.from_pretrained(FOLDER).to("cuda")         # written by `gsnr convert --to pipeline`
     images = pipe(class_labels=[207, 360], guidance_scale=1.8, guidance_interval=(0.0, 0.7), generator=torch.Generator().manual_seed(0)).images
 
+Of a model that reads text: pipe(text_states=gsnr.train.text.encode(ENCODER, ["a red seven"])) in place of class_labels.
 It holds the velocity model, its VAE and the latents' scaling, and samples as `gsnr sample` does: `gsnr.train.samplers`, `gsnr.train.guidance`.
 Shapes: B images, latent (C,h,w), picture (H,W,3).
 """
@@ -26,7 +27,7 @@ from gsnr.commandline import unknown
 from gsnr.train import samplers
 from gsnr.train.data.latents import Scaling
 from gsnr.train.guidance import Guidance, velocity_of
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.runs import checkpoint
 from gsnr.train.sampling.eight_bit import RULES, to_uint8
 from gsnr.train.sampling.subject import Subject, subject_of
@@ -45,7 +46,7 @@ class SiTPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: SiT,
+        transformer: Backbone,
         vae: ModelMixin,
         latent_factor: float = 1.0,
         latent_channel_scale: list[float] | None = None,
@@ -84,11 +85,25 @@ class SiTPipeline(DiffusionPipeline):
                 raise ValueError(f"class_labels: {label} is none of 0 to {count - 1}")
         return torch.tensor(found, device=self._execution_device)
 
+    def _conditions(self, class_labels: int | str | Sequence[int | str] | None, text_states: Tensor | None) -> Tensor:
+        """What the model is told of each sample. Raises ValueError for classes where it reads text, for text where it does not, and for neither."""
+        m = self.transformer.config
+        reads, other = ("text_states", "class_labels") if "text_width" in m else ("class_labels", "text_states")
+        given = {"class_labels": class_labels, "text_states": text_states}
+        if given[other] is not None or given[reads] is None:
+            raise ValueError(f"{other if given[other] is not None else reads}: this model reads {reads}, and no {other}")
+        if text_states is None:
+            assert class_labels is not None
+            return self._classes(class_labels)
+        if text_states.ndim != 3 or text_states.shape[1:] != (m.text_tokens, m.text_width) or not len(text_states):
+            raise ValueError(f"text_states: of shape {tuple(text_states.shape)}; this model reads (samples, {m.text_tokens}, {m.text_width})")
+        return text_states.to(self._execution_device)
+
     def _normal(self, name: str, shape: tuple[int, ...], given: Tensor | None, generator: Generators | None) -> Tensor:
         """What was given, or from the generator. Raises ValueError for another shape, and for a list of generators of another length."""
         if given is None:
             if isinstance(generator, list) and len(generator) != shape[0]:
-                raise ValueError(f"generator: a list of {len(generator)} for {shape[0]} class_labels")
+                raise ValueError(f"generator: a list of {len(generator)} for {shape[0]} samples")
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if given.shape != shape:
             raise ValueError(f"{name}: of shape {tuple(given.shape)}; these samples are of {shape}")
@@ -119,7 +134,7 @@ class SiTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str],
+        class_labels: int | str | Sequence[int | str] | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int | None = None,
         generator: Generators | None = None,
@@ -129,6 +144,7 @@ class SiTPipeline(DiffusionPipeline):
         guidance_channels: int | None = None,
         class_token_scale: float | None = None,
         class_token_interval: tuple[float, float] | None = None,
+        text_states: Tensor | None = None,
         latents: Tensor | None = None,
         class_tokens: Tensor | None = None,
         noise: samplers.Noise | None = None,
@@ -138,7 +154,8 @@ class SiTPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """.images: a list of PIL images ("pil"), (B,H,W,3) float32 in [0, 1] ("np"), or final latents (B,C,h,w) float32 ("latent").
 
-        class_labels: numbers, or names of id2label. guidance_scale 1 is none; it acts for t in guidance_interval (t = 1 is noise) on the first
+        class_labels: numbers, or names of id2label; of a model that reads text: text_states (B,L,C), as `gsnr.train.text.encode` makes them of
+        captions. guidance_scale 1 is none; it acts for t in guidance_interval (t = 1 is noise) on the first
         guidance_channels latent channels (None: all). class_token_scale, class_token_interval: the same of the class token, for a model that has one
         (None: as the latents). num_inference_steps: default the sampler's. sampler: of `gsnr.train.samplers`. latents: (B,C,h,w) standard normal,
         where the samples start (default: from the generator), class_tokens: (B,E) likewise; noise: of step k of an SDE (default: likewise).
@@ -153,10 +170,10 @@ class SiTPipeline(DiffusionPipeline):
         low, high = guidance_interval
         by = Guidance(weight=guidance_scale, low=low, high=high, channels=guidance_channels)
         guidance = self._guidance(by, class_token_scale, class_token_interval)
-        y_B = self._classes(class_labels)
-        start = self._noise(len(y_B), generator, latents, class_tokens)
-        velocity = velocity_of(self.transformer, y_B, self.transformer.config.num_classes, guidance)
-        drawn = noise or (lambda step: self._noise(len(y_B), generator))
+        y = self._conditions(class_labels, text_states)
+        start = self._noise(len(y), generator, latents, class_tokens)
+        velocity = velocity_of(self.transformer, y, guidance)
+        drawn = noise or (lambda step: self._noise(len(y), generator))
         with self.progress_bar(total=samplers.evaluations(sampler, num_inference_steps)) as bar:
             state = samplers.integrate(sampler, _told(velocity, bar.update), start, num_inference_steps, drawn)
         final = samplers.latents_of(state).float()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gsnr.commandline import meant
+from gsnr.train import text_presets
 
 #              depth  hidden_size  num_heads  input_size     (SiT Table 1; input 32 is 256 pixels, 64 is 512)
 SIZES = {
@@ -294,19 +295,28 @@ NAMES: dict[str, tuple[str, str]] = {
 
 def find(name: str) -> dict[str, Any]:
     """The preset of that name. Raises ValueError listing the valid ones."""
+    if name in text_presets.NAMES:
+        return text_presets.at(*text_presets.NAMES[name])
     if name not in NAMES:
-        if near := meant(name, NAMES):
+        if near := meant(name, (*NAMES, *text_presets.NAMES)):
             raise ValueError(f"preset {name!r} does not exist; did you mean {near[0]}? (--list-presets shows all)")
         sizes = ", ".join(SIZES)
         raise ValueError(
             f"preset {name!r} does not exist; choose demo, smoke, or ROW-demo and ROW-b2 for ROW in {', '.join(ROWS)}; "
-            f"methods also come in {sizes} (--list-presets shows all)"
+            f"methods also come in {sizes}; or {', '.join(text_presets.NAMES)} (--list-presets shows all)"
         )
     return at(*NAMES[name])
 
 
+def rows_at(size: str) -> tuple[str, ...]:
+    """The rows that there are at a size."""
+    return tuple(text_presets.ROWS if size in text_presets.TAPS else ROWS)
+
+
 def at(row: str, size: str) -> dict[str, Any]:
     """A row at any size, also one that it has no preset for."""
+    if size in text_presets.TAPS:
+        return text_presets.at(row, size)
     if size == SMOKE:
         return _smoke()
     return _changed(ROWS[row], DEMO, _demo(ROWS[row].alignment)) if size == DEMO else _full(ROWS[row], size)

@@ -1,11 +1,12 @@
 """`gsnr sample`: draws images from a checkpoint.
 
-    gsnr sample --ckpt RUN                                           a PNG of a few images of each class
+    gsnr sample --ckpt RUN                                           a PNG of a few images of each class, or caption
     gsnr sample --ckpt RUN --n 50000 --out samples.npz               an npz as ADM's evaluator reads it, or a folder of PNGs
     gsnr sample --grid --ckpt A B C --classes 1,5,207 --out it.png   several checkpoints from the same noise
 
-From t = 1 (noise) to t = 0 (data), state in float64. Guidance: v = v_null + w (v_class - v_null). With --n, sample i is a function of (seed, i),
-whatever the number of processes (torchrun --nproc-per-node P -m -- train.sample ...), and however often it was stopped: the same command goes on.
+From t = 1 (noise) to t = 0 (data), state in float64. Guidance: v = v_null + w (v_y - v_null), y the class or the caption. A model that reads text
+has --prompts or --data in place of --classes. With --n, sample i is a function of (seed, i), and of the i-th caption in turn, whatever the number of
+processes (torchrun --nproc-per-node P -m -- train.sample ...), and however often it was stopped: the same command goes on.
 Another --batch changes the last bits (1e-4 of a latent), for matrix products round by their shape.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from gsnr import commands, files
@@ -26,9 +27,11 @@ from gsnr.train import samplers
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.latents import Scaling
 from gsnr.train.guidance import Guidance, velocity_of
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.runs import checkpoint
 from gsnr.train.samplers import Velocity
-from gsnr.train.sampling import comparison, eight_bit, estimate, output, recipe, run, subject
+from gsnr.train.sampling import comparison, eight_bit, estimate, output, prompts, recipe, run, subject
+from gsnr.train.sampling.prompts import Prompts
 from gsnr.train.sampling.recipe import Recipe
 from gsnr.train.vaes import FrozenVAE
 
@@ -36,6 +39,7 @@ MOST_IMAGES = 4096  # in one grid, which is drawn in memory
 MODES = {  # which of --n, --grid and neither an option goes with, where not all
     **dict.fromkeys(("--uint8", "--batch", "--shard", "--dry-run"), ("--n",)),
     **dict.fromkeys(("--precision", "--tf32"), ("--n", "--grid")),
+    "--data": ("--n", ""),
     "--at-steps": ("--grid",),
     "--per-class": ("",),
 }
@@ -77,13 +81,20 @@ def decode(frozen: FrozenVAE, latents_BCHW: Tensor, scaling: Scaling, seed: int)
     return eight_bit.to_uint8(pixels, "round")
 
 
+def conditions_of(shape: ModelConfig, rows: int, captions: Prompts | None) -> Tensor:
+    """The first so many classes, or the states of the first prompts of a model that reads text; no more than there are."""
+    if captions is None:
+        return torch.arange(min(rows, shape.num_classes))
+    return captions.states(np.arange(min(rows, len(captions.texts)), dtype=np.int64))
+
+
 def picture(
-    model: nn.Module,
+    model: Backbone,
     frozen: FrozenVAE,
     shape: ModelConfig,
     scaling: Scaling,
+    conditions: Tensor,
     *,
-    classes: int,
     per_class: int,
     steps: int | None,
     guidance: Guidance,
@@ -91,13 +102,13 @@ def picture(
     sampler: str = "heun",
     quiet: bool = False,
 ) -> Image.Image:
-    """The first `classes` classes in rows; a function of (weights, seed). Raises ValueError for samples that are not finite."""
+    """A row of `per_class` samples for each of `conditions_of`; a function of (weights, conditions, seed). Raises ValueError for samples that are not
+    finite."""
     device = next(model.parameters()).device
-    classes = min(classes, shape.num_classes)
-    y_B = torch.arange(classes, device=device).repeat_interleave(per_class)
-    noise = torch.randn(len(y_B), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
-    velocity = velocity_of(model, y_B, shape.num_classes, guidance)
-    size, numbers = (shape.in_channels, shape.input_size, shape.input_size), np.arange(len(y_B), dtype=np.int64)
+    rows, y = len(conditions), conditions.to(device).repeat_interleave(per_class, dim=0)
+    noise = torch.randn(len(y), shape.in_channels, shape.input_size, shape.input_size, generator=torch.Generator().manual_seed(seed)).to(device)
+    velocity = velocity_of(model, y, guidance)
+    size, numbers = (shape.in_channels, shape.input_size, shape.input_size), np.arange(len(y), dtype=np.int64)
     steps_noise = samplers.noise_of(seed, numbers, size, device, shape.extra_token)
     start = noise if shape.extra_token is None else (noise, steps_noise(0)[1])
     with tqdm(total=samplers.evaluations(sampler, steps), desc="sampling", unit="evaluation", leave=False, disable=quiet) as bar:
@@ -105,7 +116,7 @@ def picture(
     if not latents.isfinite().all():
         raise ValueError(f"the samples are not finite (guidance {guidance.weight}, {steps} steps)")
     eight_bit = decode(frozen, latents, scaling, seed)
-    return grid_image(eight_bit.reshape(classes, per_class, *eight_bit.shape[1:]), [str(c) for c in range(classes)])
+    return grid_image(eight_bit.reshape(rows, per_class, *eight_bit.shape[1:]), [str(number) for number in range(rows)])
 
 
 def write(picture: Image.Image, path: Path) -> None:
@@ -140,7 +151,9 @@ def _parser() -> Parser:
         help="PNG to write or replace (default: RUN/figures/samples.png); --n: a new .npz or folder of PNGs",
     )
     parser.add_argument("--classes", metavar="N", help="the first N (default: 10, or all); --n: balanced, random or A,B,...; --grid: A,B,...")
-    parser.add_number("--per-class", 8, "images a class", low=1, high=MOST_IMAGES)
+    parser.add_argument("--prompts", type=a_path, metavar="FILE", help="captions, one a line, of a model that reads text (docs/text.md)")
+    parser.add_argument("--data", metavar="CACHE", help="of a model that reads text: held-out captions of this cache (default: its own)")
+    parser.add_number("--per-class", 8, "images a class, or caption", low=1, high=MOST_IMAGES)
     parser.add_argument("--grid", action="store_true", help="one PNG of several checkpoints from the same noise: a row each, a column a class")
     parser.add_argument("--at-steps", metavar="A,B", help="--grid: a column for each of these steps of the runs, too")
     parser.add_number("--n", None, "samples to draw for an evaluation, into --out", low=1, high=10**7)
@@ -224,7 +237,8 @@ def _many(args: argparse.Namespace) -> int:
     output.check_kind(args.out)
 
     def decide() -> run.Job:
-        found = subject.open_subject(args.ckpt[0], args.weights, args.vae, other=True)
+        opened = subject.open_subject(args.ckpt[0], args.weights, args.vae, other=True)
+        found = subject.with_prompts(opened, args.prompts, args.data, args.classes)
         found.check(by.guidance, by.classes if isinstance(by.classes, tuple) else ())
         batch = by.together if by.together > 1 else args.batch or (64 if torch.cuda.is_available() else 16)
         return run.Job(subject=found, recipe=by, n=args.n, out=args.out, batch=batch, shard=-(-args.shard // by.together) * by.together)
@@ -250,16 +264,20 @@ def _named(flag: str, text: str) -> tuple[int, ...]:
 
 def _several(args: argparse.Namespace) -> int:
     """--grid: a PNG of several checkpoints."""
-    if args.out is None or args.classes is None:
-        raise ValueError("--grid: name the columns with --classes A,B,... and the picture with --out PNG")
+    if args.out is None or (args.classes is None and args.prompts is None):
+        raise ValueError(
+            "--grid: name the columns with --classes A,B,..., or --prompts FILE of models that read text, and the picture with --out PNG"
+        )
     files.check_output(args.out, "--out", ".png")
-    classes = _named("--classes", args.classes)
+    classes = tuple(range(len(prompts.read(args.prompts)))) if args.classes is None else _named("--classes", args.classes)
     steps: list[int | None] = [None] if args.at_steps is None else list(_named("--at-steps", args.at_steps))
     if len(args.ckpt) * len(classes) * len(steps) > MOST_IMAGES:
-        raise ValueError(f"--classes {args.classes}: {len(args.ckpt) * len(classes) * len(steps)} images; at most {MOST_IMAGES} in one grid")
+        what = f"--prompts {args.prompts}" if args.classes is None else f"--classes {args.classes}"
+        raise ValueError(f"{what}: {len(args.ckpt) * len(classes) * len(steps)} images; at most {MOST_IMAGES} in one grid")
     by = _recipe(args, "balanced", "round")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write(comparison.comparison(args.ckpt, steps, by, classes, args.weights, args.vae, device), args.out)
+    asked = comparison.Asked(classes=classes, words=args.classes, prompts=args.prompts)
+    write(comparison.comparison(args.ckpt, steps, by, asked, args.weights, args.vae, device), args.out)
     print(f"wrote {args.out}: {len(args.ckpt)} checkpoints from the same noise, {args.sampler}, cfg {args.cfg}")
     return 0
 
@@ -275,7 +293,8 @@ def _one(args: argparse.Namespace) -> int:
     guidance, steps = _guidance(args), _steps(args)
     if args.out is not None:
         files.check_output(args.out, "--out", ".png")
-    found = subject.open_subject(args.ckpt[0], args.weights, args.vae)
+    opened = subject.open_subject(args.ckpt[0], args.weights, args.vae)
+    found = subject.with_prompts(opened, args.prompts, args.data, args.classes)
     out = args.out or checkpoint.run_output(found.loaded, "figures") / "samples.png"
     files.check_output(out, "--out", ".png")
     if args.classes is not None and classes > found.classes:
@@ -288,7 +307,7 @@ def _one(args: argparse.Namespace) -> int:
         found.frozen,
         found.loaded.config.model,
         found.scaling,
-        classes=classes,
+        conditions_of(found.loaded.config.model, classes, found.prompts),
         per_class=args.per_class,
         steps=steps,
         guidance=guidance,
@@ -300,7 +319,10 @@ def _one(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from error
     how = f"{args.sampler}{'' if steps is None else f', {steps} steps'}, cfg {args.cfg}"
-    print(f"wrote {out}: {args.per_class} samples a class of {args.weights} weights at step {found.loaded.step}, {how}")
+    what, captions = ("class", ()) if found.prompts is None else ("caption", found.prompts.texts[:classes])
+    for number, caption in enumerate(captions):
+        print(f"row {number}: {caption}")
+    print(f"wrote {out}: {args.per_class} samples a {what} of {args.weights} weights at step {found.loaded.step}, {how}")
     return 0
 
 

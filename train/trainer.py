@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsnr.train import opening, optimizer, sample, vae
@@ -26,13 +26,17 @@ from gsnr.train.data.batches import StepBatches, reading
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.feedback import Feedback, check_aligned
 from gsnr.train.guidance import Guidance
+from gsnr.train.models.backbone import Backbone
+from gsnr.train.models.build import build
+from gsnr.train.models.mmdit import MMDiT
 from gsnr.train.models.routing import ROUTING_OPTIONS, other_function
-from gsnr.train.models.sit import DAR, STANDARD, SiT
+from gsnr.train.models.sit import DAR, STANDARD
 from gsnr.train.objective import Objective, attach_teacher, check_cache, make_alignment
 from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.runs.preemption import Preemption, left_to_the_trainer
 from gsnr.train.runs.progress import Progress, trackers
+from gsnr.train.sampling import prompts
 from gsnr.train.schedules import make_schedule
 from gsnr.train.step import Window, check_finite, optimisation_step
 from gsnr.train.vaes import FrozenVAE
@@ -40,14 +44,15 @@ from gsnr.train.vaes import FrozenVAE
 # Before a process group goes. Its threads drop the tensors of their last work when they come to it, for which they need the interpreter's
 # lock; torch's destructors hold that lock while they wait for the threads, for ever (seen with gloo, torch 2.13).
 SETTLE_SEC = 0.5
-SAMPLES: dict[str, Any] = {"classes": 10, "per_class": 8, "steps": 25, "guidance": Guidance(weight=2.5), "seed": 0}  # of the grids of --sample-every
+ROWS = 10  # of the grids of --sample-every
+SAMPLES: dict[str, Any] = {"per_class": 8, "steps": 25, "guidance": Guidance(weight=2.5), "seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The parts of a run, ready for step `first` + 1. raw: the objective, on the device; objective: the same in its distributed wrapper; ema: its
     moving average; batches: this process's; window: metrics since the last line of the log; feedback: schedules and stop rule; decoder: where this
-    process draws samples; hold: of the run folder, in the main process."""
+    process draws samples, and shown, of which conditions; hold: of the run folder, in the main process."""
 
     accelerator: Accelerator
     config: TrainConfig
@@ -63,6 +68,7 @@ class Run:
     feedback: Feedback
     callback: GsnrCallback
     decoder: FrozenVAE | None
+    shown: Tensor | None
     hold: runfolder.Hold | None
 
 
@@ -70,8 +76,13 @@ def make_objective(config: TrainConfig, header: Header) -> Objective:
     """A freshly initialised objective; its weights are a function of config.seed."""
     check_cache(config.model, header)
     torch.manual_seed(config.seed)
-    model = SiT(**asdict(config.model))
-    return Objective(model, make_alignment(config.alignment, config.model, header.groups), config.class_token_weight)
+    return Objective(build(config.model), make_alignment(config.alignment, config.model, header.groups), config.class_token_weight)
+
+
+def set_null(model: Backbone, split: Split) -> None:
+    """Gives a model that reads text the states of the empty caption, by the text encoder of its data."""
+    if isinstance(model, MMDiT):
+        model.null_text.copy_(torch.from_numpy(split.null_text()))
 
 
 def start_from(path: Path, raw: Objective, config: TrainConfig) -> None:
@@ -157,6 +168,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     raw.alignment.calibrate(splits["train"])
     if config.init and not resume:
         start_from(Path(config.init), raw, config)
+    set_null(raw.model, splits["train"])
     raw.model.checkpointing = config.checkpointing
     ema = copy.deepcopy(raw).requires_grad_(False).eval()
     adamw = optimizer.make(raw, config.optim)
@@ -193,8 +205,14 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
         feedback=feedback,
         callback=GsnrCallback(config, out, raw, ema.model, splits["heldout"], accelerator, feedback.schedules),
         decoder=decoder,
+        shown=None if decoder is None else _shown(config, splits["heldout"]),
         hold=held[0] if held else None,
     )
+
+
+def _shown(config: TrainConfig, heldout: Split) -> Tensor:
+    """The conditions that grids of --sample-every show: the first classes, or captions of held-out images."""
+    return sample.conditions_of(config.model, ROWS, prompts.of_split(heldout, shuffled=True) if config.model.text else None)
 
 
 def _batches(accelerator: Accelerator, config: TrainConfig, split: Split, alignment: AlignmentModule) -> StepBatches:
@@ -283,8 +301,9 @@ def _save(run: Run, step: int, window: dict[str, float], feedback: dict[str, Any
 
 def _save_samples(run: Run, step: int, decoder: FrozenVAE) -> None:
     """RUN/samples/STEP.png: samples of the averaged weights, the same noise at every step."""
+    assert run.shown is not None
     decoder.model.to(run.accelerator.device)
-    drawn = sample.picture(run.ema.model, decoder, run.config.model, run.header.scaling, **SAMPLES, quiet=True)
+    drawn = sample.picture(run.ema.model, decoder, run.config.model, run.header.scaling, run.shown, **SAMPLES, quiet=True)
     sample.write(drawn, run.out / "samples" / f"{step:07d}.png")
 
 

@@ -22,7 +22,8 @@ from typing import Any
 from torch import nn
 
 from gsnr.passes import COV_SAMPLES, MANY_TAKEN
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
+from gsnr.train.models.mmdit import MMDiT
 from gsnr.train.parameter_groups import groups_of
 
 ATTENTION_BACKWARD = 2  # products of attention's backward, of those of its forward; flash kernels make the scores once more
@@ -34,12 +35,20 @@ class Account:
     sums_bytes: int
 
 
-def _layers(model: SiT, blocks: int, whole: bool) -> list[tuple[int, int, int]]:
+def text_tokens(model: Backbone) -> int:
+    """Places of a text, which attend with the patches; 0 of a model that reads none."""
+    return len(model.null_text) if isinstance(model, MMDiT) else 0
+
+
+def _layers(model: Backbone, blocks: int, whole: bool) -> list[tuple[int, int, int]]:
     """(tokens, inputs, outputs) of the layers up to a block; whole: and of the last one."""
-    tokens = model.grid**2
+    tokens, text = model.grid**2, text_tokens(model)
     parts: list[tuple[int, Any]] = [(tokens, model.x_embedder.proj), (1, model.t_embedder)]
+    parts += [(text, model.context_embedder)] if isinstance(model, MMDiT) else []
+    block: Any
     for block in model.blocks[:blocks]:
-        parts += [(tokens, block.attn), (tokens, block.mlp), (1, block.adaLN_modulation)]
+        for t, stream in [(tokens, block.x), (text, block.context)] if text else [(tokens, block)]:
+            parts += [(t, part) for name, part in stream.named_children() if name in ("attn", "mlp")] + [(1, stream.adaLN_modulation)]
     if whole:
         parts += [(tokens, model.final_layer.linear), (1, model.final_layer.adaLN_modulation)]
     found = []
@@ -53,12 +62,13 @@ def _products(layers: Sequence[tuple[int, int, int]]) -> float:
     return float(sum(t * d * p for t, d, p in layers))
 
 
-def account(model: SiT, tap: int, heads: Sequence[nn.Module], samples: int, *, together: bool = True) -> Account:
+def account(model: Backbone, tap: int, heads: Sequence[nn.Module], samples: int, *, together: bool = True) -> Account:
     """Of one bin. heads: the targets' projectors; samples: images x draws."""
     tokens, depth = model.grid**2, len(model.blocks)
+    attending = tokens + text_tokens(model)
     below, count = _layers(model, tap, whole=False), len(heads)
     width = below[0][2]
-    attention = 2.0 * tokens**2 * width
+    attention = 2.0 * attending**2 * width
     forward, weights = (_products(_layers(model, depth, whole=True)) + depth * attention), _products(below)
     backward = forward + depth * (ATTENTION_BACKWARD - 1) * attention
     to_tap, from_tap = weights + tap * attention, weights + tap * ATTENTION_BACKWARD * attention

@@ -26,13 +26,13 @@ from gsnr.probes.common.easy import Easiness
 from gsnr.probes.common.fit import fit, means
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
-from gsnr.probes.common.samples import HIDDEN, Samples, target_of
+from gsnr.probes.common.samples import CONDITION, HIDDEN, Samples, target_of
 from gsnr.probes.common.subject import Subject, bin_columns, sample_rows, variance_rows
 from gsnr.table import NAN, estimate_columns
 from gsnr.train import parameter_groups
 from gsnr.train.data.batches import Batch
 from gsnr.train.interpolant import velocity_loss
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 
 Outputs = tuple[Tensor | None, dict[int, Tensor]]
 
@@ -45,7 +45,7 @@ def heads_of(made: list[Candidate]) -> list[nn.Module]:
 class Aligned(nn.Module):
     """The backbone and the trained parts of several alignments: the parameters that an alignment gradient can reach."""
 
-    def __init__(self, sit: SiT, made: list[Candidate], tap: int) -> None:
+    def __init__(self, sit: Backbone, made: list[Candidate], tap: int) -> None:
         super().__init__()
         self.sit, self.tap = sit, tap
         self.taps = tuple(dict.fromkeys([tap, *(k for c in made for k in c.alignment.extra_taps)]))
@@ -53,7 +53,7 @@ class Aligned(nn.Module):
 
     def outputs(self, batch: Batch) -> Outputs:
         """(velocity, {tap: h_BTD}), with the other blocks that a candidate reads."""
-        velocity, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch["label"], taps=self.taps, extra=batch.get("extra"))
+        velocity, hidden = self.sit.forward_with_taps(batch["x"], batch["t"], batch[CONDITION], taps=self.taps, extra=batch.get("extra"))
         return velocity[0] if isinstance(velocity, tuple) else velocity, hidden
 
 

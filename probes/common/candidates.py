@@ -160,5 +160,5 @@ def hidden_at_tap(subject: Subject, batch: Batch) -> Tensor:
     """(B,T,D) hidden states at the tap."""
     model = subject.checkpoint.model
     x_t, extra = noised(model, batch)
-    _, hidden = model.forward_with_taps(x_t, batch["t"], batch["label"], taps=(subject.tap,), stop=True, extra=extra)
+    _, hidden = model.forward_with_taps(x_t, batch["t"], model.condition(batch), taps=(subject.tap,), stop=True, extra=extra)
     return hidden[subject.tap]

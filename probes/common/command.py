@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from gsnr import files, plugins
 from gsnr.commandline import Parser, a_path, choose, tell
 from gsnr.options import build, check_list, check_ranges, declared_options, help_of_several, kinds, values_of
+from gsnr.train.cache_root import DEMOS
 
 if TYPE_CHECKING:
     from gsnr.probes.common.measuring import Measurement
@@ -118,7 +119,7 @@ def _check_early(args: Namespace) -> None:
     for ckpt in [*args.ckpt, *([args.align_from] if args.align_from else [])]:
         if not ckpt.exists():
             raise ValueError(f"{ckpt}: no such run or checkpoint folder")
-    if args.data not in (None, "demo") and not Path(args.data).exists():
+    if args.data not in (None, *DEMOS) and not Path(args.data).exists():
         raise ValueError(f"--data {args.data}: not a gsnr cache (no such folder); make one with `gsnr prepare`, or name `demo`")
 
 

@@ -46,11 +46,12 @@ def held_batches(case: Case, subject: Subject, rows: list[Row], low: float, high
         yield ready(subject, made, batch)
 
 
-def hidden_at(subject: Subject, batch: Batch, blocks: tuple[int, ...], label: Tensor | None = None) -> dict[int, Tensor]:
-    """block -> (B,T,D). label: told to the model in place of the images' own."""
+def hidden_at(subject: Subject, batch: Batch, blocks: tuple[int, ...], told: Tensor | None = None) -> dict[int, Tensor]:
+    """block -> (B,T,D). told: to the model, in place of the images' own condition."""
     x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-    shown = batch["label"] if label is None else label
-    return subject.checkpoint.model.forward_with_taps(x_t, batch["t"], shown, taps=blocks, stop=True)[1]
+    model = subject.checkpoint.model
+    y = model.condition(batch) if told is None else told
+    return model.forward_with_taps(x_t, batch["t"], y, taps=blocks, stop=True)[1]
 
 
 def with_target(case: Case, rows: list[Row]) -> list[Row]:

@@ -24,6 +24,7 @@ from gsnr.train.data.heldout import heldout_batches, require
 from gsnr.train.interpolant import velocity
 from gsnr.train.noising import noised
 
+CONDITION = "condition"  # entry of a batch: what the model is told
 HIDDEN = "hidden"  # entry of a batch: (B,T,D) at the tap, no gradient
 
 
@@ -60,9 +61,9 @@ class _Steps:
 
 
 class Samples:
-    """Batches of `t`, `label`, `image` (its number), `x` (the noised latent), `extra` (the noised class token, of a model that has one), `velocity`,
-    HIDDEN and `target_of(k)` for candidates with a target; where any has none, all that its loss may read. Can be iterated over again, with the
-    same result."""
+    """Batches of `t`, CONDITION, `image` (its number), `x` (the noised latent), `extra` (the noised class token, of a model that has one),
+    `velocity`, HIDDEN and `target_of(k)` for candidates with a target; where any has none, all that its loss may read. Can be iterated over again,
+    with the same result."""
 
     def __init__(self, subject: Subject, options: TargetOptions, made: list[Candidate], low: float, high: float) -> None:
         split = subject.splits["heldout"]
@@ -87,8 +88,10 @@ class Samples:
     @torch.no_grad()
     def _sample(self, batch: Batch, others: dict[str, Batch]) -> Batch:
         h_BTD = hidden_at_tap(self.subject, batch)
-        x, extra = noised(self.subject.checkpoint.model, batch)
-        made = {key: batch[key] for key in ("t", "label", "image")} | {"x": x, "velocity": velocity(batch["latent"], batch["noise"]), HIDDEN: h_BTD}
+        model = self.subject.checkpoint.model
+        x, extra = noised(model, batch)
+        made = {key: batch[key] for key in ("t", "image")} | {CONDITION: model.condition(batch), HIDDEN: h_BTD}
+        made |= {"x": x, "velocity": velocity(batch["latent"], batch["noise"])}
         targets: dict[str, Tensor] = {} if extra is None else {"extra": extra}
         for k, candidate in enumerate(self.made):
             if candidate.aligned is None:

@@ -22,7 +22,7 @@ from gsnr.train.convert import conversion, foreign
 from gsnr.train.data.cache import Header, Split
 from gsnr.train.data.heldout import order, require
 from gsnr.train.interpolant import log_snr
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.runs import checkpoint
 from gsnr.train.runs.checkpoint import Checkpoint, Weights
 
@@ -61,7 +61,7 @@ class Subject:
         return checkpoint.run_output(self.checkpoint, "probes")
 
     @cached_property
-    def ema(self) -> SiT:
+    def ema(self) -> Backbone:
         """The averaged backbone, whatever weights are probed: the teacher of alignments to it."""
         if self.checkpoint.weights == "ema":
             return self.checkpoint.model
@@ -88,7 +88,7 @@ class Subject:
             "checkpoint_sha": c.sha,
             "step": c.step,
             "weights": c.weights,
-            "model": f"SiT depth {m.depth} width {m.hidden_size} patch {m.patch_size}",
+            "model": f"{'MMDiT' if m.text else 'SiT'} depth {m.depth} width {m.hidden_size} patch {m.patch_size}",
             "vae": self.header.vae,
             "data": self.header.data,
             "probe": probe,

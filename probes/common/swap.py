@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 
 from gsnr.probes.common.subject import Subject
 from gsnr.train.config import CLASS_TOKEN
-from gsnr.train.data.cache import Header, Rows, Split
+from gsnr.train.data.cache import Header, Over, Rows, Split
 
 FROM_LATENTS = ("image_id", "label", "mean", "std", CLASS_TOKEN)
 
 
-class Swapped:
+class Swapped(Over):
     """See `train.data.cache.Split`: features of one split, everything else of another."""
 
     def __init__(self, base: Split, features: Split, header: Header) -> None:
-        self.base, self.features, self.header, self.size = base, features, header, base.size
+        self.stored, self.features, self.header, self.size = base, features, header, base.size
 
     def take(self, index_N: NDArray[np.int64], columns: tuple[str, ...], view: int | NDArray[np.int64] = 0) -> Rows:
         of_latents = tuple(name for name in columns if name in FROM_LATENTS)
         of_features = tuple(name for name in columns if name not in FROM_LATENTS)
-        return self.base.take(index_N, of_latents, view) | (self.features.take(index_N, of_features, view) if of_features else {})
+        return self.stored.take(index_N, of_latents, view) | (self.features.take(index_N, of_features, view) if of_features else {})
 
     def statistics(self) -> dict[str, NDArray[np.float32]]:
         return self.features.statistics()

@@ -22,12 +22,12 @@ SUMMARY = "how much the predicted velocity changes without the block (AG-REPA); 
 PASSES = ()
 
 
-def changes(model: torch.nn.Module, block: torch.nn.Module, x_t: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:
+def changes(model: torch.nn.Module, block: torch.nn.Module, x_t: Tensor, t_B: Tensor, y: Tensor) -> Tensor:
     """(B,): ||v without the block - v|| / ||v||."""
-    whole = model(x_t, t_B, label_B).flatten(1)
+    whole = model(x_t, t_B, y).flatten(1)
     skipped = block.register_forward_hook(_nothing)
     try:
-        without = model(x_t, t_B, label_B).flatten(1)
+        without = model(x_t, t_B, y).flatten(1)
     finally:
         skipped.remove()
     return (without - whole).norm(dim=1) / whole.norm(dim=1)
@@ -48,7 +48,7 @@ def measure(case: Case) -> Mapping[str, Interval]:
         each = []
         for batch in held_batches(case, case.subject, [], low, high):
             x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-            each.append(changes(model, model.blocks[block - 1], x_t, batch["t"], batch["label"]).double().cpu().numpy())
+            each.append(changes(model, model.blocks[block - 1], x_t, batch["t"], model.condition(batch)).double().cpu().numpy())
         x_N = np.concatenate(each)
         ends = student_interval(float(x_N.mean()), float(x_N.std(ddof=1)) / np.sqrt(len(x_N)), len(x_N), 0.95)
         found |= {row.label: (float(x_N.mean()), *ends) for row in rows}

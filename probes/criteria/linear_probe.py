@@ -23,7 +23,8 @@ def _states(case: Case, batches: Iterable[Batch], blocks: tuple[int, ...]) -> tu
     """(K,N,D) float64 of K blocks, and labels (N,)."""
     states, labels = [], []
     for batch in batches:
-        nothing = torch.full_like(batch["label"], case.subject.checkpoint.config.model.num_classes)
+        model = case.subject.checkpoint.model
+        nothing = model.null(model.condition(batch))
         states.append(torch.stack([h_BTD.mean(1) for h_BTD in hidden_at(case.subject, batch, blocks, nothing).values()]))
         labels.append(batch["label"])
     return torch.cat(states, dim=1).double(), torch.cat(labels)

@@ -52,7 +52,7 @@ def _gradient(case: Case, row: Row, candidate: Candidate, parameters: list[nn.Pa
     total, images = [torch.zeros_like(p) for p in parameters], 0
     for _, batch in train_batches(case, subject, [row], row.low, row.high):
         x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-        _, hidden = model.forward_with_taps(x_t, batch["t"], batch["label"], taps=candidate.alignment.taps, stop=True)
+        _, hidden = model.forward_with_taps(x_t, batch["t"], model.condition(batch), taps=candidate.alignment.taps, stop=True)
         loss = candidate.alignment.loss(hidden, batch).sum()
         for sum_, g in zip(total, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             sum_ += 0 if g is None else g
@@ -74,7 +74,7 @@ def measure(case: Case) -> Mapping[str, Interval]:
         def losses(batches: list[Batch] = held[row.low, row.high]) -> Tensor:
             each = []
             for b in batches:
-                v = model(interpolate(b["latent"], b["noise"], b["t"]), b["t"], b["label"])
+                v = model(interpolate(b["latent"], b["noise"], b["t"]), b["t"], model.condition(b))
                 each.append(velocity_loss(v, velocity(b["latent"], b["noise"])))
             return torch.cat(each)
 

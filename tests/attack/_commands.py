@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from gsnr import commands, files, table
-from gsnr.train.demo import fit_teacher, fit_vae, images
+from gsnr.train.demo import fit_attributes, fit_teacher, fit_vae, images
 from tests import forked
 from tests.benchmarks.prepare_speed import pictures
 from tests.train import foreign_files
@@ -37,10 +37,11 @@ LEFT = re.compile(r"(^|/)\.[^/]+\.(\d+|gone)(/|$)")  # a checkpoint or cache tha
 
 
 def _few_images() -> None:
-    """The demo's VAE and teacher are fitted and measured on 8 images, which takes a second."""
+    """The demo's VAE, teacher and attributes are fitted and measured on 8 images, which takes a second."""
     made = images.images
     fit_vae.TRAIN_IMAGES = fit_teacher.TRAIN_IMAGES = 8
     images.images = lambda split, n, seed=0: made(split, min(n, 8), seed)
+    fit_attributes.TRAIN_IMAGES = fit_attributes.RECONSTRUCTED = fit_attributes.HELDOUT = 8
 
 
 def _own_caches() -> None:
@@ -91,6 +92,7 @@ COMMANDS = {
     "convert": Attacked(f"convert --ckpt WORK/foreign.pt --from sit --model {foreign_files.MODEL} --out WORK/converted", once=True),
     "fit-demo-vae": Attacked("fit-demo-vae --steps 1 --batch 1 --out WORK/vae", once=True, ready=_few_images),
     "fit-demo-teacher": Attacked("fit-demo-teacher --steps 1 --batch 4 --out WORK/teacher", once=True, ready=_few_images),
+    "fit-demo-attributes": Attacked("fit-demo-attributes --steps 1 --batch 4 --out WORK/attributes", once=True, ready=_few_images),
     "loader": Attacked("loader --preset smoke --synthetic 32 --steps 5 --data.workers 0 --folder WORK/place"),
     "verdict": Attacked("verdict --run WORK/run --csv WORK/verdict.csv"),
     "evaluate": Attacked("evaluate --ckpt WORK/run --n-images 8", prints=True),

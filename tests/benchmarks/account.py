@@ -19,7 +19,7 @@ TARGETS, BINS, TAP = 8, 10, 8
 
 def main() -> None:
     with torch.device("meta"):
-        model = SiT(**vars(config := ModelConfig()))
+        model = SiT(**(config := ModelConfig()).options)
         heads = [Projector(config.hidden_size, 768, config.grid) for _ in range(TARGETS)]
     print("| images a bin | | PFLOP, ten bins | sums, GiB |\n|---|---|---|---|")
     for images in (256, 4096):

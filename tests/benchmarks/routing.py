@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    shape = vars(resolve(presets.at("sit", args.size)).model)
+    shape = resolve(presets.at("sit", args.size)).model.options
     models = {"standard": SiT(**shape)}
     for chunk in (4, 0):
         models[f"chunk {chunk}" if chunk else "dense"] = SiT(**shape | {"residual": "dar", "queries": args.queries, "chunk": chunk})

@@ -39,7 +39,7 @@ def rows(toy: bool) -> Iterator[dict[str, Any]]:
         cache, file, ckpt, out = (Path(folder) / name for name in ("cache", "sit.pt", "sit", "tables"))
         start = time.perf_counter()
         loader_benchmark.synthetic_cache(cache, config, images=n, dtype="float16", heldout=n)
-        _file(file, vars(config.model))
+        _file(file, config.model.options)
         yield {"what": f"{2 * n} random images and a file of random weights made", "seconds": time.perf_counter() - start}
         start = time.perf_counter()
         named = ["--model", f"SiT-{m.depth}x{m.hidden_size}x{m.num_heads}/{m.patch_size}"] if toy else []

@@ -372,7 +372,7 @@ def test_damaged_files_and_files_of_something_else(repa_file: Path, tmp_path: Pa
     refused(
         "no format that is known: lacks x_embedder.proj.weight; looked for .*ap_head.linear1.* it has conv.weight", {"conv.weight": torch.zeros(2, 2)}
     )
-    fails("--from 'dit' does not exist; choose from auto, sit, repa, irepa, sra, reg", "--ckpt", repa_file, "--from", "dit", out=out)
+    fails("--from 'dit' does not exist; choose from auto, sit, repa, irepa, sra, reg, repa-t2i", "--ckpt", repa_file, "--from", "dit", out=out)
     for kind in ("sit", "sra", "irepa"):
         fails(f"--from {kind}, but it is repa's by its tensors or args", "--ckpt", repa_file, "--from", kind, out=out)
 

@@ -41,7 +41,7 @@ def test_demo_is_deterministic_and_prefix_stable() -> None:
 
 
 def test_demo_splits_share_no_digit_and_no_photo_region() -> None:
-    scans = demo._scans()
+    scans = demo._all_scans()
     rows = {split: {s.tobytes() for s in scans[split][0]} for split in demo.SPLITS}
     assert not rows["train"] & rows["heldout"]
     assert sum(len(scans[s][0]) for s in demo.SPLITS) == 1797

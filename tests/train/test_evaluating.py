@@ -135,7 +135,7 @@ def small(sets: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
 
 @pytest.mark.usefixtures("small")
-def test_moments_of_an_adm_reference_are_used_in_its_mode_alone(sets: Path) -> None:
+def test_moments_of_a_reference_are_used_in_the_way_that_made_them(sets: Path) -> None:
     rng = np.random.default_rng(0)
     own = {name: rng.normal(size=(99, width)) for name, width in (("", 6), ("_s", 5))}
     moments = {f"mu{k}": x.mean(0) for k, x in own.items()} | {f"sigma{k}": np.cov(x.T) for k, x in own.items()}
@@ -158,6 +158,12 @@ def test_moments_of_an_adm_reference_are_used_in_its_mode_alone(sets: Path) -> N
         asked(sets, features="inception", reference=sets / "alone.npz", metrics=("fid", "recall"))
     with pytest.raises(ValueError, match=r"alone.npz: holds moments and no images .arr_0., which --metrics fid needs here"):
         asked(sets, features="inception", reference=sets / "alone.npz", metrics=("fid",), mode="pytorch-fid")
+    np.savez(sets / "pool.npz", **{key: moments[key] for key in ("mu", "sigma")})  # as pytorch-fid writes them
+    of_pool = asked(sets, features="inception", reference=sets / "pool.npz", metrics=("fid",), mode="pytorch-fid")
+    x = inception.Extractor(None, "pytorch-fid")(images(40, 0))
+    assert of_pool["metrics"]["fid"] == pytest.approx(Distance(Moments.of(own[""]))(Moments.of(x["pool"])), rel=1e-5)
+    with pytest.raises(ValueError, match=r"pool.npz: holds moments and no images"):
+        asked(sets, features="inception", reference=sets / "pool.npz", metrics=("fid",), mode="clean-fid")
     np.savez(sets / "wide.npz", mu=np.zeros(9), sigma=np.eye(9))
     with pytest.raises(ValueError, match=r"wide.npz: its pool moments have 9 features, not 6"):
         asked(sets, features="inception", reference=sets / "wide.npz", metrics=("fid",))
@@ -205,7 +211,7 @@ REFUSED = {
     "--samples DIR/mixed": r"mixed/16.png: 16 x 16, and 08.png is 8 x 8; one size is needed",
     "--samples DIR/torn": r"torn/a.png: cannot be read as a picture",
     "--reference DIR/moments.npz": r"mu \(3,\) and sigma \(2, 2\) are no mean",
-    "--features demos": r"extractor 'demos' does not exist; choose from clip, .* \(did you mean demo\?\)",
+    "--features demos": r"extractor 'demos' does not exist; choose from attributes, clip, .* \(did you mean demo\?\)",
     "--metrics fids": r"metric 'fids' does not exist; choose from .* \(did you mean fid\?\)",
     "--metrics fid,fid": r"--metrics 'fid,fid': names 'fid' twice",
     "--metrics sfid": r"--metrics sfid: takes spatial features; demo gives pool",

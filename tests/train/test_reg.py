@@ -19,7 +19,8 @@ from gsnr.train.contracts.problem import GROUPS, MODEL, batch_of, in_views, made
 from gsnr.train.cost import main as cost
 from gsnr.train.costing import counts
 from gsnr.train.guidance import Guidance, velocity_of
-from gsnr.train.models.sit import SiT, extra_of, sincos_2d
+from gsnr.train.models.layers import sincos_2d
+from gsnr.train.models.sit import SiT, extra_of
 from gsnr.train.noising import losses, noised
 from gsnr.train.objective import Objective
 from gsnr.train.step import optimisation_step
@@ -32,7 +33,7 @@ ITS_GROUPS = GROUPS | {CLASS_TOKEN: (1, E, 1, 1)}
 
 def sit(seed: int = 0, extra: int | None = E, **changes: int) -> SiT:
     torch.manual_seed(seed)
-    model = SiT(**(vars(MODEL) | {"extra_token": extra} | changes))
+    model = SiT(**(MODEL.options | {"extra_token": extra} | changes))
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
     return model.eval()
@@ -72,9 +73,9 @@ def test_without_it_sit_is_what_it_was() -> None:
 
 def test_with_it_the_rest_starts_as_without() -> None:
     torch.manual_seed(3)
-    plain = SiT(**vars(MODEL)).state_dict()
+    plain = SiT(**MODEL.options).state_dict()
     torch.manual_seed(3)
-    token = SiT(**vars(WITH)).state_dict()
+    token = SiT(**WITH.options).state_dict()
     assert all(torch.equal(token[name], value) for name, value in plain.items() if name != "pos_embed")
     assert torch.equal(token["pos_embed"][:, 1:], plain["pos_embed"]) and not token["pos_embed"][:, 0].any()
     assert not token["final_layer.extra.weight"].any() and token["extra_embedder.proj.weight"].any()
@@ -242,7 +243,7 @@ def test_guidance_of_the_class_token() -> None:
     def guided(t: float, of_latents: float, of_token: float, by: Guidance) -> None:
         with torch.no_grad():
             expected = [n + w * (c - n) for w, c, n in zip((of_latents, of_token), passed(y, t), passed(torch.tensor([5, 5]), t), strict=True)]
-            for found, value in zip(velocity_of(model, y, 5, by)(state, t), expected, strict=True):
+            for found, value in zip(velocity_of(model, y, by)(state, t), expected, strict=True):
                 torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-12)
 
     published = Guidance(weight=2.3, high=0.85)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ LAST, SCAFFOLD = 12, 3  # layer of the teacher; steps
 
 def routed(**options: object) -> SiT:
     torch.manual_seed(2)
-    model = SiT(**asdict(replace(MODEL, **options)))  # type: ignore[arg-type]
+    model = SiT(**replace(MODEL, **options).options)  # type: ignore[arg-type]
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
     return model

@@ -20,7 +20,7 @@ from gsnr.train.convert.command import main as convert
 from gsnr.train.costing.counts import macs
 from gsnr.train.data import cache
 from gsnr.train.data.batches import StepBatches
-from gsnr.train.models.sit import sincos_2d
+from gsnr.train.models.layers import sincos_2d
 from gsnr.train.prepare.command import main as prepare
 from gsnr.train.prepare.images import centre_crop
 from gsnr.train.runs import checkpoint

@@ -164,6 +164,9 @@ class Net(nn.Module):
         self.embedding = nn.Embedding(4, 4)
         self.passes: list[tuple[float, int]] = []
 
+    def null(self, y: Tensor) -> Tensor:
+        return torch.full_like(y, 3)
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         self.passes.append((float(t[0]), int(y[0])))
         return torch.tanh(x + self.embedding(y)[:, :, None, None]) * (1 + t.view(-1, 1, 1, 1))
@@ -172,7 +175,7 @@ class Net(nn.Module):
 def guided(name: str, guidance: Guidance | None) -> tuple[Tensor, list[tuple[float, int]]]:
     torch.manual_seed(0)
     net, noise = Net(), samplers.noise_of(0, np.arange(3), (4, 2, 2))
-    x = samplers.integrate(name, velocity_of(net, torch.tensor([0, 1, 2]), 3, guidance), noise(0), 10, noise)
+    x = samplers.integrate(name, velocity_of(net, torch.tensor([0, 1, 2]), guidance), noise(0), 10, noise)
     return x, net.passes
 
 
@@ -201,8 +204,8 @@ def test_guided_channels_and_the_formula() -> None:
     with torch.no_grad():
         conditional, null = net(x, t_B, y), net(x, t_B, torch.tensor([3, 3]))
         wanted = 3 * conditional - 2 * null
-        assert torch.allclose(velocity_of(net, y, 3, Guidance(weight=3.0))(x, 0.4), wanted)
-        three = velocity_of(net, y, 3, Guidance(weight=3.0, channels=3))(x, 0.4)
+        assert torch.allclose(velocity_of(net, y, Guidance(weight=3.0))(x, 0.4), wanted)
+        three = velocity_of(net, y, Guidance(weight=3.0, channels=3))(x, 0.4)
     assert torch.allclose(three[:, :3], wanted[:, :3]) and torch.equal(three[:, 3], conditional[:, 3])
 
 

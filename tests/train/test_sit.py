@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,8 @@ from torch import Tensor, nn
 
 from gsnr.train import presets
 from gsnr.train.config import resolve
-from gsnr.train.models.sit import SiT, sincos_2d
+from gsnr.train.models.layers import sincos_2d
+from gsnr.train.models.sit import SiT
 from tests.train.sit_written_out import reference_forward
 
 
@@ -33,7 +32,7 @@ def test_forward_matches_an_independent_one(patch: int) -> None:
 
 def parameters(size: str) -> int:
     with torch.device("meta"):
-        model = SiT(**asdict(resolve(presets.find(f"sit-{size}")).model))
+        model = SiT(**resolve(presets.find(f"sit-{size}")).model.options)
     return sum(p.numel() for p in model.parameters())
 
 

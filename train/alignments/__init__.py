@@ -23,7 +23,7 @@ from gsnr.options import option
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import IMAGE, Split
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from gsnr.train.teacher_attention import AttentiveTeacher
@@ -128,7 +128,7 @@ class AlignmentModule(nn.Module, ABC):
     def attach(self, teacher: AttentiveTeacher) -> None:
         """Takes the teacher of the cache's pictures, where it reads them, before `prepare` is called. Raises ValueError for one that does not do."""
 
-    def prepare(self, batch: Batch, ema: SiT) -> Batch:
+    def prepare(self, batch: Batch, ema: Backbone) -> Batch:
         """The batch with what the loss reads beside the cache: hidden states of the model's own moving average. Called without gradients."""
         return batch
 

@@ -19,7 +19,7 @@ from gsnr.train import losses
 from gsnr.train.alignments import AlignmentConfig, AlignmentModule
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import PICTURE, Batch
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from gsnr.train.teacher_attention import AttentiveTeacher
@@ -77,7 +77,7 @@ class Alignment(AlignmentModule):
             raise ValueError(f"alignment.layers {max(self.pairs.values())}: teacher {teacher.teacher.name!r} has layers 1 to {teacher.depth}")
         self.teacher = teacher
 
-    def prepare(self, batch: Batch, ema: SiT) -> Batch:
+    def prepare(self, batch: Batch, ema: Backbone) -> Batch:
         assert self.teacher is not None, "attach a teacher first"
         found = self.teacher.qkv(batch[PICTURE], tuple(self.pairs.values()), self.grid)
         return batch | {f"teacher_qkv_{layer}": qkv_BTE for layer, qkv_BTE in found.items()}

@@ -21,7 +21,7 @@ from gsnr.train.alignments import AlignmentConfig, AlignmentModule
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from gsnr.train.teacher_attention import AttentiveTeacher
@@ -89,7 +89,7 @@ class Alignment(AlignmentModule):
         for part in self.parts:
             part.attach(teacher)
 
-    def prepare(self, batch: Batch, ema: SiT) -> Batch:
+    def prepare(self, batch: Batch, ema: Backbone) -> Batch:
         for part in self.parts:
             batch = part.prepare(batch, ema)
         return batch

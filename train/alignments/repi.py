@@ -20,7 +20,7 @@ from gsnr.train.alignments import AlignmentConfig, AlignmentModule
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import PICTURE, Batch
 from gsnr.train.data.cache import TEACHER
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from gsnr.train.teacher_attention import AttentiveTeacher
@@ -72,7 +72,7 @@ class Alignment(AlignmentModule):
             raise ValueError(f"teacher {teacher.teacher.name!r} has keys of width {teacher.width}; the cache's features of it have {self.width}")
         self.teacher = teacher
 
-    def prepare(self, batch: Batch, ema: SiT) -> Batch:
+    def prepare(self, batch: Batch, ema: Backbone) -> Batch:
         assert self.teacher is not None, "attach a teacher first"
         last = self.teacher.depth
         return batch | {SEEN: self.teacher.qkv(batch[PICTURE], (last,), self.grid)[last][..., self.width :]}

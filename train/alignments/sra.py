@@ -15,7 +15,7 @@ from gsnr.train import losses
 from gsnr.train.alignments import AlignmentConfig, TargetAlignment
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.batches import Batch
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.noising import noised
 from gsnr.train.projectors import sra
 
@@ -59,10 +59,10 @@ class Alignment(TargetAlignment):
         self.key = f"ema_block_{self.teacher_tap}_offset_{self.offset:g}"  # of the teacher's states in a batch
         self.projector = sra.Projector(model.hidden_size, model.hidden_size, model.grid)
 
-    def prepare(self, batch: Batch, ema: SiT) -> Batch:
+    def prepare(self, batch: Batch, ema: Backbone) -> Batch:
         t_B = (batch["t"] - self.offset * batch["offset_u"]).clamp(0, 1)
         x_t, extra = noised(ema, batch, t_B)
-        _, hidden = ema.forward_with_taps(x_t, t_B, batch["label"], batch.get("label_drop"), taps=(self.teacher_tap,), stop=True, extra=extra)
+        _, hidden = ema.forward_with_taps(x_t, t_B, ema.condition(batch), batch.get("label_drop"), taps=(self.teacher_tap,), stop=True, extra=extra)
         return batch | {self.key: hidden[self.teacher_tap].float()}
 
     def target(self, batch: Batch, h_BTD: Tensor) -> Tensor:

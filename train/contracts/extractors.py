@@ -10,6 +10,7 @@ from gsnr.train.extractors import FeatureExtractor
 from gsnr.train.metrics import KINDS
 
 SIDE = 64
+CAPTIONS = ("a small red seven at the top left on black", "top right a blue one that is large on a grey background", "grey a one small blue top left")
 
 
 def check(name: str) -> list[str]:
@@ -37,10 +38,11 @@ def _check_mode(name: str, cls: type[FeatureExtractor], mode: str) -> dict[str, 
     hold(isinstance(extractor.sha, str) and bool(extractor.sha), name, "sha is no hash of its weights")
     images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
     before = images.copy()
-    found = extractor(images)
+    captions = CAPTIONS if cls.reads_captions else ()
+    found = extractor(images, captions)
     hold(tuple(found) == cls.gives, name, f"mode {mode}: gives {tuple(found)}, and says {cls.gives}")
     hold(not any(p.requires_grad for p in extractor.model.parameters()), name, "its weights take gradients")
-    again, alone = extractor(images), extractor(images[1:2])
+    again, alone = extractor(images, captions), extractor(images[1:2], captions[1:2])
     hold(np.array_equal(images, before), name, f"mode {mode}: changes the images that it is given")
     for kind, x_BD in found.items():
         hold(x_BD.ndim == 2 and len(x_BD) == 3, name, f"mode {mode}: {kind} of shape {x_BD.shape} for three images, not (3,D)")

@@ -11,7 +11,7 @@ from gsnr import plugins
 from gsnr.plugins import hold
 from gsnr.train.metrics import FORMS, KINDS, Blocks, Moments
 
-IMAGES, WIDTH = 60, 4
+IMAGES, WIDTH = 60, 6
 
 
 def check(name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """`gsnr convert`: a checkpoint of SiT, REPA, iREPA, SRA or REG becomes one of ours, the same function of (x, t, y).
 
     gsnr convert --ckpt SiT-XL-2-256.pt --out converted/sit-xl2
+    gsnr convert --ckpt 0150000.pt --from repa-t2i --null-text empty_context.npy --out converted/mmdit       REPA's text to image
     gsnr probe --ckpt converted/sit-xl2 --data CACHE --out tables
     gsnr convert --ckpt RUN --resolution 512 --out start-512        ours or a file: a new start on another token grid (docs/resolution.md)
     gsnr convert --ckpt RUN --to pipeline --out FOLDER              ours or a file: for diffusers (docs/pipeline.md)
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from gsnr import files
 from gsnr.commandline import Parser, a_path, choose
-from gsnr.train.convert import conversion, foreign, resolution
+from gsnr.train.convert import conversion, foreign, resolution, t2i
 from gsnr.train.runs import checkpoint
 
 
@@ -31,6 +32,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--model", metavar="NAME", help="SiT-XL/2, ...: checked; needed for a size that is not published, as SiT-DEPTHxWIDTHxHEADS/PATCH"
     )
+    parser.add_argument("--null-text", type=a_path, metavar="FILE", help="of repa-t2i: states of the empty caption, .npy (U-ViT's empty_context.npy)")
     parser.add_number("--resolution", None, "make it a new start for images of that side; of a run or checkpoint of ours too", low=1, high=4096)
     parser.add_argument("--to", default="checkpoint", metavar="KIND", help="checkpoint, or pipeline, for diffusers (default: checkpoint)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="of a pipeline (default: ema)")
@@ -69,6 +71,8 @@ def main(argv: list[str]) -> int:
     for name in ("vae", "labels"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name}: of a pipeline alone; add --to pipeline, or leave it out")
+    if args.null_text is not None and args.resolution is not None:
+        raise ValueError("--null-text: convert the file first, and then its folder with --resolution")
     if args.resolution is not None:
         said = resolution.save(resolution.source_of(args.ckpt, args.kind, args.model), args.resolution, args.out)
         print(f"wrote {args.out}: {said}")
@@ -77,7 +81,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--ckpt {args.ckpt}: a folder, which goes with --resolution or --to pipeline; else name a file of torch.save")
     conversion.check_out(args.out)
     found = foreign.read(args.ckpt, args.kind)
-    plan = conversion.make_plan(found, args.model)
+    plan = conversion.make_plan(found, args.model, None if args.null_text is None else t2i.null_text(args.null_text))
     print("\n".join(plan.notes))
     conversion.save(found, plan, args.out)
     print(f"wrote {args.out}: {' and '.join(found.states)} weights")

@@ -8,7 +8,7 @@ D: hidden size, F: frequencies, E = 2F: embedding of t, P: patch, C: latent chan
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ from torch import Tensor
 
 from gsnr import files
 from gsnr.train.config import CLASS_TOKEN, ModelConfig, TrainConfig, resolve
-from gsnr.train.convert.foreign import HEADS, TOKEN, Foreign, State
-from gsnr.train.models.sit import SiT, position_table, timestep_frequencies
+from gsnr.train.convert import t2i
+from gsnr.train.convert.foreign import HEADS, KINDS, TOKEN, Foreign, State
+from gsnr.train.models.build import build
+from gsnr.train.models.layers import position_table, timestep_frequencies
 from gsnr.train.objective import make_alignment
 from gsnr.train.projectors import repa
 from gsnr.train.runs import checkpoint
 from gsnr.train.runs import state as states
 from gsnr.train.runs.checkpoint import Weights
 
-LATENT_SCALE = {"sit": 0.18215, "repa": 0.18215, "irepa": None, "sra": 0.18215, "reg": 0.18215}  # iREPA: by statistics of each channel
-TIME = {"sit": "t = 1 is data in it: reversed", **dict.fromkeys(("repa", "irepa", "sra", "reg"), "t = 1 is noise")}
+LATENT_SCALE = {**dict.fromkeys(KINDS, 0.18215), "irepa": None}  # iREPA: by statistics of each channel
+TIME = {"sit": "t = 1 is data in it: reversed", **dict.fromkeys(KINDS[1:], "t = 1 is noise")}
 POSITION_TOLERANCE = 1e-3  # a moving average (decay 0.9999) over the fixed table drifts by up to 2e-4 in float32: the table is averaged too
 
 
@@ -43,12 +45,13 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a file becomes. groups: shapes of the features that the alignment reads."""
+    """What a file becomes. groups: shapes of the features that the alignment reads; null_text: (L,C), of a model that reads text."""
 
     config: TrainConfig
     groups: Mapping[str, tuple[int, ...]]
     head: Head
     notes: tuple[str, ...]
+    null_text: Tensor | None = None
 
 
 def reverse_time(w_DE: Tensor) -> Tensor:
@@ -164,12 +167,26 @@ def _sra(found: Foreign) -> Head:
     return _head(found, {"name": "sra"}, tensors, {"block_out_s": "tap", "block_out_t": "teacher_tap", "t_max": "offset"}, ("loss_type",))
 
 
-READ_HEAD: dict[str, Callable[[Foreign], Head]] = {"repa": _repa, "irepa": _irepa, "sra": _sra, "reg": _reg}
+READ_HEAD: dict[str, Callable[[Foreign], Head]] = {"repa": _repa, "irepa": _irepa, "sra": _sra, "reg": _reg, t2i.KIND: _repa}
 
 
-def make_plan(found: Foreign, model: str | None = None) -> Plan:
-    """model: its name, needed where its size is not published. Raises ValueError where it cannot be one of ours."""
-    config = found.architecture(model)
+def _with_text(found: Foreign, config: ModelConfig, null_text: Tensor | None) -> ModelConfig:
+    """With as many text places as the empty caption has. Raises ValueError where that is missing, or does not belong to the model."""
+    if (null_text is not None) != config.text:
+        reads = "reads text: name the empty caption's states, U-ViT's empty_context.npy" if config.text else "reads no text; leave it out"
+        raise ValueError(f"--null-text: {found.path} {reads} (gsnr convert --null-text FILE.npy)")
+    if null_text is None:
+        return config
+    if null_text.shape[1] != config.text_width:
+        raise ValueError(f"--null-text: states of {null_text.shape[1]} channels; {found.path} reads {config.text_width}")
+    return replace(config, text_tokens=len(null_text))
+
+
+def make_plan(found: Foreign, model: str | None = None, null_text: Tensor | None = None) -> Plan:
+    """model: its name, needed where its size is not published; null_text: (L,C), of a model that reads text.
+
+    Raises ValueError where it cannot be one of ours."""
+    config = _with_text(found, found.architecture(model), null_text)
     head = READ_HEAD[found.kind](found) if found.head_tensors else Head()
     groups = {} if head.target_channels is None else {"teacher": (1, head.target_channels, config.grid, config.grid)}
     groups |= {} if config.extra_token is None else {CLASS_TOKEN: (1, config.extra_token, 1, 1)}
@@ -181,7 +198,7 @@ def make_plan(found: Foreign, model: str | None = None) -> Plan:
     read_as = f"{found.path}: read as {found.kind} ({TIME[found.kind]}); step {found.step}, alignment {resolved.alignment['name']}{tap}"
     caution = ("nothing in it tells SiT from DiT, whose tensors have the same names and shapes",) if found.kind == "sit" and not found.args else ()
     notes = (read_as, *(f"{found.path.name}: {note}" for note in (*caution, *head.notes)))
-    return Plan(config=resolved, groups=groups, head=head, notes=notes)
+    return Plan(config=resolved, groups=groups, head=head, notes=notes, null_text=null_text)
 
 
 def load(found: Foreign, plan: Plan, weights: Weights) -> checkpoint.Checkpoint:
@@ -190,8 +207,8 @@ def load(found: Foreign, plan: Plan, weights: Weights) -> checkpoint.Checkpoint:
     lacking = [name for name in plan.head.tensors.values() if name not in state]
     if lacking:
         raise ValueError(f"{found.path}: its {weights} weights lack tensor {lacking[0]!r}")
-    tensors = backbone(found, weights, config.model)
-    model, alignment = SiT(**asdict(config.model)), make_alignment(config.alignment, config.model, plan.groups)
+    tensors = backbone(found, weights, config.model) | ({} if plan.null_text is None else {"null_text": plan.null_text})
+    model, alignment = build(config.model), make_alignment(config.alignment, config.model, plan.groups)
     checkpoint.assign(model, tensors, found.path)
     checkpoint.assign(alignment, {ours: state[theirs] for ours, theirs in plan.head.tensors.items()}, found.path)
     return checkpoint.Checkpoint(

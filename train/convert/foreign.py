@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, read without running anything that is in them: SiT, REPA, iREPA, SRA and REG.
+"""Checkpoints of other projects, read without running anything that is in them: SiT, REPA (also text to image), iREPA, SRA and REG.
 
 A file is `torch.save`d: a dict with `model` and `ema` (and `opt`, `args`, `steps`), or one flat state dict, which is taken for the averaged
 weights, as these projects publish them. Only tensors, plain values and `argparse.Namespace` are unpickled. The format follows from the
@@ -22,20 +22,21 @@ from torch import Tensor
 
 from gsnr import checksums
 from gsnr.train.config import ModelConfig
+from gsnr.train.convert import t2i
 from gsnr.train.presets import PUBLISHED, is_model_name, named_model
 from gsnr.train.runs.checkpoint import Weights, check_weights
 
 State = dict[str, Tensor]
 LONGEST = 10_000  # characters of an option of `args`, or items
 LARGEST_PICKLE = 1 << 24  # bytes; names and shapes of a thousand tensors take a hundredth of it
-KINDS = ("sit", "repa", "irepa", "sra", "reg")
+KINDS = ("sit", "repa", "irepa", "sra", "reg", t2i.KIND)
 STORED_AS: dict[str, Weights] = {"ema": "ema", "model": "raw"}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # float32 holds them exactly
 HEADS = ("projectors.", "ap_head.")  # what lies beside the backbone
 BACKBONE = ("x_embedder.proj.weight", "pos_embed", "y_embedder.embedding_table.weight", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight")
 LOOKED_FOR = (
     f"{', '.join(BACKBONE)} (all), projectors.K.0 (REPA), projectors.K.projection_layer (iREPA), ap_head.linear1 (SRA), "
-    "cls_projectors2, wg_norm, final_layer.linear_cls (REG)"
+    "cls_projectors2, wg_norm, final_layer.linear_cls (REG), joint_blocks.0.x_block (REPA's text to image)"
 )
 TOKEN = {  # our tensors of the class token: REG's
     f"{ours}.{leaf}": f"{theirs}.{leaf}"
@@ -113,7 +114,9 @@ class Foreign:
         return heads
 
     def architecture(self, model: str | None) -> ModelConfig:
-        """Raises ValueError where the heads are unknown, or where something is not what our SiT has."""
+        """Raises ValueError where the heads are unknown, or where something is not what our backbone has."""
+        if self.kind == t2i.KIND:
+            return t2i.architecture(self)
         heads, state = self.attention_heads(model), self.tensors
         depth, width, patch = self.size
         if heads is None:
@@ -219,7 +222,9 @@ def _blocks(state: State) -> set[str]:
 
 
 def _renamed(state: State) -> tuple[State, int | None]:
-    """REPA's first files split the blocks at the tap: decoder_blocks.j is blocks.(j + tap). Returns the tap too, None for other files."""
+    """Under today's names. REPA's first files split the blocks at the tap: decoder_blocks.j is blocks.(j + tap). Returns the tap too, None for other
+    files."""
+    state = t2i.renamed(state)
     if not any(name.startswith("decoder_blocks.") for name in state):
         return state, None
     tap = len(_blocks(state))
@@ -231,6 +236,8 @@ def _recognise(path: Path, state: State, args: dict[str, Any]) -> str | None:
 
     Raises ValueError, saying what was looked for, where nothing fits.
     """
+    if t2i.is_one(path, state):
+        return t2i.KIND
     token = sorted(name for name in state if name.startswith(("cls_projectors2.", "wg_norm.", "final_layer.linear_cls.")))
     lacking = [name for name in (*BACKBONE, *(TOKEN.values() if token else ())) if name not in state]
     if lacking:

@@ -7,13 +7,14 @@ alignment's head is kept, for none of ours depends on the grid. Step 0, no optim
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gsnr import files
 from gsnr.train.config import CLASS_TOKEN
 from gsnr.train.convert import conversion, foreign
-from gsnr.train.models.sit import SiT, position_table
+from gsnr.train.models.build import build
+from gsnr.train.models.layers import position_table
 from gsnr.train.objective import make_alignment
 from gsnr.train.runs import checkpoint
 from gsnr.train.runs import state as states
@@ -61,7 +62,7 @@ def resized(was: Checkpoint, resolution: int) -> Checkpoint:
     grid = resolution // token
     config = replace(was.config, model=replace(model, input_size=grid * model.patch_size))
     groups = {name: shape if name == CLASS_TOKEN else (*shape[:2], grid, grid) for name, shape in was.groups.items()}
-    backbone = SiT(**asdict(config.model))
+    backbone = build(config.model)
     backbone.load_state_dict(was.model.state_dict() | {"pos_embed": position_table(grid, model.hidden_size, model.extra_token is not None)})
     alignment = make_alignment(config.alignment, config.model, groups)
     checkpoint.assign(alignment, was.alignment.state_dict(), was.folder)

@@ -9,10 +9,11 @@ from math import prod
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsnr.train.config import CLASS_TOKEN, ModelConfig, TrainConfig, alignment_config
+from gsnr.train.config import CLASS_TOKEN, TEXT, ModelConfig, TrainConfig, alignment_config
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import TEACHER
-from gsnr.train.models.sit import SiT, extra_of
+from gsnr.train.models.build import build
+from gsnr.train.models.sit import extra_of
 from gsnr.train.noising import noised
 from gsnr.train.objective import ONE_VECTOR, Objective, make_alignment
 
@@ -33,12 +34,12 @@ def objective_of(config: TrainConfig, device: str) -> Objective:
     """Freshly initialised on a device ("meta" allocates nothing)."""
     groups = groups_of(config)
     with torch.device(device):
-        objective = Objective(SiT(**vars(config.model)), make_alignment(config.alignment, config.model, groups))
+        objective = Objective(build(config.model), make_alignment(config.alignment, config.model, groups))
     return objective.to(device) if device != "cpu" else objective  # the position table is made by numpy
 
 
 def groups_of(config: TrainConfig) -> dict[str, tuple[int, ...]]:
-    shapes = DEMO_GROUPS if config.data.path == "demo" else FULL_GROUPS
+    shapes = DEMO_GROUPS if config.data.path.startswith("demo") else FULL_GROUPS
     grids = {name: ONE_VECTOR if name == "vlm" else config.model.grid for name in shapes}
     maps: dict[str, tuple[int, ...]] = {name: (*shape, grids[name], grids[name]) for name, shape in shapes.items()}
     return maps | ({} if config.model.extra_token is None else {CLASS_TOKEN: (1, config.model.extra_token, 1, 1)})
@@ -51,7 +52,8 @@ def synthetic_batch(config: TrainConfig, samples: int, device: str) -> Batch:
         batch = {name: torch.randn(samples, *shape).half() for name, shape in groups_of(config).items()}
         batch |= {name: torch.randn(samples, m.in_channels, m.input_size, m.input_size) for name in ("latent", "noise")}
         batch |= {name: torch.rand(samples) for name in ("t", "offset_u")}
-        labels = torch.randint(m.num_classes, (samples,))
+        labels = torch.randint(1 if m.text else m.num_classes, (samples,))
+        batch |= {TEXT: torch.randn(samples, m.text_tokens, m.text_width)} if m.text else {}
         batch |= {} if m.extra_token is None else {"extra_noise": torch.randn(samples, m.extra_token)}
     return batch | {"label": labels, "label_drop": torch.zeros_like(labels, dtype=torch.bool)}
 
@@ -75,7 +77,7 @@ def macs(config: TrainConfig) -> Macs:
         alignment.loss(hidden, alignment.prepare(batch, model))
 
     return Macs(
-        backbone=_count(lambda: model(x_t, batch["t"], batch["label"], batch["label_drop"], extra=extra)),
+        backbone=_count(lambda: model(x_t, batch["t"], model.condition(batch), batch["label_drop"], extra=extra)),
         alignment=_count(aligned) if alignment.taps else 0,
     )
 
@@ -84,9 +86,11 @@ def bytes_of_an_image(config: TrainConfig) -> int:
     """What a step reads of it from a cache of float16: its latent's moments in float32, and the groups that alignment and model need."""
     m, groups = config.model, groups_of(config)
     read = dict.fromkeys((*alignment_config(config.alignment).needs, *m.reads))
-    return 2 * 4 * m.in_channels * m.input_size**2 + sum(2 * prod(groups[name]) for name in read)
+    text = 2 * m.text_tokens * m.text_width if m.text else 0
+    return 2 * 4 * m.in_channels * m.input_size**2 + text + sum(2 * prod(groups[name]) for name in read if name != TEXT)
 
 
 def attention_macs(model: ModelConfig) -> int:
     """Of the products of queries with keys and of weights with values, in all blocks: what the published counts of SiT and DiT leave out."""
-    return 2 * model.grid**4 * model.hidden_size * model.depth
+    together = model.grid**2 + (model.text_tokens if model.text else 0)
+    return 2 * together**2 * model.hidden_size * model.depth

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
 
 from gsnr.benchmarks import clock
 from gsnr.train import presets, samplers, vae
 from gsnr.train.config import TrainConfig
 from gsnr.train.costing.counts import objective_of, synthetic_batch
 from gsnr.train.guidance import velocity_of
+from gsnr.train.models.backbone import Backbone
 from gsnr.train.vaes import FrozenVAE
 from gsnr.train.vaes.autoencoder_kl import VAE
 
@@ -41,7 +41,7 @@ class Sampling:
 
 def vae_of(config: TrainConfig) -> FrozenVAE:
     """The demo's, or one of SD-VAE's architecture with random weights, which takes the same time."""
-    if config.data.path == presets.DEMO:
+    if config.data.path.startswith(presets.DEMO):
         return vae.load(presets.DEMO)
     widths = (128, 256, 512, 512)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
@@ -67,12 +67,12 @@ def forward_seconds(config: TrainConfig, rounds: int) -> float:
         return median(lambda: objective(objective.alignment.prepare(batch, objective.model)), rounds)
 
 
-def _seconds(model: nn.Module, config: TrainConfig, sampler: str, samples: int, rounds: int) -> float:
+def _seconds(model: Backbone, config: TrainConfig, sampler: str, samples: int, rounds: int) -> float:
     """Of one evaluation, the sampler's own work included."""
     m, device = config.model, _device()
     latents = torch.randn(samples, m.in_channels, m.input_size, m.input_size, device=device)
     noise: samplers.State = latents if m.extra_token is None else (latents, torch.randn(samples, m.extra_token, device=device))
-    of_model = velocity_of(model, torch.zeros(samples, dtype=torch.int64, device=device), m.num_classes)
+    of_model = velocity_of(model, model.condition(synthetic_batch(config, samples, device)))
 
     def velocity(x: samplers.State, t: float) -> samplers.State:
         with torch.autocast(device, DTYPES[config.precision], enabled=config.precision != "no"):

@@ -74,3 +74,17 @@ class Column:
             here = which == part
             out[here] = self.parts[part][index_N[here] - self.starts[part]]
         return out
+
+
+class Strings:
+    """A column of lists of strings; `take(index_N)` -> (N,) objects, a tuple of strings each."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        if column.type != pa.list_(pa.string()):
+            raise ValueError(f"a column of {column.type}, not of lists of strings")
+        self.column = column
+
+    def take(self, index_N: NDArray[np.int64]) -> NDArray:
+        out = np.empty(len(index_N), dtype=object)
+        out[:] = [tuple(cell) for cell in self.column.take(pa.array(index_N)).to_pylist()]
+        return out

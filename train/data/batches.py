@@ -3,7 +3,7 @@
 Sample number j of the run is image `permutation.image_of(j)` with the random numbers of j; step s holds samples s*B .. (s+1)*B - 1, of
 which each rank takes a slice. Keys of a batch: latent (final latents), noise (B,C,h,w) float32; t, offset_u (B,) float32; label (B,) int64;
 label_drop (B,) bool; one entry a feature group, (B,L,C,g,g) float16; extra_noise (B,C) float32 where the class token's is among these; picture
-(B,H,W,3) uint8 where it is asked for.
+(B,H,W,3) uint8, and text (B,L,C) float32, the states of the sample's caption, where they are asked for.
 
 Where samples are K views of an image, sample j is of image j // K, noise, t, offset_u and extra_noise are (B,K,...), and the rest is the image's.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from gsnr.train import children
-from gsnr.train.config import CLASS_TOKEN
+from gsnr.train.config import CLASS_TOKEN, TEXT
 from gsnr.train.data import permutation, rng
 from gsnr.train.data.cache import IMAGE, Split
 
@@ -31,9 +31,9 @@ PICTURE = "picture"  # entry of a batch: the cache's column IMAGE
 
 
 def draw(split: Split, seed: int, stream: str, numbers_N: NDArray[np.int64], groups: tuple[str, ...]) -> rng.Draws:
-    """The random numbers of these samples; the class token's noise where it is among the groups."""
+    """The random numbers of these samples; the class token's noise, and the choice of a caption, where they are among the groups."""
     extra = split.header.groups[CLASS_TOKEN][1] if CLASS_TOKEN in groups else 0
-    return rng.draw(seed, stream, numbers_N, split.header.latent_shape, extra)
+    return rng.draw(seed, stream, numbers_N, split.header.latent_shape, extra, TEXT in groups)
 
 
 def assemble(
@@ -44,11 +44,13 @@ def assemble(
     Where the cache holds two views an image, the sample's flip_u chooses; without `mirror` it is the first, which is not mirrored.
     """
     view = (drawn.flip_u < 0.5).astype(np.int64) if mirror and split.header.views == 2 else 0
-    rows = split.take(index_N, ("mean", "std", "label", *groups), view)
+    columns = tuple(name for name in groups if name != TEXT)
+    rows = split.take(index_N, ("mean", "std", "label", *columns), view)
     latent = split.header.scaling.final(rows["mean"] + rows["std"] * drawn.posterior)
     arrays = {"latent": latent, "noise": drawn.noise, "t": t_N.astype(np.float32), "label": rows["label"]}
     arrays["offset_u"] = drawn.offset_u.astype(np.float32)
-    arrays |= {PICTURE if name == IMAGE else name: rows[name] for name in groups}
+    arrays |= {PICTURE if name == IMAGE else name: rows[name] for name in columns}
+    arrays |= {TEXT: split.texts(index_N, drawn.caption_u)} if TEXT in groups else {}
     arrays |= {"extra_noise": drawn.extra} if CLASS_TOKEN in groups else {}
     return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
@@ -68,7 +70,7 @@ def flattened(batch: Batch) -> Batch:
     if batch["t"].dim() == 1:
         return batch
     shape = batch["t"].shape
-    read = {key: batch[key] for key in ("latent", "label", "label_drop", CLASS_TOKEN) if key in batch}
+    read = {key: batch[key] for key in ("latent", "label", "label_drop", CLASS_TOKEN, TEXT) if key in batch}
     repeated = {key: x.unsqueeze(1).expand(*shape, *x.shape[1:]).flatten(0, 1) for key, x in read.items()}
     return repeated | {key: batch[key].flatten(0, 1) for key in ("t", "noise", "extra_noise") if key in batch}
 

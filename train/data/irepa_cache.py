@@ -54,6 +54,7 @@ class Store:
     """See `gsnr.train.data.latent_folders.Store`. Raises ValueError for a folder that is damaged, or where labels and latents differ in number."""
 
     kind = "iREPA"
+    members, text = None, None
 
     def __init__(self, folder: Path) -> None:
         found = _candidates(folder)

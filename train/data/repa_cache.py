@@ -33,6 +33,7 @@ class Store:
     """See `gsnr.train.data.latent_folders.Store`. Raises ValueError for labels or a first file that cannot be read."""
 
     kind = "REPA"
+    members, text = None, None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

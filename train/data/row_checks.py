@@ -1,6 +1,6 @@
 """Checksums of the rows of a cache: 64 bits (XXH3) a cell, in a column of their own, compared whenever a row is read.
 
-    check[row] = [xxh3(bytes of the row's cell) for the other columns, in their order]        uint64
+    check[row] = [xxh3(bytes of the row's cell) for the other columns, in their order]        uint64; of strings, of their JSON list
     header.rows_sha[split] = SHA-256 of the column `check`, from the first row to the last
 
 The first tells a damaged row when it is read, at a tenth of what SHA-256 of it would cost; the second, compared when its first row is read, tells
@@ -10,7 +10,8 @@ shards that were exchanged, left out, listed twice or taken from another cache. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +24,21 @@ COLUMN = "check"
 
 
 def checks_of(columns: Mapping[str, NDArray], names: list[str]) -> NDArray[np.uint64]:
-    """(N,K) of the named columns, each (N, ...)."""
+    """(N,K) of the named columns, each (N, ...), or (N,) lists of strings."""
     first = columns[names[0]]
     found = np.empty((len(first), len(names)), np.uint64)
     for k, name in enumerate(names):
-        cells = np.ascontiguousarray(columns[name]).reshape(len(first), -1).view(np.uint8)
-        for row, cell in enumerate(cells):
-            found[row, k] = xxhash.xxh3_64_intdigest(cell.data)
+        for row, cell in enumerate(_cells(columns[name])):
+            found[row, k] = xxhash.xxh3_64_intdigest(cell)
     return found
+
+
+def _cells(column: NDArray) -> Iterator[bytes | memoryview]:
+    """The bytes of each row's."""
+    if column.dtype == object:
+        yield from (json.dumps(list(cell)).encode() for cell in column)
+    else:
+        yield from (cell.data for cell in np.ascontiguousarray(column).reshape(len(column), -1).view(np.uint8))
 
 
 def _column(table: pa.Table) -> arrow.Column:

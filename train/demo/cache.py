@@ -1,60 +1,106 @@
-"""The demo's cache, built where it is first needed."""
+"""The demo's caches, of digits and of digits with captions, built where they are first needed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gsnr import files
 from gsnr.train import vae as vaes
-from gsnr.train.cache_root import cache_root
+from gsnr.train.cache_root import TEXT_DEMO, cache_root
 from gsnr.train.data import cache, statistics
+from gsnr.train.demo import captioned
 from gsnr.train.demo import images as demo
 from gsnr.train.prepare import shards
+from gsnr.train.prepare.captions import Captions
 from gsnr.train.prepare.encode import Encoder, make_header
 from gsnr.train.priors import layers
 
+Made = Callable[[str, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]  # split, n -> images (n,64,64,3) and labels (n,)
+BATCH = 64
 
-def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, batch: int = 64, class_token: bool = False) -> Path:
+
+def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, class_token: bool = False) -> Path:
     """The demo's cache folder, built if it is not there. Its name is a hash of everything that went into it. class_token: with the teacher's."""
-    demo.check("train", n_train)
-    demo.check("heldout", n_heldout)
+    preprocessing = f"demo images, version {demo.VERSION}, seed 0"
+    sizes = {"train": n_train, "heldout": n_heldout}
+    return _cache("demo", demo.NUM_CLASSES, demo.images, sizes, preprocessing, resampling=resampling, grid=grid, class_token=class_token)
+
+
+def text_cache(n_train: int, n_heldout: int, resampling: str) -> Path:
+    """The same of the images with captions: every label 0, and the states of the demo's text encoder."""
+    from gsnr.train import text  # brings transformers, which takes seconds
+
+    sizes = {"train": n_train, "heldout": n_heldout}
+    for split, n in sizes.items():
+        demo.check(split, n)
+    made = {split: captioned.images(split, n) for split, n in sizes.items()}
+    texts = [captions for split in made.values() for captions in split.captions]
+    encoded = Captions(texts=texts, encoder=text.load(text.DEMO))
+    preprocessing = f"demo images with captions, version {captioned.VERSION}, seed 0"
+    images: Made = lambda split, n: (made[split].images[:n], np.zeros(n, np.int64))
+    return _cache(TEXT_DEMO, 1, images, sizes, preprocessing, resampling=resampling, grid=8, captions=encoded)
+
+
+def _cache(
+    name: str,
+    classes: int,
+    images: Made,
+    sizes: dict[str, int],
+    preprocessing: str,
+    *,
+    resampling: str,
+    grid: int,
+    class_token: bool = False,
+    captions: Captions | None = None,
+) -> Path:
+    """captions: of the train split's images, then of the held-out ones."""
+    for split, n in sizes.items():
+        demo.check(split, n)
     from gsnr.train import teacher as teachers  # brings transformers, which takes seconds
 
     vae, teacher = vaes.load("demo"), teachers.load("demo")
     header = make_header(
         vae,
         teacher=teacher,
-        data="demo",
+        data=name,
         resolution=demo.RESOLUTION,
-        num_classes=demo.NUM_CLASSES,
+        num_classes=classes,
         grid=grid,
         groups=layers.GROUPS,
         resampling=resampling,
-        preprocessing=f"demo images, version {demo.VERSION}, seed 0",
-        sizes={"train": n_train, "heldout": n_heldout},
+        preprocessing=preprocessing,
+        sizes=sizes,
         class_token=class_token,
+        captions=captions,
     )
-    key = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache_root() / f"demo-{key}"
+    key = hashlib.sha256(json.dumps(header.written(), sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache_root() / f"{name}-{key}"
     if (folder / cache.HEADER).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder(vae, header, "cpu", teacher)  # on every machine: a run goes on where its rows are the same, to the last bit
-    bar = tqdm(total=n_train + n_heldout, desc="demo cache", unit="image", mininterval=1.0)
+    encoder = Encoder(vae, header, "cpu", teacher, captions=captions)  # on every machine: a run goes on where its rows are the same, to the last bit
+    _build(folder, encoder, images)
+    return folder
+
+
+def _build(folder: Path, encoder: Encoder, images: Made) -> None:
+    header = encoder.header
+    bar = tqdm(total=sum(header.sizes.values()), desc=f"{header.data} cache", unit="image", mininterval=1.0)
+    first = {"train": 0, "heldout": header.sizes["train"] if encoder.captions else 0}
 
     def batches(split: str, n: int) -> Iterator[tuple[cache.Rows, statistics.Sums]]:
-        images, labels = demo.images(split, n)
-        for start in range(0, n, batch):
-            part = slice(start, start + batch)
-            yield encoder(images[part], np.arange(n)[part], labels[part])
-            bar.update(len(images[part]))
+        pixels, labels = images(split, n)
+        for start in range(0, n, BATCH):
+            part = slice(start, start + BATCH)
+            yield encoder(pixels[part], first[split] + np.arange(n)[part], labels[part])
+            bar.update(len(pixels[part]))
 
     with files.naming(folder), files.scratch(folder) as aside:
         place = shards.Workplace(aside)
@@ -62,7 +108,6 @@ def demo_cache(n_train: int, n_heldout: int, resampling: str, grid: int = 8, bat
         whole = shards.cut({split: np.arange(n) for split, n in header.sizes.items()}, max(header.sizes.values()))
         for shard in whole:
             place.write(shard, header, batches(shard.split, len(shard.images)), shards.Seen())
-        shards.finish(place, whole, header, {})
+        shards.finish(place, whole, header, {}, null_text=encoder.captions.null_text() if encoder.captions else None)
         shards.publish(place, folder)
     bar.close()
-    return folder

@@ -27,7 +27,7 @@ VERSION = 1  # part of the hash that names a cache: raise it when an image of th
 
 
 @lru_cache(maxsize=1)
-def _scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _all_scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """split -> (scans (n,8,8) float in 0..1, labels (n,) int64); one fixed shuffle, whatever the seed of the images."""
     from sklearn.datasets import load_digits  # here, since it takes half a second, and a cache that is there needs none
 
@@ -86,11 +86,16 @@ def images(split: str, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     Raises ValueError for an unknown split, n < 1, or more held-out images than there are held-out scans.
     """
     check(split, n)
-    scans, labels = _scans()[split]
-    which = np.arange(n) % len(scans)
+    found, labels = scans(split)
+    which = np.arange(n) % len(found)
     stream = SPLITS.index(split)
-    composed = [_compose_HWC(scans[j], split, np.random.default_rng([seed, stream, i])) for i, j in enumerate(which)]
+    composed = [_compose_HWC(found[j], split, np.random.default_rng([seed, stream, i])) for i, j in enumerate(which)]
     return np.stack(composed), labels[which]
+
+
+def scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(scans (n,8,8) float in 0..1, labels (n,) int64) of a split."""
+    return _all_scans()[split]
 
 
 def check(split: str, n: int) -> None:

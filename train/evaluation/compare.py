@@ -11,6 +11,7 @@ from typing import Any
 import gsnr
 from gsnr import plugins
 from gsnr.options import check_list
+from gsnr.train.evaluation import captions
 from gsnr.train.evaluation.features import Form, extract, of_reference
 from gsnr.train.evaluation.images import ImageSet, check_alike, open_images
 from gsnr.train.extractors import FeatureExtractor
@@ -18,11 +19,12 @@ from gsnr.train.metrics import Moments, Rows, Values
 
 DIGITS = 6  # significant ones that are printed
 FEW = 10_000
+FEWER = f"{{n}} samples: FID and its kin are biased upwards below {FEW}; compare equal numbers only"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What `gsnr evaluate --samples` was asked. metrics, mode, weights_file: None for the extractor's own."""
+    """What `gsnr evaluate --samples` was asked. metrics, mode, weights_file: None for the extractor's own. captions: None for the samples' own."""
 
     samples: Path
     reference: Path | None
@@ -31,6 +33,7 @@ class Asked:
     mode: str | None = None
     weights_file: str | None = None
     batch: int = 64
+    captions: Path | None = None
 
 
 def found(names: Iterable[str]) -> dict[str, ModuleType]:
@@ -63,6 +66,7 @@ def compare(asked: Asked) -> dict[str, Any]:
     if comparing and asked.reference is None:
         raise ValueError(f"--metrics {comparing[0]}: compares with a --reference; name an .npz or a folder of images")
     samples = open_images(asked.samples, "--samples")
+    said = _captions(asked, samples, cls.reads_captions)
     reference = None if asked.reference is None else open_images(asked.reference, "--reference", moments=True)
     stored: dict[Form, Moments] = {}
     if reference is not None:
@@ -75,7 +79,8 @@ def compare(asked: Asked) -> dict[str, Any]:
     against: dict[Form, Moments | Rows] = dict(stored)
     if reference is not None:
         against |= of_reference(reference, extractor, asked.features, [form for form in needed if form not in stored], asked.batch)
-    of = extract(samples, extractor, dict.fromkeys((metric.KIND, metric.NEEDS) for metric in metrics.values()), asked.batch, "samples")
+    forms = dict.fromkeys((metric.KIND, metric.NEEDS) for metric in metrics.values())
+    of = extract(samples, extractor, forms, asked.batch, "samples", captions=said)
     values: Values = {}
     for name, metric in metrics.items():
         form = (metric.KIND, metric.NEEDS)
@@ -88,13 +93,25 @@ def compare(asked: Asked) -> dict[str, Any]:
         "samples": {"path": str(asked.samples), "n": samples.n, "resolution": list(samples.size), "about": samples.about},
         "reference": None if reference is None else _said(reference, [form[0] for form in stored if form in needed]),
         "gsnr": gsnr.__version__,
-        "notes": [f"{samples.n} samples: FID and its kin are biased upwards below {FEW}; compare equal numbers only"] if samples.n < FEW else [],
+        "notes": [FEWER.format(n=samples.n)] if samples.n < FEW and not said else [],
     }
 
 
+def _captions(asked: Asked, samples: ImageSet, read: bool) -> list[str]:
+    """One an image, of an extractor that reads them. Raises ValueError for --captions that nothing reads."""
+    if read:
+        return captions.of(samples, asked.captions)
+    if asked.captions is not None:
+        reading = [name for name in plugins.names("extractors") if plugins.find("extractors", name).Extractor.reads_captions]
+        raise ValueError(f"--captions {asked.captions}: --features {asked.features} reads none; those that do are {', '.join(reading)}")
+    return []
+
+
 def _stored(reference: ImageSet, features: str, mode: str) -> dict[Form, Moments]:
-    """The moments that a reference of ADM's holds: they are of its network and its way to resize alone."""
-    if (features, mode) != ("inception", "adm"):
+    """The moments that a reference holds: they are of Inception and one way to resize alone. With those of spatial features, which pytorch-fid does
+    not write, they are ADM's; without, of whichever of the two is named."""
+    wrote = ("adm",) if reference.moments("spatial") is not None else ("adm", "pytorch-fid")
+    if features != "inception" or mode not in wrote:
         return {}
     return {(kind, "moments"): moments for kind in ("pool", "spatial") if (moments := reference.moments(kind)) is not None}
 
@@ -105,7 +122,7 @@ def _check_images(reference: ImageSet, metrics: dict[str, ModuleType], stored: d
     if lacking and not reference.n:
         raise ValueError(
             f"--reference {reference.path}: holds moments and no images (arr_0), which --metrics {lacking[0]} needs here; "
-            "moments are used with --features inception --mode adm alone"
+            "moments are used with --features inception and --mode adm, or, without mu_s, pytorch-fid"
         )
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +43,23 @@ class AllRows:
 
 
 def extract(
-    images: ImageSet, extractor: FeatureExtractor, forms: Iterable[Form], batch: int, what: str, blocks: int = BLOCKS
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    forms: Iterable[Form],
+    batch: int,
+    what: str,
+    blocks: int = BLOCKS,
+    captions: Sequence[str] = (),
 ) -> dict[Form, Blocks | Rows]:
-    """form -> `Blocks` of moments, or rows."""
+    """form -> `Blocks` of moments, or rows. captions: of the images in their order, where the extractor reads them."""
     gathered: dict[Form, Blocks | AllRows] = {form: Blocks(images.n, blocks) if form[1] == "moments" else AllRows(images.n) for form in forms}
     if not gathered:
         return {}
+    seen = 0
     with tqdm(total=images.n, desc=f"features of the {what}", unit="image", mininterval=1.0, leave=False) as bar:
         for part in images.batches(batch):
-            found = extractor(part)
+            found = extractor(part, captions[seen : seen + len(part)])
+            seen += len(part)
             for (kind, _), into in gathered.items():
                 into.add(found[kind])
             bar.update(len(part))

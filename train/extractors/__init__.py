@@ -8,6 +8,7 @@ class Extractor(FeatureExtractor)      built as Extractor(source, mode), or by E
     .sha                               hash of its weights
     .prepare(images)                   uint8 (B,H,W,3) -> what the model takes, on the CPU
     .forward(prepared)                 {kind: (B,D)}
+    .reads_captions                    True where it judges images with their captions: then it is .forward(prepared, captions), and gives "pairs"
 
 source is the word of --weights-file, or None for the extractor's own default. An image's features are its own, whatever is in its batch.
 Shapes: B images of (H,W), D features.
@@ -16,6 +17,7 @@ Shapes: B images of (H,W), D features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -34,6 +36,7 @@ class FeatureExtractor(ABC):
     modes: ClassVar[tuple[str, ...]]
     metrics: ClassVar[tuple[str, ...]]
     gives: ClassVar[tuple[str, ...]] = ("pool",)
+    reads_captions: ClassVar[bool] = False
     model: nn.Module
     sha: str
 
@@ -72,12 +75,15 @@ class FeatureExtractor(ABC):
     def forward(self, prepared_B: Tensor) -> dict[str, Tensor]: ...
 
     @torch.inference_mode()
-    def __call__(self, images_BHWC: Images) -> dict[str, NDArray[np.float32]]:
-        """kind -> (B,D), computed in float32 throughout. Raises ValueError for features that are not finite."""
+    def __call__(self, images_BHWC: Images, captions: Sequence[str] = ()) -> dict[str, NDArray[np.float32]]:
+        """kind -> (B,D), computed in float32 throughout. captions: one an image, where it reads them. Raises ValueError for features that are not
+        finite."""
+        given = (captions,) if self.reads_captions else ()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model.to(device).eval().requires_grad_(False)
+        prepared_B = self.prepare(images_BHWC).to(device)
         with torch.backends.cudnn.flags(allow_tf32=False), torch.autocast(device, enabled=False):
-            found = {kind: x_BD.float().cpu().numpy() for kind, x_BD in self.forward(self.prepare(images_BHWC).to(device)).items()}
+            found = {kind: x_BD.float().cpu().numpy() for kind, x_BD in self.forward(prepared_B, *given).items()}
         for kind, x_BD in found.items():
             if not np.isfinite(x_BD).all():
                 raise ValueError(f"features {type(self).__module__.rpartition('.')[2]}: {kind} are not finite; are the weights damaged?")

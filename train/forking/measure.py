@@ -62,7 +62,7 @@ def measure(fork: Path, reference: Reference, asked: Asked) -> tuple[dict[str, f
     loss_TN = losses_over_time(loaded.model, reference.splits, asked.images, SEED)["model"].astype(np.float32)
     values, arrays = {"velocity_loss": float(loss_TN.mean(dtype=np.float64))}, {"velocity": loss_TN}
     if asked.frechet and reference.train is not None:
-        features_MF = sampled_features(loaded, reference.header, asked.frechet, HEUN_STEPS, SEED).astype(np.float32)
+        features_MF = sampled_features(loaded, reference.header, reference.splits["heldout"], asked.frechet, HEUN_STEPS, SEED).astype(np.float32)
         moments = Moments.of(reference.train)
         values["frechet"] = Distance(moments)(Moments.of(features_MF))
         for name in asked.metrics:

@@ -71,7 +71,9 @@ def parse(word: str) -> ForkRow:
 
 
 def _size(config: TrainConfig) -> str:
-    """The published size of this model, or the demo's: rows differ in blocks and heads by it."""
+    """The published size of this model, or the demo's: rows differ in blocks and heads by it. An MMDiT's is that of a SiT of as many blocks."""
+    if config.model.text:
+        return next((name for name, (depth, *_) in presets.SIZES.items() if depth == config.model.depth), presets.DEMO)
     own = (config.model.depth, config.model.hidden_size, config.model.num_heads, config.model.input_size)
     return next((name for name, size in presets.SIZES.items() if size == own), presets.DEMO)
 

@@ -1,7 +1,7 @@
 """Metrics: numbers from the features of two sets of images. One file each, found by name (the word of `gsnr evaluate --metrics`); a file has
 
 LABEL      what tables call it
-KIND       which features it takes: "pool", "spatial" or "probabilities" (gsnr.train.extractors)
+KIND       which features it takes: "pool", "spatial", "probabilities" or, of images with their captions, "pairs" (gsnr.train.extractors)
 NEEDS      "moments": of the samples `Blocks`, of the reference `Moments`, so that no features are kept; "rows": all of them, (N,D) float32
 FEATURES   the extractors that it is defined on; () for any
 COMPARES   False where there is nothing to compare with, and the reference is None
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
 Values = dict[str, float | None]
-KINDS = ("pool", "spatial", "probabilities")
+KINDS = ("pool", "spatial", "probabilities", "pairs")
 FORMS = ("moments", "rows")
 FLUSH = 512  # rows of a block that are summed at once: a product of fewer moves more memory than it computes
 BLOCKS = 10  # of the samples, for spread and extrapolation

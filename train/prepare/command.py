@@ -2,6 +2,7 @@
 
     gsnr prepare --data imagenet/train --vae stabilityai/sd-vae-ft-mse --out cache/imagenet-256
     torchrun --nproc-per-node 8 -m gsnr prepare --data ...     one process a GPU; several nodes need a folder that all of them see
+    gsnr prepare --data train2014 --captions captions_train2014.json --text-encoder openai/clip-vit-large-patch14 ...     text in place of labels
 
 Images are halved until their short side is below twice the resolution, resized to it and cropped in the centre, as in ADM. The cache
 holds the latents as moments, labels, and the features of chosen groups of VAE layers, and is bound to the VAE by its hash. What an image
@@ -42,7 +43,12 @@ CPU_PIXELS = 256**2  # in a pass on a CPU: more do not fit its caches (SD-VAE at
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr prepare", __doc__)
-    parser.add_argument("--data", required=True, metavar="DATA", help="class folders, a folder with a labels file, or a Hugging Face data set")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="class folders, a folder with a labels file, or a Hugging Face data set; with --captions a folder of pictures",
+    )
     parser.add_argument("--vae", required=True, metavar="ID", help="hub id or folder of a VAE of diffusers, `demo`, or KIND:SOURCE for a plug-in")
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="cache folder to create")
     parser.add_argument("--resolution", type=int, default=256, help="side in pixels (default: 256)")
@@ -73,6 +79,17 @@ def _parser() -> Parser:
     parser.add_argument("--num-classes", type=int, metavar="N", help="labels must be below it (default: what the data say)")
     parser.add_argument("--labels", type=a_path, metavar="FILE", help="labels file (default: DATA/dataset.json or DATA/labels.csv if there is one)")
     parser.add_argument("--split", metavar="NAME", help="of a Hugging Face data set (default: train)")
+    parser.add_argument(
+        "--captions",
+        metavar="FILE",
+        help="captions in place of labels, several an image: a JSON of COCO's kind, or `txt` for a text file beside each picture, a caption a line",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="ID",
+        help="CLIP text model (hub id, folder) whose states of the captions are kept: openai/clip-vit-large-patch14, say",
+    )
+    parser.add_argument("--skip-uncaptioned", action="store_true", help="leave out images without a caption, counting them, instead of stopping")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, naming them, instead of stopping")
     parser.add_argument("--batch", type=int, metavar="N", help="images per VAE pass (default: 16; without a GPU, as many as make 256x256 pixels)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read and crop ahead, each (default: 4 with a GPU, else 0: in place)")
@@ -91,7 +108,7 @@ def _is_done(out: Path, job: Job, leads: bool) -> bool:
     if not (out / shards.RECORD).is_file():
         raise ValueError(f"--out {out}: exists; name a new folder")
     check_same(out / shards.RECORD, job, f"--out {out}: was prepared", finished=True)
-    cache.open_cache(out, tuple(job.header.groups))
+    cache.open_cache(out, job.header.columns)
     if leads:
         contents.compare(job.source, contents.read(out), f"--out {out}: was prepared")
     return True
@@ -120,7 +137,7 @@ def _encode_share(
     """Writes this process's shards. Raises ValueError naming an image that cannot be read, unless args.skip_bad."""
     from gsnr.train.prepare import encode, images, shards
 
-    encoder = encode.Encoder(job.vae, job.header, team.device, job.teacher, bool(job.measure))
+    encoder = encode.Encoder(job.vae, job.header, team.device, job.teacher, bool(job.measure), job.captions)
     workers = args.workers if args.workers is not None else 0 if team.device == "cpu" else min(4, os.cpu_count() or 1)
     batch = args.batch or (max(1, CPU_PIXELS // args.resolution**2) if team.device == "cpu" else 16)
     batches = [[shard.images[i : i + batch] for i in range(0, len(shard.images), batch)] for shard in mine]
@@ -160,8 +177,18 @@ def _begin(args: argparse.Namespace, place: shards.Workplace, held: ExitStack, l
             contents.compare(job.source, [content for one in seen for content in one.contents], f"--out {args.out}: was begun, in {place.aside},")
         place.make_ready(job.options)
         sizes = job.header.bytes_an_image()
+        _say_captions(job)
         print(f"an image takes {sum(sizes.values())} bytes: {', '.join(f'{name} {size}' for name, size in sizes.items())}", flush=True)
     return job, [shard for shard in job.shards if not place.finished(shard)]
+
+
+def _say_captions(job: Job) -> None:
+    """What is not kept of them."""
+    if job.left_out:
+        print(f"{len(job.left_out)} images without a caption are left out, the first {job.left_out[0]}", flush=True)
+    if job.captions is not None and (long := job.captions.too_long):
+        positions, total = job.captions.encoder.shape[0], sum(map(len, job.captions.texts))
+        print(f"{len(long)} of {total} captions are truncated to {positions} positions, the first {long[0]!r}", flush=True)
 
 
 def _prepare(args: argparse.Namespace, held: ExitStack) -> None:
@@ -184,7 +211,9 @@ def _prepare(args: argparse.Namespace, held: ExitStack) -> None:
         if team.rank:
             return
         seconds = time.monotonic() - started
-        header, skipped = shards.finish(place, job.shards, job.header, {"options": job.options}, job.measure)
+        null_text = None if job.captions is None else job.captions.null_text()
+        uncaptioned = {"uncaptioned": job.left_out} if job.left_out else {}
+        header, skipped = shards.finish(place, job.shards, job.header, {"options": job.options, **uncaptioned}, job.measure, null_text)
         shards.publish(place, args.out)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -201,8 +230,9 @@ def _prepare(args: argparse.Namespace, held: ExitStack) -> None:
 
     count, encoded = sum(header.sizes.values()), sum(len(shard.images) for shard in todo)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
+    what = f"with 1 to {header.captions} captions" if header.text_shape else f"of {header.num_classes} classes"
     print(
-        f"wrote {args.out}: {count} images of {header.num_classes} classes, {size / count / 2**20:.3f} MiB an image, {len(skipped)} left out; "
+        f"wrote {args.out}: {count} images {what}, {size / count / 2**20:.3f} MiB an image, {len(skipped)} left out; "
         f"{encoded} read and encoded in {seconds:.1f} s, {ratio(encoded, seconds):.2f} images/s"
     )
 

@@ -17,19 +17,30 @@ from gsnr.train.priors.features import to_pixels
 from gsnr.train.vaes import FrozenVAE
 
 if TYPE_CHECKING:
+    from gsnr.train.prepare.captions import Captions
     from gsnr.train.teacher import FrozenTeacher
 
 
 class Encoder:
     """Batches of images -> rows of a cache, as its header says, and the sums of their features; those of the latents too, if measured."""
 
-    def __init__(self, vae: FrozenVAE, header: cache.Header, device: str, teacher: FrozenTeacher | None = None, measured: bool = False) -> None:
-        self.vae, self.header, self.device, self.teacher, self.measured = vae, header, device, teacher, measured
+    def __init__(
+        self,
+        vae: FrozenVAE,
+        header: cache.Header,
+        device: str,
+        teacher: FrozenTeacher | None = None,
+        measured: bool = False,
+        captions: Captions | None = None,
+    ) -> None:
+        self.vae, self.header, self.device, self.teacher, self.measured, self.captions = vae, header, device, teacher, measured, captions
         self.chosen = [layer for layer in vae.layers if layer.group in header.groups]
         self.grid = next(iter(header.groups.values()))[-1] if header.groups else 0
         vae.model.to(device)
         if teacher is not None:
             teacher.model.to(device)
+        if captions is not None:
+            captions.encoder.model.to(device)
 
     def __call__(
         self, images_NHWC: NDArray[np.uint8], numbers_N: NDArray[np.int64], labels_N: NDArray[np.int64]
@@ -43,6 +54,7 @@ class Encoder:
                 its_rows[cache.IMAGE] = images_NHWC[:, :, ::-1] if view else images_NHWC
         rows = {name: np.stack([r[name] for r, _ in by_view], axis=1).reshape(-1, *x.shape[1:]) for name, x in by_view[0][0].items()}
         rows |= {"image_id": np.repeat(numbers_N, views), "label": np.repeat(labels_N, views)}
+        rows |= {} if self.captions is None else self.captions.rows(numbers_N)
         rows["view"] = np.tile(np.arange(views, dtype=np.int8), len(numbers_N))
         sums: statistics.Sums = {}
         for _, its_sums in by_view:
@@ -122,11 +134,12 @@ def make_header(
     preprocessing_sha: str = "",
     scaling: Scaling | None = None,
     class_token: bool = False,
+    captions: Captions | None = None,
 ) -> cache.Header:
     """The header of a cache made with this VAE: group shapes from its layers. pooled: of each group the mean of its layers alone. scaling: default
-    the VAE's own; 1 where it has none. class_token: also the teacher's.
+    the VAE's own; 1 where it has none. class_token: also the teacher's. captions: of all images.
 
-    Raises ValueError for an unknown group or dtype, and for a teacher without a class token.
+    Raises ValueError for an unknown group or dtype, a teacher without a class token, and captions of mirrored views.
     """
     if dtype not in (*quantise.DTYPES, cache.ONLINE):
         raise ValueError(f"--dtype {dtype!r} does not exist; choose from {', '.join(quantise.DTYPES)}")
@@ -160,4 +173,5 @@ def make_header(
         channel_scale=scaling.channel_scale,
         channel_bias=scaling.channel_bias,
         preprocessing_sha=preprocessing_sha,
+        **({} if captions is None else captions.in_header(views)),
     )

@@ -20,9 +20,12 @@ from gsnr.train.priors.features import RESAMPLINGS
 from gsnr.train.vaes import FrozenVAE
 
 if TYPE_CHECKING:
+    from gsnr.train.prepare.captions import Captions
     from gsnr.train.teacher import FrozenTeacher
 
 CHECKED, TOKEN = "checksums of rows", "--class-token"
+CAPTIONS, TEXT_ENCODER = "--captions (hash)", "--text-encoder (hash)"
+LATER = {TOKEN: False, CAPTIONS: "", TEXT_ENCODER: ""}  # options left out where they are not asked for: caches from before them are the same
 PLAIN = ("resolution", "patch", "features", "dtype", "flip", "resampling", "heldout")  # options that stand for themselves
 HOW, DEFAULT_GROUPS = ("pooled", cache.ONLINE), ("G3", "G4")
 BOUNDS = {
@@ -33,13 +36,15 @@ BOUNDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """measure: how the latents' scaling is measured, "" where the header has it. options: what the rows depend on, by flag. Not among them: batch,
-    workers, processes, device and skip_bad, which may change on the way (another batch or device may change the last bits of what is encoded from
-    then on)."""
+    """left_out: pictures without a caption. measure: how the latents' scaling is measured, "" where the header has it. options: what the rows depend
+    on, by flag. Not among them: batch, workers, processes, device and skip_bad, which may change on the way (another batch or device may change the
+    last bits of what is encoded from then on)."""
 
     source: sources.Source
     vae: FrozenVAE
     teacher: FrozenTeacher | None
+    captions: Captions | None
+    left_out: list[str]
     header: cache.Header
     shards: list[shards.Shard]
     measure: str
@@ -71,6 +76,14 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--dtype {args.dtype}: with --features {args.features} no features are stored; leave it out")
     if args.resampling not in RESAMPLINGS:
         raise ValueError(f"--resampling {args.resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
+    if bool(args.captions) != bool(args.text_encoder):
+        asked, lacking = ("--captions", "--text-encoder ID") if args.captions else ("--text-encoder", "--captions FILE")
+        raise ValueError(f"{asked}: needs {lacking} beside it")
+    for flag in ("labels", "split", "num_classes") if args.captions else ():
+        if getattr(args, flag) is not None:
+            raise ValueError(f"--{flag.replace('_', '-')}: is of labelled data; with --captions every label is 0")
+    if args.skip_uncaptioned and not args.captions:
+        raise ValueError("--skip-uncaptioned: is of --captions, which is missing")
 
 
 def _latent_scaling(asked: str | None, frozen: FrozenVAE) -> tuple[Scaling | None, str]:
@@ -90,10 +103,23 @@ def _latent_scaling(asked: str | None, frozen: FrozenVAE) -> tuple[Scaling | Non
     return other.scaling, ""
 
 
+def _opened(args: argparse.Namespace) -> tuple[sources.Source, int, Captions | None, list[str]]:
+    """(source, number of classes, captions, pictures that have none and were left out)."""
+    if not args.captions:
+        return *sources.open_source(args.data, args.labels, args.split, args.num_classes, all_there=not args.skip_bad), None, []
+    from gsnr.train import text  # brings transformers, which takes seconds
+    from gsnr.train.prepare.captions import Captions, open_captioned
+
+    source, texts, left_out = open_captioned(args.data, args.captions, args.skip_uncaptioned)
+    if not args.skip_bad:
+        sources.require_present(source)
+    return source, 1, Captions(texts=texts, encoder=text.load(args.text_encoder)), left_out
+
+
 def decide(args: argparse.Namespace) -> Job:
     """Raises ValueError for whatever is wrong with the options or the data."""
     _check(args)
-    source, classes = sources.open_source(args.data, args.labels, args.split, args.num_classes, all_there=not args.skip_bad)
+    source, classes, captions, left_out = _opened(args)
     count = len(source.labels)
     if not 0 < args.heldout < count:
         raise ValueError(f"--heldout {args.heldout}: must be at least 1 and leave some of the {count} images for training")
@@ -124,6 +150,7 @@ def decide(args: argparse.Namespace) -> Job:
         preprocessing_sha=images.preprocessing_sha(),
         scaling=scaling,
         class_token=args.class_token,
+        captions=captions,
     )
     size = args.shard or shards.images_per_shard(count)
     options = {
@@ -136,10 +163,12 @@ def decide(args: argparse.Namespace) -> Job:
         "cropping (hash; by Pillow)": header.preprocessing_sha,
         CHECKED: "xxh3",
         **{f"--{name}": getattr(args, name) for name in PLAIN},
-        **({TOKEN: True} if args.class_token else {}),  # left out where it is not asked for: caches from before it are the same
+        **({TOKEN: True} if args.class_token else {}),
+        **({CAPTIONS: captions.sha, TEXT_ENCODER: header.text_sha} if captions else {}),
     }
     header = replace(header, options_sha=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
-    return Job(source=source, vae=frozen, teacher=teacher, header=header, shards=shards.cut(members, size), measure=measure, options=options)
+    made: dict[str, Any] = {"header": header, "shards": shards.cut(members, size), "measure": measure, "options": options}
+    return Job(source=source, vae=frozen, teacher=teacher, captions=captions, left_out=left_out, **made)
 
 
 def check_same(record: Path, job: Job, what: str, finished: bool) -> None:
@@ -151,7 +180,7 @@ def check_same(record: Path, job: Job, what: str, finished: bool) -> None:
         raise ValueError(f"{record}: damaged ({error})") from error
     if CHECKED not in before and not finished:
         raise ValueError(f"{what} by an older version; delete {record.parent} and run the same command again")
-    for name, now in ({TOKEN: False} | job.options).items():
-        was = before.get(name, False if name == TOKEN else None)
+    for name, now in (LATER | job.options).items():
+        was = before.get(name, LATER.get(name))
         if was != now and (name != CHECKED or name in before):
             raise ValueError(f"{what} with other options: {name} was {was!r}, now {now!r}; use the same, or name a new folder with --out")

@@ -25,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gsnr import checksums, files, locks
+from gsnr.train.config import TEXT
 from gsnr.train.data import arrow, quantise, row_checks, statistics
-from gsnr.train.data.cache import HEADER, IMAGE, ONLINE, SPLITS, STATISTICS, Header, Rows, open_cache
+from gsnr.train.data.cache import CAPTION, COUNT, HEADER, IMAGE, NULL_TEXT, ONLINE, SPLITS, STATISTICS, Header, Rows, open_cache
 from gsnr.train.prepare import contents
 from gsnr.train.prepare.contents import Content
 
@@ -170,17 +171,22 @@ def _schema(header: Header) -> pa.Schema:
             fields[f"{group}{quantise.SUFFIX}"] = pa.list_(pa.float16(), int(np.prod(shape[:2])))
     if header.dtype == ONLINE:
         fields[IMAGE] = pa.list_(pa.uint8(), 3 * header.resolution**2)
+    if header.text_shape:
+        fields |= {COUNT: pa.int64(), CAPTION: pa.list_(pa.string())}
+        fields[TEXT] = pa.list_(pa.float16(), header.captions * int(np.prod(header.text_shape)))
     fields[row_checks.COLUMN] = pa.list_(pa.uint64(), len(fields) - 1)
     return pa.schema(fields)
 
 
 def _record(chunks: list[Rows], schema: pa.Schema) -> pa.RecordBatch:
     names = [name for name in schema.names if name != row_checks.COLUMN]
-    types = {name: getattr(schema.field(name).type, "value_type", schema.field(name).type) for name in schema.names}
+    types = {name: getattr(schema.field(name).type, "value_type", schema.field(name).type) for name in schema.names}  # of strings: object
     values = {name: np.concatenate([chunk[name] for chunk in chunks]).astype(types[name].to_pandas_dtype(), copy=False) for name in names}
     values[row_checks.COLUMN] = row_checks.checks_of(values, names)
 
     def column(name: str) -> pa.Array:
+        if values[name].dtype == object:
+            return pa.array([list(cell) for cell in values[name]], type=schema.field(name).type)
         flat = pa.array(values[name].reshape(-1), type=types[name])
         return pa.FixedSizeListArray.from_arrays(flat, schema.field(name).type.list_size) if values[name].ndim > 1 else flat
 
@@ -201,11 +207,19 @@ def write_rows(path: Path, header: Header, rows: Iterable[Rows]) -> None:
             writer.write_batch(_record(waiting, schema))
 
 
-def finish(place: Workplace, shards: list[Shard], header: Header, record: dict[str, object], measure: str = "") -> tuple[Header, list[str]]:
+def finish(
+    place: Workplace,
+    shards: list[Shard],
+    header: Header,
+    record: dict[str, object],
+    measure: str = "",
+    null_text: NDArray[np.float32] | None = None,
+) -> tuple[Header, list[str]]:
     """Makes a cache of finished shards, in place.cache; (its header, the lines of all images that were left out).
 
     record: for CACHE/prepare.json, beside those lines. measure: how the latents' scaling is taken from the train split, of statistics.MEASURES,
-    or "" where the header has it. Raises ValueError naming a shard that is damaged, or where a split has no images left.
+    or "" where the header has it. null_text: of a cache with captions, see `cache.Split`. Raises ValueError naming a shard that is damaged, or where
+    a split has no images left.
     """
     notes = {shard.name: place.read_note(shard) for shard in shards}
     sums: statistics.Sums = {}
@@ -225,11 +239,14 @@ def finish(place: Workplace, shards: list[Shard], header: Header, record: dict[s
         scaling = statistics.scaling_of(sums[statistics.LATENT], measure)
         header = replace(header, scale=scaling.factor, channel_scale=scaling.channel_scale, channel_bias=scaling.channel_bias)
     skipped = [line for note in notes.values() for line in note.seen.skipped]
+    if null_text is not None:
+        with files.replacing(place.cache / NULL_TEXT) as path:
+            path.write_bytes(save({"null": np.ascontiguousarray(null_text, np.float32)}))
     _write_small(place, shards, header, {**record, "skipped": skipped}, statistics.mean_and_std(sums))
     contents.write(place.cache, [content for note in notes.values() for content in note.seen.contents])
     known = {str(place.data(shard).relative_to(place.cache)): notes[shard.name].entry for shard in shards}
     files.write_text(place.cache / checksums.MANIFEST, checksums.Manifest.of(place.cache, known).text())
-    open_cache(place.cache, tuple(header.groups))
+    open_cache(place.cache, header.columns)
     return header, skipped
 
 
@@ -246,7 +263,7 @@ def _write_small(place: Workplace, shards: list[Shard], header: Header, record: 
     with files.replacing(place.cache / STATISTICS) as path:
         path.write_bytes(save(means))
     files.write_text(place.cache / RECORD, json.dumps(record, indent=2) + "\n")
-    files.write_text(place.cache / HEADER, json.dumps(asdict(header), indent=2) + "\n")
+    files.write_text(place.cache / HEADER, json.dumps(header.written(), indent=2) + "\n")
 
 
 def _state(names: list[dict[str, str]], fingerprint: str) -> dict[str, object]:

@@ -191,7 +191,7 @@ def _open(data: str, labels: Path | None, split: str) -> Source:
     raise ValueError(f"--data {data}: {why}")
 
 
-def _present(source: Files) -> None:
+def require_present(source: Files) -> None:
     """Raises ValueError for pictures that are listed and not there: before hours of work, not in the midst of them."""
     there: dict[Path, set[str]] = {}
     lacking = []
@@ -218,7 +218,7 @@ def open_source(
         if split is not None:
             raise ValueError(f"--split {split}: of a Hugging Face data set; --data {data} is a folder of pictures, whose splits are folders")
         if all_there:
-            _present(source)
+            require_present(source)
     classes = num_classes or source.classes or int(source.labels.max(initial=0)) + 1
     check_labels(source.labels, classes, source.name)
     return source, classes

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gsnr.train.data.cache import IMAGE, OF_TEACHER, Rows, Split
+from gsnr.train.data.cache import IMAGE, OF_TEACHER, Over, Rows, Split
 from gsnr.train.priors.features import encode, to_pixels
 from gsnr.train.vaes import FrozenVAE
 
 TOGETHER = 16  # images in one pass of the encoder
 
 
-class OnlineSplit:
+class OnlineSplit(Over):
     """See `gsnr.train.data.cache.Split`."""
 
     def __init__(self, stored: Split, vae: FrozenVAE) -> None:
@@ -45,6 +45,3 @@ class OnlineSplit:
             if not torch.isfinite(f_NLCgg).all():
                 raise ValueError(f"features of {group} exceed float16 in images of {self.header.data!r}; choose an alignment that leaves {group} out")
         return {group: f_NLCgg.numpy() for group, f_NLCgg in rows.items()}
-
-    def statistics(self) -> dict[str, NDArray[np.float32]]:
-        return self.stored.statistics()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from gsnr.train.data.cache import Header, Rows, Split
+from gsnr.train.data.cache import Header, Over, Rows, Split
 
 
 def on_grid(header: Header, grid: int) -> Header:
@@ -20,7 +20,7 @@ def on_grid(header: Header, grid: int) -> Header:
     return replace(header, groups=header.groups | {group: (*shape[:2], grid, grid) for group, shape in header.maps.items()})
 
 
-class RegriddedSplit:
+class RegriddedSplit(Over):
     """See `gsnr.train.data.cache.Split`."""
 
     def __init__(self, stored: Split, grid: int) -> None:
@@ -35,7 +35,3 @@ class RegriddedSplit:
         f = torch.from_numpy(f_NLCgg)
         resized = F.interpolate(f.flatten(0, 1).float(), (self.grid, self.grid), mode="bilinear", align_corners=False)
         return resized.unflatten(0, f.shape[:2]).half().numpy()
-
-    def statistics(self) -> dict[str, NDArray[np.float32]]:
-        """Of the features as they are stored."""
-        return self.stored.statistics()

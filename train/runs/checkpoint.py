@@ -2,7 +2,7 @@
 
     RUN/LAST                             name of the last good checkpoint
     RUN/checkpoints/0000800/state.json   step, resolved config, cache header, versions, time convention, tap, latent scale
-                           /model, ema   the backbone, raw and averaged: diffusers folders (SiT.from_pretrained reads them)
+                           /model, ema   the backbone, raw and averaged: diffusers folders (SiT.from_pretrained, or MMDiT's, reads them)
                            /alignment.safetensors, alignment_ema.safetensors   router and projector
                            /optimizer.safetensors
                            /manifest.json   every other file with its SHA-256, tensors with shape and dtype
@@ -20,7 +20,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from gsnr import checksums, files, plugins
 from gsnr.options import build
 from gsnr.train.alignments import AlignmentModule
-from gsnr.train.config import TrainConfig, check
+from gsnr.train.config import TEXT, TrainConfig, check
 from gsnr.train.data.cache import OF_TEACHER, Header
 from gsnr.train.data.latents import Scaling
-from gsnr.train.models.sit import SiT
+from gsnr.train.models.backbone import Backbone
+from gsnr.train.models.build import build as backbone_of
 from gsnr.train.objective import make_alignment
 from gsnr.train.runs import state as states
 
@@ -44,7 +45,7 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint read back. model: SiT and alignment: its router and projector, both in eval mode, float32, on the CPU.
+    """A checkpoint read back. model: the backbone and alignment: its router and projector, both in eval mode, float32, on the CPU.
 
     sha: SHA-256 over the files of the backbone and of the alignment. run_folder: None for a checkpoint that lies in no run; run_name: what
     tables call the run. header: None where the checkpoint does not know its data. groups: shapes of the features that the alignment was
@@ -61,7 +62,7 @@ class Checkpoint:
     header: Header | None
     groups: Mapping[str, tuple[int, ...]]
     latent_scale: float | None
-    model: SiT
+    model: Backbone
     alignment: AlignmentModule
 
 
@@ -77,7 +78,7 @@ def weight_files(folder: Path, weights: Weights) -> tuple[Path, Path]:
     return folder / backbone / WEIGHTS_FILE, folder / f"{alignment}.safetensors"
 
 
-def write_weights(folder: Path, weights: Weights, model: SiT, alignment: AlignmentModule) -> None:
+def write_weights(folder: Path, weights: Weights, model: Backbone, alignment: AlignmentModule) -> None:
     backbone_file, alignment_file = weight_files(folder, weights)
     model.save_pretrained(backbone_file.parent)
     save_file({k: v.contiguous() for k, v in alignment.state_dict().items()}, alignment_file)
@@ -211,7 +212,7 @@ def load(path: Path | str, weights: Weights = "ema") -> Checkpoint:
         shape = (config.model.in_channels, config.model.input_size, config.model.input_size)
         if header is not None and header.latent_shape != shape:
             raise ValueError(f"latents of shape {header.latent_shape} for a model of {' x '.join(map(str, shape))}")
-        model = SiT(**asdict(config.model))
+        model = backbone_of(config.model)
         alignment = make_alignment(config.alignment, config.model, groups)
         states.agree(state, folder, config, alignment.taps, (backbone_file.parent.name,))
     except plugins.Missing as error:
@@ -272,6 +273,13 @@ def require_same_data(checkpoint: Checkpoint, header: Header, groups: tuple[str,
             f"({header.vae_sha[:12]}); name data of the same VAE with --data"
         )
     for group in groups:
+        if group == TEXT:
+            if was is not None and header.text_sha != was.text_sha:
+                raise ValueError(
+                    f"{checkpoint.folder}: trained on text of {was.text_encoder!r} ({was.text_sha[:12]}); the cache holds that of "
+                    f"{header.text_encoder!r} ({header.text_sha[:12]}); name other data with --data"
+                )
+            continue
         if was is not None and group in OF_TEACHER and header.teacher_sha != was.teacher_sha:
             raise ValueError(
                 f"{checkpoint.folder}: aligned to teacher {was.teacher!r} ({was.teacher_sha[:12]}); the cache holds features of {header.teacher!r} "

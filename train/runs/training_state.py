@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ def save(
     if unsound is not None:
         raise ValueError(f"{folder}: not saved, for {unsound!r} holds values that are not finite (or below 0); the last good one is untouched")
     described = states.describe(step, config, objective.alignment.taps, states.latent_scale_of(header))
-    state = described | {"cache": asdict(header), **extra, "optimizer_tensors": len(flat)}
+    state = described | {"cache": header.written(), **extra, "optimizer_tensors": len(flat)}
     try:
         _clear_asides(run)
         aside.mkdir(parents=True)

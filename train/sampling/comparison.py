@@ -5,6 +5,7 @@ A column's noise is that of its class, whatever the checkpoint, the step and the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from gsnr.train.sampling import recipe
 from gsnr.train.sampling.recipe import Recipe
 from gsnr.train.sampling.run import to_device
-from gsnr.train.sampling.subject import Subject, open_subject
+from gsnr.train.sampling.subject import Subject, open_subject, with_prompts
 
 HEAD, LETTER = 18, 7  # pixels above the images; of a letter's width
 
@@ -54,20 +55,28 @@ def sheet(rows_RKHWC: np.ndarray, names: list[str], heads: list[str]) -> Image.I
     return drawn
 
 
-def comparison(
-    paths: list[Path], steps: list[int | None], by: Recipe, classes: tuple[int, ...], weights: str, vae: str | None, device: str
-) -> Image.Image:
-    """by: of classes `balanced`, so that sample c is of class c. Raises ValueError for a checkpoint that is missing, or whose
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The columns: classes, or numbers of prompts; words, prompts: --classes and --prompts as they were given."""
+
+    classes: tuple[int, ...]
+    words: str | None = None
+    prompts: Path | None = None
+
+
+def comparison(paths: list[Path], steps: list[int | None], by: Recipe, asked: Asked, weights: str, vae: str | None, device: str) -> Image.Image:
+    """by: of classes `balanced`, so that sample c is of class c, or of prompt c. Raises ValueError for a checkpoint that is missing, or whose
     images are of another size than the first's."""
     rows, names, side = [], [], 0
     for path in tqdm(paths, desc="sampling", unit="method", leave=False):
-        opened = [open_subject(at_step(path, step), weights, vae, other=True) for step in steps]
+        found = (open_subject(at_step(path, step), weights, vae, other=True) for step in steps)
+        opened = [with_prompts(subject, asked.prompts, None, asked.words) for subject in found]
         for subject in opened:
-            subject.check(by.guidance, classes)
+            subject.check(by.guidance, () if subject.reads_text else asked.classes)
             side = side or subject.side
             if subject.side != side:
                 raise ValueError(f"--ckpt {path}: draws images of {subject.side} pixels a side, {paths[0]} of {side}")
-        rows.append(row(opened, by, classes, device))
+        rows.append(row(opened, by, asked.classes, device))
         names.append(opened[0].loaded.run_name)
-    heads = [f"{c}" if step is None else f"{c} @ {step}" for c in classes for step in steps]
+    heads = [f"{c}" if step is None else f"{c} @ {step}" for c in asked.classes for step in steps]
     return sheet(np.stack(rows), names, heads)

@@ -41,9 +41,9 @@ def _sampling(job: Job, rows: np.ndarray, device: str) -> tuple[float, str]:
     noise = samplers.noise_of(by.seed, rows, subject.shape, device, subject.extra)
     steps = _seconds(lambda: samplers.integrate(by.sampler, at_rest, noise(0), by.steps, noise), device)
     passes = sum(1 + by.guidance.at(t) for t in asked)
-    x, y_B = noise(0), torch.from_numpy(by.labels(rows, subject.classes)).to(device)
+    x, y = noise(0), by.conditions(subject, rows, device)
     with torch.no_grad(), by.computing(subject.loaded.model, device):
-        velocity = velocity_of(subject.loaded.model, y_B, subject.classes)
+        velocity = velocity_of(subject.loaded.model, y)
         velocity(x, 1.0)
         one = _seconds(lambda: [velocity(x, 1.0) for _ in range(PASSES)], device) / PASSES
     return passes * one + steps, f"{passes} passes of {one:.3g} s a batch of {len(rows)}, and {steps:.3g} s of steps and noise"

@@ -1,7 +1,8 @@
 """What `gsnr sample --n` leaves: ADM's npz (guided-diffusion), or a folder of PNGs. Written part by part, so that 50,000 images never lie in memory.
 
-    OUT.npz    arr_0 (N,H,W,3) uint8; labels (N,) int64; about, a JSON text of how they were made
-    OUT/       000000.png, ...; labels.csv (image, label); about.json
+    OUT.npz    arr_0 (N,H,W,3) uint8; labels (N,) int64; about, a JSON text of how they were made; of a model that reads
+               text captions (N,), of which labels are the numbers
+    OUT/       000000.png, ...; labels.csv (image, label); captions.txt, one a line; about.json
 
 The same samples make the same bytes.
 """
@@ -28,20 +29,28 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(zipfile.ZipInfo(f"{name}.npy", LONG_AGO), "w", force_zip64=True)
 
 
-def write_npz(out: Path, parts: Parts, shape: tuple[int, int, int, int], labels_N: NDArray[np.int64], about: dict[str, Any]) -> None:
-    """Replaces `out` as a whole. shape: of arr_0."""
+def write_npz(
+    out: Path,
+    parts: Parts,
+    shape: tuple[int, int, int, int],
+    labels_N: NDArray[np.int64],
+    about: dict[str, Any],
+    captions: list[str] | None = None,
+) -> None:
+    """Replaces `out` as a whole. shape: of arr_0; captions: of the samples, of a model that reads text."""
+    beside = {"labels": labels_N, "about": np.array(json.dumps(about))} | ({} if captions is None else {"captions": np.array(captions)})
     with files.replacing(out) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
         with _member(archive, "arr_0") as member:
             np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for part in parts:
                 member.write(np.ascontiguousarray(part).data)
-        for name, values in (("labels", labels_N), ("about", np.array(json.dumps(about)))):
+        for name, values in beside.items():
             with _member(archive, name) as member:
                 np.lib.format.write_array(member, values, allow_pickle=False)
 
 
-def write_folder(out: Path, parts: Parts, labels_N: NDArray[np.int64], about: dict[str, Any]) -> None:
-    """A new folder, which appears when it is whole."""
+def write_folder(out: Path, parts: Parts, labels_N: NDArray[np.int64], about: dict[str, Any], captions: list[str] | None = None) -> None:
+    """A new folder, which appears when it is whole. captions: of the samples, of a model that reads text."""
     with files.making(out) as aside:
         names = [f"{number:06d}.png" for number in range(len(labels_N))]
         images = (image for part in parts for image in part)
@@ -49,6 +58,8 @@ def write_folder(out: Path, parts: Parts, labels_N: NDArray[np.int64], about: di
             Image.fromarray(image).save(aside / name)
         rows = (f"{name},{label}" for name, label in zip(names, labels_N, strict=True))
         (aside / "labels.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+        if captions is not None:
+            (aside / "captions.txt").write_text("\n".join([*captions, ""]), encoding="utf-8")
         (aside / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
 

@@ -64,6 +64,12 @@ class Recipe:
         with undisturbed(model, on, precision=TF32 if self.tf32 else FLOAT32), low:
             yield
 
+    def conditions(self, subject: Subject, numbers_B: NDArray[np.int64], device: str) -> Tensor:
+        """What the model is told of each sample."""
+        if subject.prompts is not None:
+            return subject.prompts.states(numbers_B).to(device)
+        return torch.from_numpy(self.labels(numbers_B, subject.classes)).to(device)
+
     def about(self) -> dict[str, Any]:
         """For the record."""
         guidance = self.guidance
@@ -92,10 +98,10 @@ def latents(subject: Subject, recipe: Recipe, numbers_B: NDArray[np.int64], devi
     model = subject.loaded.model
     parts = []
     for rows in np.split(solved, len(solved) // size) if size > 1 else [solved]:
-        y_B = torch.from_numpy(recipe.labels(rows, subject.classes)).to(device)
+        y = recipe.conditions(subject, rows, device)
         noise = samplers.noise_of(recipe.seed, rows, subject.shape, device, subject.extra)
         with recipe.computing(model, device):
-            velocity = velocity_of(model, y_B, subject.classes, recipe.guidance)
+            velocity = velocity_of(model, y, recipe.guidance)
             parts.append(samplers.latents_of(samplers.integrate(recipe.sampler, velocity, noise(0), recipe.steps, noise)).float())
     x = torch.cat(parts)
     if not x.isfinite().all():

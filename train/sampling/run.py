@@ -39,6 +39,11 @@ class Job:
     def shards(self) -> list[NDArray[np.int64]]:
         return shards.cut(self.n, self.shard)
 
+    def labels(self) -> NDArray[np.int64]:
+        """Of each sample: its class, or the number of its prompt."""
+        numbers = np.arange(self.n, dtype=np.int64)
+        return self.recipe.labels(numbers, self.subject.classes) if (prompts := self.subject.prompts) is None else numbers % len(prompts.texts)
+
     def options(self) -> dict[str, Any]:
         """What the samples depend on. Not among them: batch, device and number of processes, which may change on the way (the last bits of what
         is drawn from then on may change with them)."""
@@ -51,6 +56,7 @@ class Job:
             "weights": loaded.weights,
             "n": self.n,
             **self.recipe.about(),
+            **({} if self.subject.prompts is None else self.subject.prompts.about()),
             "vae": frozen.name,
             "vae_sha256": frozen.sha,
             "vae_of_training": trained.vae if trained else None,
@@ -110,16 +116,17 @@ def _finish(job: Job, place: shards.Workplace, device: str) -> None:
     """The output of finished shards. Raises ValueError naming one that is damaged."""
     count, side = len(job.shards), job.subject.side
     about = job.about([place.read(number)[1] for number in range(count)], device)
-    labels = job.recipe.labels(np.arange(job.n, dtype=np.int64), job.subject.classes)
+    labels = job.labels()
+    captions = None if (prompts := job.subject.prompts) is None else [prompts.text(number) for number in range(job.n)]
 
     def parts() -> Iterator[NDArray[np.uint8]]:
         for number in tqdm(range(count), desc=f"write {job.out.name}", unit="shard", leave=False, mininterval=1.0):
             yield place.read(number)[0]
 
     if job.out.suffix:
-        output.write_npz(job.out, parts(), (job.n, side, side, 3), labels, about)
+        output.write_npz(job.out, parts(), (job.n, side, side, 3), labels, about, captions)
     else:
-        output.write_folder(job.out, parts(), labels, about)
+        output.write_folder(job.out, parts(), labels, about, captions)
 
 
 def run(decide: Callable[[], Job], out: Path) -> None:

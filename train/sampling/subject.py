@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gsnr.train import opening, vae
 from gsnr.train.data.latents import Scaling
 from gsnr.train.guidance import Guidance
 from gsnr.train.runs import checkpoint
+from gsnr.train.sampling import prompts
+from gsnr.train.sampling.prompts import Prompts
 from gsnr.train.vaes import FrozenVAE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
+    """prompts: of a model that reads text; see `with_prompts`."""
+
     loaded: checkpoint.Checkpoint
     frozen: FrozenVAE
     scaling: Scaling
+    prompts: Prompts | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -34,6 +39,10 @@ class Subject:
     def side(self) -> int:
         """Of an image, in pixels."""
         return self.shape[1] * self.frozen.downsampling
+
+    @property
+    def reads_text(self) -> bool:
+        return self.loaded.config.model.text
 
     @property
     def classes(self) -> int:
@@ -54,6 +63,25 @@ class Subject:
 def open_subject(path: Path, weights: str, name: str | None, other: bool = False) -> Subject:
     """See `subject_of`. Raises ValueError for anything missing, damaged or mismatched."""
     return subject_of(opening.last_checkpoint(path, weights), name, other)
+
+
+def with_prompts(subject: Subject, path: Path | None, data: str | None, classes: str | None) -> Subject:
+    """The subject with the prompts of a file, or of the held-out images of `data` (default: of its own), where it reads text. path, data, classes:
+    the flags --prompts, --data and --classes. Raises ValueError naming a flag that does not go with this checkpoint."""
+    folder = subject.loaded.folder
+    if not subject.reads_text:
+        flag = "--prompts" if path is not None else "--data" if data is not None else None
+        if flag is not None:
+            raise ValueError(f"{flag}: {folder} reads no text, but classes; name them with --classes")
+        return subject
+    if classes is not None:
+        raise ValueError(f"--classes {classes}: {folder} reads text; name captions with --prompts FILE, or data that hold some with --data CACHE")
+    if path is not None and data is not None:
+        raise ValueError("--prompts, --data: two sources of captions; name one of them")
+    if path is not None:
+        return replace(subject, prompts=prompts.of_file(path, subject.loaded.config.model, subject.loaded.header))
+    _, splits = opening.data_of(subject.loaded, data, features=False)
+    return replace(subject, prompts=prompts.of_split(splits["heldout"]))
 
 
 def subject_of(loaded: checkpoint.Checkpoint, name: str | None, other: bool = False) -> Subject:
