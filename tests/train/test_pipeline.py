@@ -114,7 +114,7 @@ def test_what_it_says_of_its_progress(pipe: SiTPipeline, capsys: pytest.CaptureF
         ({"uint8": "up"}, "uint8 'up' does not exist; choose from repa, sit, round"),
         ({"output_type": "jpg"}, "output_type 'jpg' does not exist; choose from pil, np, latent"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents: of shape \(1, 4, 4, 4\); these samples are of \(1, 4, 8, 8\)"),
-        ({"generator": [torch.Generator(), torch.Generator()]}, "generator: a list of 2 for 1 class_labels"),
+        ({"generator": [torch.Generator(), torch.Generator()]}, "generator: a list of 2 for 1 samples"),
     ],
 )
 def test_bad_calls(changes: dict, said: str, pipe: SiTPipeline) -> None:
