@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gsnr.train.data import annotations
+from gsnr.train.data import coco
 
 EMPTY, PARTS = "empty_context.npy", {"train": "train", "heldout": "val"}  # split -> sub-folder
 NUMBERED = re.compile(r"(\d+)(?:_(\d+))?\.npy")
@@ -136,7 +136,7 @@ class Store:
         paths = sorted([*self.root.glob(f"captions_{part}*.json"), *self.root.glob(f"annotations/captions_{part}*.json")])
         if not paths:
             raise ValueError(f"{place}: holds the states of captions, not their words; put COCO's captions_{part}2014.json into {self.root}")
-        found = [tuple(captions) for captions in annotations.read(paths[0]).values()]
+        found = [tuple(captions) for captions in coco.read(paths[0]).values()]
         if counts.tolist() != [len(captions) for captions in found]:
             raise ValueError(f"{paths[0]}: not the captions of {place}: the number of images, or of their captions, is another")
         return found

@@ -1,6 +1,6 @@
 """Captions of pictures, read from COCO's annotations or from text files, and what of them lies in a cache.
 
-    FILE.json     COCO's annotations (`gsnr.train.data.annotations`); images, below DATA, come in the order of their ids
+    FILE.json     COCO's annotations (`gsnr.train.data.coco`); images, below DATA, come in the order of their ids
     txt           NAME.txt beside each picture NAME.png, anywhere below DATA: a caption a line
 
 Captions are kept in the order of the file, with single spaces between words; blank ones are none. N: images, K: most captions of one, (L,C): states.
@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsnr.train.config import TEXT
-from gsnr.train.data import annotations
-from gsnr.train.data.annotations import spaced
+from gsnr.train.data import coco
 from gsnr.train.data.cache import CAPTION, COUNT, Rows
 from gsnr.train.prepare.sources import SUFFIXES, Files
 
@@ -90,7 +89,7 @@ def _beside(folder: Path) -> dict[str, list[str]]:
     for name in pictures:
         path = (folder / name).with_suffix(".txt")
         try:
-            captions[name] = [spaced(line) for line in path.read_text(encoding="utf-8-sig").splitlines()] if path.is_file() else []
+            captions[name] = [coco.spaced(line) for line in path.read_text(encoding="utf-8-sig").splitlines()] if path.is_file() else []
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not a text file in UTF-8 ({error})") from error
     return captions
@@ -103,7 +102,7 @@ def open_captioned(data: str, how: str, skip: bool) -> tuple[Files, Texts, list[
     folder = Path(data)
     if not folder.is_dir():
         raise ValueError(f"--data {data}: no such folder; with --captions it is the folder of the pictures")
-    found = _beside(folder) if how == BESIDE else annotations.read(Path(how), "--captions ")
+    found = _beside(folder) if how == BESIDE else coco.read(Path(how), "--captions ")
     where = f"--captions {how}: " + (f"{data}: " if how == BESIDE else "")
     if not found:
         raise ValueError(f"{where}{'no pictures' if how == BESIDE else 'lists no images'}")
