@@ -20,6 +20,9 @@ from gsnr.train.data.batches import StepBatches, flattened, loader
 from gsnr.train.data.controls import controlled
 from gsnr.train.data.heldout import heldout_batches
 from gsnr.train.prepare.command import main
+from gsnr.train.prepare.images import lanczos_crop, preprocessing_sha
+from gsnr.train.prepare.images import loader as loader_of_pictures
+from gsnr.train.prepare.sources import Files
 from gsnr.train.verify import main as verify
 from tests.conftest import call
 from tests.train.text_files import POSITIONS, WIDTH, text_encoder
@@ -232,6 +235,21 @@ def test_captions_that_are_too_long_are_truncated_and_counted(pictures: Path, tm
     assert cache.read_header(tmp_path / "cache").truncated_captions == 18
 
 
+def test_coco_may_be_cropped_as_u_vit_crops_it(pictures: Path) -> None:
+    """Its lines, written from the description: the centre square by numpy's indices, then Pillow's Lanczos."""
+    for size in ((90, 61), (60, 91), (64, 64)):
+        pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+        short = min(size)
+        top, left = ((length - short) // 2 for length in size)
+        square = Image.fromarray(np.ascontiguousarray(pixels[top : top + short, left : left + short]))
+        np.testing.assert_array_equal(lanczos_crop(Image.fromarray(pixels), 16), np.asarray(square.resize((16, 16), Image.Resampling.LANCZOS)))
+    names = ["é100.png", "é093.png"]
+    source = Files(root=pictures / "train2014", names=names, labels=np.zeros(2, np.int64))
+    (read,) = loader_of_pictures(source, 16, [np.arange(2)], 0, "lanczos")
+    np.testing.assert_array_equal(read.images, [lanczos_crop(source.image(k), 16) for k in range(2)])
+    assert preprocessing_sha("lanczos") != preprocessing_sha()
+
+
 def test_other_captions_or_encoders_are_another_cache(made: Path, pictures: Path, encoder: Path, tmp_path: Path) -> None:
     prepare(pictures, encoder, made)
     with pytest.raises(ValueError, match=r"was prepared with other options: --text-encoder \(hash\) was"):
@@ -259,6 +277,8 @@ def test_other_captions_or_encoders_are_another_cache(made: Path, pictures: Path
 def test_options_that_do_not_go_together(pictures: Path, encoder: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepare(pictures, encoder, tmp_path / "cache", **changes)
+    with pytest.raises(ValueError, match="--crop 'box' does not exist; choose from adm, lanczos"):
+        prepare(pictures, encoder, tmp_path / "cache", crop="box")
     with pytest.raises(ValueError, match="--flip: a mirrored image has other captions"):
         prepare(pictures, encoder, tmp_path / "cache", "--flip")
     assert not list(tmp_path.iterdir())

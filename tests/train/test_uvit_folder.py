@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -102,6 +103,34 @@ def test_a_step_s_batch(coco: Path) -> None:
         opened(coco, latent_stats="x.pt")
 
 
+def test_words_are_those_of_coco_s_annotations(coco: Path) -> None:
+    _, splits = opened(coco)
+    with pytest.raises(
+        ValueError, match=r"train: holds the states of captions, not their words; put COCO's captions_train2014\.json into \S+features"
+    ):
+        splits["train"].captions(np.arange(2))
+    words = [[f"{k} é {n}" for n in range(COUNTS[k])] for k in range(TRAIN + VAL)]
+
+    def annotate(path: Path, images: range) -> None:
+        """Listed backwards, with ids that rise with the number of the image."""
+        listed = [{"id": 7 * k + 3, "file_name": f"COCO_{1000 - k}.jpg"} for k in reversed(images)]
+        notes = [{"image_id": 7 * k + 3, "caption": f" {caption} \n"} for k in reversed(images) for caption in words[k]]
+        path.write_text(json.dumps({"images": listed, "annotations": notes}))
+
+    (coco / "annotations").mkdir()
+    annotate(coco / "captions_train2014.json", range(TRAIN))
+    annotate(coco / "annotations" / "captions_val2014.json", range(TRAIN, TRAIN + VAL))
+    assert splits["train"].captions(np.array([5, 0])) == [tuple(words[5]), tuple(words[0])]
+    assert splits["heldout"].captions(np.arange(VAL)) == [tuple(some) for some in words[TRAIN:]]
+    for wrong in (range(TRAIN - 1), range(1, TRAIN + 1)):
+        annotate(coco / "captions_train2014.json", wrong)
+        with pytest.raises(ValueError, match=r"captions_train2014\.json: not the captions of \S+train: the number of images"):
+            opened(coco)[1]["train"].captions(np.arange(2))
+    (coco / "captions_train2014.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"captions_train2014\.json: not COCO's annotations"):
+        opened(coco)[1]["train"].captions(np.arange(2))
+
+
 def test_what_is_missing_or_damaged_is_named(coco: Path) -> None:
     with pytest.raises(ValueError, match=r"U-ViT's latents do not say which VAE made them; name it with --data\.vae"):
         opened(coco, vae="")
@@ -111,8 +140,6 @@ def test_what_is_missing_or_damaged_is_named(coco: Path) -> None:
     with pytest.raises(ValueError, match=command):
         opened(coco, ("G3", TEXT))
     _, splits = opened(coco)
-    with pytest.raises(ValueError, match="holds the states of captions, not their words; gsnr prepare"):
-        splits["train"].captions(np.arange(2))
     caption, moments, third = (coco / "train" / name for name in ("4_1.npy", "6.npy", "5_1.npy"))
     caption.write_bytes(caption.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"train/4_1\.npy: missing or damaged"):

@@ -48,6 +48,10 @@ class TextStates(Protocol):
         """(L,C): of the empty caption."""
         ...
 
+    def captions(self, number_N: NDArray[np.int64]) -> list[tuple[str, ...]]:
+        """The words of each image's. Raises ValueError where they are not known."""
+        ...
+
 
 class Store(Protocol):
     """The images of a folder by number. Pickled as its folder. labels: (N,); kind: whose folder it is; pictures: where its images are."""
@@ -114,9 +118,7 @@ class StoredSplit:
         return self._text().null()
 
     def captions(self, index_N: NDArray[np.int64]) -> list[tuple[str, ...]]:
-        """Raises ValueError: no such folder has their words."""
-        self._text()
-        raise ValueError(f"{self.store.folder}: holds the states of captions, not their words; {_command(self.store, '', (TEXT,))} keeps both")
+        return self._text().captions(self.numbers[index_N])
 
 
 def _command(store: Store, vae: str, needs: tuple[str, ...]) -> str:

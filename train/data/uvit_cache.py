@@ -6,8 +6,9 @@
     DATA/val/                   the same of other images: these are held out, all of them, where the folder is there
     DATA/empty_context.npy      (L,C): the states of the empty caption
 
-DATA may be `train` or `val` itself, or hold the numbered files; then some images are held out as of other latents. The words of the captions are
-nowhere in it. Image numbers are COCO's in the order of their ids. Seen in the code of both, not on a disk of theirs.
+DATA may be `train` or `val` itself, or hold the numbered files; then some images are held out as of other latents. Seen in the code of both, not on
+a disk of theirs. The words of the captions are nowhere in it. Images and captions are numbered as in COCO's annotations, by the images' ids: where
+captions_train2014.json and captions_val2014.json lie beside EMPTY, or in `annotations`, the words are theirs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gsnr.train.data import coco
 
 EMPTY, PARTS = "empty_context.npy", {"train": "train", "heldout": "val"}  # split -> sub-folder
 NUMBERED = re.compile(r"(\d+)(?:_(\d+))?\.npy")
@@ -72,6 +75,9 @@ class States:
     shape: tuple[int, int]
     counts: NDArray[np.int64]  # (N,)
 
+    def captions(self, number_N: NDArray[np.int64]) -> list[tuple[str, ...]]:
+        return [self.store.words(number) for number in number_N]
+
     def take(self, number_N: NDArray[np.int64], u_N: NDArray[np.float64]) -> NDArray[np.float32]:
         which_N = (u_N * self.counts[number_N]).astype(np.int64)
         paths = [self.store.path(number, f"_{which}") for number, which in zip(number_N, which_N, strict=True)]
@@ -94,8 +100,9 @@ class Store:
         inside = {split: folder / name for split, name in PARTS.items() if (folder / name).is_dir()} or {"train": folder}
         counts = {split: _counts(place) for split, place in inside.items()}
         ends = np.cumsum([0, *(len(some) for some in counts.values())])
-        self.places = list(zip(ends[:-1].tolist(), inside.values(), strict=True))
+        self.parts = list(zip(ends[:-1].tolist(), inside.values(), counts.values(), strict=True))
         self.members = {split: np.arange(*ends[k : k + 2], dtype=np.int64) for k, split in enumerate(counts)} if len(counts) > 1 else None
+        self.known: dict[Path, list[tuple[str, ...]]] = {}
         self.labels = np.zeros(ends[-1], np.int64)
         self.shape: tuple[int, ...] = ()
         first = _read(self.path(0), 3, ())
@@ -108,10 +115,31 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
         return Store, (self.folder,)
 
+    def _part(self, number: int) -> tuple[int, Path, NDArray[np.int64]]:
+        """(its first image, its folder, captions of each) of the part that an image is in."""
+        return next(part for part in reversed(self.parts) if part[0] <= number)
+
     def path(self, number: int, suffix: str = "") -> Path:
         """The file of an image, or with its suffix of a caption."""
-        start, place = next((start, place) for start, place in reversed(self.places) if start <= number)
+        start, place, _ = self._part(number)
         return place / f"{number - start}{suffix}.npy"
+
+    def words(self, number: int) -> tuple[str, ...]:
+        """The captions of an image. Raises ValueError where the annotations are missing, or are not of these files."""
+        start, place, counts = self._part(number)
+        if place not in self.known:
+            self.known[place] = self._annotated(place, counts)
+        return self.known[place][number - start]
+
+    def _annotated(self, place: Path, counts: NDArray[np.int64]) -> list[tuple[str, ...]]:
+        part = place.name if place.name in PARTS.values() else PARTS["train"]
+        paths = sorted([*self.root.glob(f"captions_{part}*.json"), *self.root.glob(f"annotations/captions_{part}*.json")])
+        if not paths:
+            raise ValueError(f"{place}: holds the states of captions, not their words; put COCO's captions_{part}2014.json into {self.root}")
+        found = [tuple(captions) for captions in coco.read(paths[0]).values()]
+        if counts.tolist() != [len(captions) for captions in found]:
+            raise ValueError(f"{paths[0]}: not the captions of {place}: the number of images, or of their captions, is another")
+        return found
 
     def name(self, number: int) -> str:
         return str(self.path(number))

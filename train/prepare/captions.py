@@ -1,6 +1,6 @@
 """Captions of pictures, read from COCO's annotations or from text files, and what of them lies in a cache.
 
-    FILE.json     COCO's: images[].id, file_name (below DATA); annotations[].image_id, caption. Images come in the order of their ids
+    FILE.json     COCO's annotations (`gsnr.train.data.coco`); images, below DATA, come in the order of their ids
     txt           NAME.txt beside each picture NAME.png, anywhere below DATA: a caption a line
 
 Captions are kept in the order of the file, with single spaces between words; blank ones are none. N: images, K: most captions of one, (L,C): states.
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsnr import files
 from gsnr.train.config import TEXT
+from gsnr.train.data import coco
 from gsnr.train.data.cache import CAPTION, COUNT, Rows
 from gsnr.train.prepare.sources import SUFFIXES, Files
 
@@ -82,36 +82,6 @@ class Captions:
         return {COUNT: counts_N, CAPTION: strings, TEXT: states.cpu().numpy()[places_NK]}
 
 
-def _spaced(caption: str) -> str:
-    return " ".join(caption.split())
-
-
-def _of_annotations(path: Path) -> dict[str, list[str]]:
-    """file name -> captions, in the order of the images' ids. Raises ValueError naming the file and what is wrong with it."""
-    try:
-        files.require_regular(path)
-        stored = files.parse_json(path.read_bytes())
-        names: dict[Any, str] = {}
-        known: set[str] = set()
-        for image in sorted(stored["images"], key=lambda image: image["id"]):
-            name = image["file_name"]
-            if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
-                raise ValueError(f"{name!r} is not the name of a file below the folder")
-            if image["id"] in names or name in known:
-                raise ValueError(f"image {image['id']} ({name}) is listed twice")
-            names[image["id"]] = name
-            known.add(name)
-        captions: dict[str, list[str]] = {name: [] for name in names.values()}
-        lost = [note["image_id"] for note in stored["annotations"] if note["image_id"] not in names]
-        if lost:
-            raise ValueError(f"{len(lost)} captions are of images that it does not list, the first of image {lost[0]}")
-        for note in stored["annotations"]:
-            captions[names[note["image_id"]]].append(_spaced(note["caption"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"--captions {path}: not COCO's annotations ({type(error).__name__}: {error})") from error
-    return captions
-
-
 def _beside(folder: Path) -> dict[str, list[str]]:
     """Picture -> the lines of the text file of its name. Raises ValueError naming a file that is no text."""
     pictures = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
@@ -119,7 +89,7 @@ def _beside(folder: Path) -> dict[str, list[str]]:
     for name in pictures:
         path = (folder / name).with_suffix(".txt")
         try:
-            captions[name] = [_spaced(line) for line in path.read_text(encoding="utf-8-sig").splitlines()] if path.is_file() else []
+            captions[name] = [coco.spaced(line) for line in path.read_text(encoding="utf-8-sig").splitlines()] if path.is_file() else []
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not a text file in UTF-8 ({error})") from error
     return captions
@@ -132,7 +102,7 @@ def open_captioned(data: str, how: str, skip: bool) -> tuple[Files, Texts, list[
     folder = Path(data)
     if not folder.is_dir():
         raise ValueError(f"--data {data}: no such folder; with --captions it is the folder of the pictures")
-    found = _beside(folder) if how == BESIDE else _of_annotations(Path(how))
+    found = _beside(folder) if how == BESIDE else coco.read(Path(how), "--captions ")
     where = f"--captions {how}: " + (f"{data}: " if how == BESIDE else "")
     if not found:
         raise ValueError(f"{where}{'no pictures' if how == BESIDE else 'lists no images'}")

@@ -52,6 +52,7 @@ def _parser() -> Parser:
     parser.add_argument("--vae", required=True, metavar="ID", help="hub id or folder of a VAE of diffusers, `demo`, or KIND:SOURCE for a plug-in")
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="cache folder to create")
     parser.add_argument("--resolution", type=int, default=256, help="side in pixels (default: 256)")
+    parser.add_argument("--crop", default="adm", help="adm, or lanczos: the centre square, as U-ViT crops COCO (default: adm)")
     parser.add_argument("--patch", type=int, default=2, help="the model's patch size, which sets the token grid of the features (default: 2)")
     parser.add_argument(
         "--features",
@@ -141,7 +142,7 @@ def _encode_share(
     workers = args.workers if args.workers is not None else 0 if team.device == "cpu" else min(4, os.cpu_count() or 1)
     batch = args.batch or (max(1, CPU_PIXELS // args.resolution**2) if team.device == "cpu" else 16)
     batches = [[shard.images[i : i + batch] for i in range(0, len(shard.images), batch)] for shard in mine]
-    stream = iter(images.loader(job.source, args.resolution, [numbers for some in batches for numbers in some], workers))
+    stream = iter(images.loader(job.source, args.resolution, [numbers for some in batches for numbers in some], workers, args.crop))
 
     def encoded(part: Iterable[Crops], seen: shards.Seen) -> Iterator[tuple[cache.Rows, statistics.Sums]]:
         for crops in part:

@@ -1,4 +1,4 @@
-"""Pictures -> square crops, as ADM makes them, read and cropped by data workers ahead of the VAE.
+"""Pictures -> square crops, as ADM or U-ViT makes them, read and cropped by data workers ahead of the VAE.
 
 Shapes: B images of a batch, side in pixels, RGB uint8.
 """
@@ -21,7 +21,6 @@ from gsnr.train.prepare.contents import Content, content_of
 from gsnr.train.prepare.modes import RULES, rgb
 from gsnr.train.prepare.sources import Source
 
-PREPROCESSING = f"ADM centre crop to {{side}}; {RULES}"
 LONGEST = 16  # times the short side: of longer pictures only the part that is kept is resized, so that memory is bounded
 
 
@@ -44,6 +43,23 @@ def centre_crop(image: Image.Image, side: int) -> NDArray[np.uint8]:
     return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
+def lanczos_crop(image: Image.Image, side: int) -> NDArray[np.uint8]:
+    """(side, side, 3) uint8: U-ViT's preprocessing of MS-COCO (Bao et al. 2023): the centre square, by Lanczos. Raises ValueError as above."""
+    image = rgb(image)
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    return np.asarray(image.crop((left, top, left + short, top + short)).resize((side, side), Image.Resampling.LANCZOS))
+
+
+CROPS = {"adm": centre_crop, "lanczos": lanczos_crop}
+NAMES = {"adm": "ADM centre crop", "lanczos": "centre square, by Lanczos,"}
+
+
+def preprocessing(side: int, crop: str) -> str:
+    """In words."""
+    return f"{NAMES[crop]} to {side}; {RULES}"
+
+
 def _fixed() -> list[Image.Image]:
     """A picture in several modes, and a strip of it."""
     y, x = np.mgrid[:192, :257]
@@ -59,9 +75,9 @@ def _fixed() -> list[Image.Image]:
 
 
 @cache
-def preprocessing_sha() -> str:
-    """SHA-256 of what `centre_crop` makes of fixed pictures: another Pillow, or another rule, shows in it."""
-    return hashlib.sha256(b"".join(centre_crop(picture, 64).tobytes() for picture in _fixed())).hexdigest()
+def preprocessing_sha(crop: str = "adm") -> str:
+    """SHA-256 of what a crop makes of fixed pictures: another Pillow, or another rule, shows in it."""
+    return hashlib.sha256(b"".join(CROPS[crop](picture, 64).tobytes() for picture in _fixed())).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +95,7 @@ class Crops:
 class _Cropped(Dataset):
     source: Source
     side: int
+    crop: str
 
     def __getitem__(self, number: int) -> tuple[Content, NDArray[np.uint8] | str]:
         """(what the picture is, its crop, or what is wrong with it)."""
@@ -86,7 +103,7 @@ class _Cropped(Dataset):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels raise
-                return content, centre_crop(self.source.image(number), self.side)
+                return content, CROPS[self.crop](self.source.image(number), self.side)
         except Exception as error:  # decoders raise a dozen kinds for a damaged file
             return content, f"{self.source.name(number)}: not a readable image ({' '.join(str(error).split()) or type(error).__name__})"
 
@@ -101,8 +118,8 @@ def _collate(items: list[tuple[Content, NDArray[np.uint8] | str]]) -> Crops:
     )
 
 
-def loader(source: Source, side: int, batches: Sequence[NDArray[np.int64]], workers: int) -> DataLoader:
+def loader(source: Source, side: int, batches: Sequence[NDArray[np.int64]], workers: int, crop: str = "adm") -> DataLoader:
     """Batches of crops in order, read ahead by `workers` processes (0: in place)."""
     numbers = [batch.tolist() for batch in batches]
-    cropped = _Cropped(source=source, side=side)
+    cropped = _Cropped(source=source, side=side, crop=crop)
     return DataLoader(cropped, batch_sampler=numbers, collate_fn=_collate, num_workers=workers, worker_init_fn=children.bind_worker)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsnr import files
+from gsnr.commandline import choose
 from gsnr.train import vae as vaes
 from gsnr.train.data import cache, heldout, statistics
 from gsnr.train.data.labels import MOST_CLASSES
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 
 CHECKED, TOKEN = "checksums of rows", "--class-token"
 CAPTIONS, TEXT_ENCODER = "--captions (hash)", "--text-encoder (hash)"
-LATER = {TOKEN: False, CAPTIONS: "", TEXT_ENCODER: ""}  # options left out where they are not asked for: caches from before them are the same
+LATER = {
+    TOKEN: False,
+    CAPTIONS: "",
+    TEXT_ENCODER: "",
+    "--crop": "adm",
+}  # options left out where they are not asked for: caches from before them are the same
 PLAIN = ("resolution", "patch", "features", "dtype", "flip", "resampling", "heldout")  # options that stand for themselves
 HOW, DEFAULT_GROUPS = ("pooled", cache.ONLINE), ("G3", "G4")
 BOUNDS = {
@@ -74,6 +80,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     if how == cache.ONLINE and args.dtype != "float16":
         raise ValueError(f"--dtype {args.dtype}: with --features {args.features} no features are stored; leave it out")
+    choose("--crop", args.crop, tuple(images.CROPS))
     if args.resampling not in RESAMPLINGS:
         raise ValueError(f"--resampling {args.resampling!r} does not exist; choose from {', '.join(RESAMPLINGS)}")
     if bool(args.captions) != bool(args.text_encoder):
@@ -143,11 +150,11 @@ def decide(args: argparse.Namespace) -> Job:
         groups=groups,
         pooled=how == "pooled",
         resampling=args.resampling,
-        preprocessing=images.PREPROCESSING.format(side=args.resolution),
+        preprocessing=images.preprocessing(args.resolution, args.crop),
         sizes={split: len(numbers) for split, numbers in members.items()},
         dtype=cache.ONLINE if how == cache.ONLINE else args.dtype,
         views=2 if args.flip else 1,
-        preprocessing_sha=images.preprocessing_sha(),
+        preprocessing_sha=images.preprocessing_sha(args.crop),
         scaling=scaling,
         class_token=args.class_token,
         captions=captions,
@@ -164,6 +171,7 @@ def decide(args: argparse.Namespace) -> Job:
         CHECKED: "xxh3",
         **{f"--{name}": getattr(args, name) for name in PLAIN},
         **({TOKEN: True} if args.class_token else {}),
+        **({"--crop": args.crop} if args.crop != LATER["--crop"] else {}),
         **({CAPTIONS: captions.sha, TEXT_ENCODER: header.text_sha} if captions else {}),
     }
     header = replace(header, options_sha=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest())
