@@ -1,4 +1,4 @@
-"""Maps of who reads whom in a `residual_stream` table: sublayers (attention and MLP of each block, then the final layer) by what earlier ones wrote."""
+"""Who reads whom in a `residual_stream` table: sublayers (attention and MLP of each block, then the final layer) by what earlier ones wrote."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def matrix(rows: pd.DataFrame, depth: int) -> NDArray[np.float64]:
     found = np.full((2 * depth + 1, 2 * depth + 1), np.nan)
     readers = rows.loc[rows["target"] == "chunk 1", "group"].map(lambda name: number_of(name, depth))
     chunk = int(readers.min()) - 1 if len(readers) else 0
-    for (group, source), value in rows.groupby(["group", "target"], sort=False)["value"].mean().items():  # type: ignore[misc]
+    for row in rows.groupby(["group", "target"], sort=False)["value"].mean().reset_index().to_dict("records"):
+        source = row["target"]
         if source.startswith("chunk"):
             last = int(source.split()[1]) * chunk
             at = slice(last - chunk + 1, last + 1)
         else:
             at = slice(number_of(source, depth), number_of(source, depth) + 1)
-        found[number_of(group, depth) - 1, at] = value
+        found[number_of(row["group"], depth) - 1, at] = row["value"]
     return found
 
 

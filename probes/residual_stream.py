@@ -8,11 +8,11 @@ Per block k and bin of t, on held-out images; L is the velocity loss of a sample
     attention_share, mlp_share   mean over tokens of ||v|| / ||h||: what a sublayer writes over what it reads
     gate_gradient            plain models: dL/dg of a gate g = 1 on what sublayer i writes, as sublayer l reads it ("local": through l alone)
     routing_weight           routed models: a_{i->l}, mean over tokens; routing_entropy: of these weights, in bits, over log2 of their number
-    t_readability            held-out R^2 of t from the mean over tokens of z_k, by ridge regression over all bins; "embedding": of v_0, which knows of t
-                             what the noisy latent shows
+    t_readability            held-out R^2 of t from the mean over tokens of z_k, by ridge regression over all bins; of group "embedding" from
+                             that of v_0, which shows of t what the noisy latent does
 
-Intervals are over images: Student's of a mean, of squares for an RMS; the jackknife of an R^2, with the reader as it was fitted. Groups are blocks; for maps "attention 3", "mlp 3" or "final", and the target
-is the source: "embedding", "attention 1", "chunk 2".
+Intervals are over images: Student's of a mean, of squares for an RMS; the jackknife of an R^2, for the reader as it was fitted. Groups are blocks;
+for maps "attention 3", "mlp 3" or "final", and the target is the source: "embedding", "attention 1", "chunk 2".
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """What routing across depth (DAR) brings at the demo's size: the table of `make routing`, by the rule in docs/routing.md.
 
-    python -m tests.benchmarks.routed runs/routing      after `gsnr grid` and `gsnr probe`: the Makefile has both
+    python -m tests.benchmarks.routed runs/routing      after its `gsnr grid` (see the Makefile); goes on where it stopped
 
-Reads the grid's evaluations (all rows after the same steps) and the probe's table RUNS/stream/residual_stream.parquet, and evaluates each run at its
-last saved step within the MACs of the cheapest row. Writes RUNS/routing.md. Intervals: Student's t over seeds, of differences paired by seed.
+Reads the grid's evaluations (all rows after the same steps), evaluates each run at its last saved step within the MACs of the cheapest row, and
+probes its residual stream at an early checkpoint and at the last. Writes RUNS/routing.md.
+Intervals: Student's t over seeds, of differences paired by seed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gsnr.train.config import resolve
 from gsnr.train.costing import counts
 
 ROWS = ("sit", "sit-plus", "dar-static", "dar-static-t", "dar-dynamic")
+CHEAP, PROBE, EARLY, IMAGES = "equal-macs.json", "residual_stream", 100, 128
 METRICS = {"velocity_loss": ("held-out velocity loss", 4), "frechet": ("Fréchet distance", 2)}
 DIAGNOSTICS = {
     "rms": "RMS(z), last / first block",
@@ -44,24 +46,41 @@ def budgets(steps: int, every: int) -> dict[str, int]:
     return {row: steps if of == least else steps * least // of // every * every for row, of in macs.items()}
 
 
-def evaluated(run: Path, step: int, children: Children) -> dict[str, Any]:
-    """Of one of a run's checkpoints, with as many samples as the grid drew of the last."""
+def result_of(run: Path, step: int) -> dict[str, Any] | None:
+    """The evaluation of one of a run's checkpoints, where there is one."""
     last = files.read_json(run / "evaluation.json")["result"]
     if last["step"] == step:
         return dict(last)
-    kept = run / "equal-macs.json"
-    if not kept.is_file() or files.read_json(kept)["step"] != step:
-        where = ["--ckpt", str(run / "checkpoints" / f"{step:07d}"), "--out", str(kept)]
-        children.call(["gsnr", "evaluate", *where, "--frechet", str(last["frechet_samples"])], 1)
-    return dict(files.read_json(kept))
+    kept = run / CHEAP
+    found = files.read_json(kept) if kept.is_file() else {"step": None}
+    return dict(found) if found["step"] == step else None
 
 
-def evaluations(runs: Path, seeds: int, steps: dict[str, int]) -> pd.DataFrame:
-    """One line a row and seed."""
-    pairs, children = [(row, seed) for row in ROWS for seed in range(seeds)], Children()
+def tables_of(run: Path) -> dict[Path, Path]:
+    """folder of a table -> the checkpoint that it is of: the early one, and the last."""
+    return {run / "early": run / "checkpoints" / f"{EARLY:07d}", run / "probes": run}
+
+
+def work(runs: Path, pairs: list[tuple[str, int]], steps: dict[str, int]) -> None:
+    """Evaluates and probes what is left, two at a time."""
+    children, left = Children(), list[list[str]]()
+    for row, seed in pairs:
+        run = runs / f"{row}-s{seed}"
+        if result_of(run, steps[row]) is None:
+            samples = files.read_json(run / "evaluation.json")["result"]["frechet_samples"]
+            which = ["--ckpt", str(run / "checkpoints" / f"{steps[row]:07d}"), "--out", str(run / CHEAP)]
+            left.append(["gsnr", "evaluate", *which, "--frechet", str(samples)])
+        for out, ckpt in tables_of(run).items():
+            if not (out / f"{PROBE}.parquet").is_file():
+                left.append(["gsnr", "probe", "--ckpt", str(ckpt), "--probe", PROBE, "--n-images", str(IMAGES), "--out", str(out), "--resume"])
     with ThreadPoolExecutor(2) as executor, children.bound():
-        found = list(executor.map(lambda pair: evaluated(runs / f"{pair[0]}-s{pair[1]}", steps[pair[0]], children), pairs))
-    return pd.DataFrame([{"row": row, "seed": seed} | result for (row, seed), result in zip(pairs, found, strict=True)])
+        for _ in executor.map(lambda words: children.call(words, 1), left):
+            pass
+
+
+def evaluations(runs: Path, pairs: list[tuple[str, int]], steps: dict[str, int]) -> pd.DataFrame:
+    """One line a row and seed."""
+    return pd.DataFrame([{"row": row, "seed": seed} | (result_of(runs / f"{row}-s{seed}", steps[row]) or {}) for row, seed in pairs])
 
 
 def diagnostics(stream: pd.DataFrame) -> pd.DataFrame:
@@ -131,10 +150,13 @@ def main() -> None:
     args = parser.parse_args()
     steps = int(json.loads((args.runs / f"{ROWS[0]}-s0" / "config.json").read_text())["config"]["steps"])
     alike, cheap = dict.fromkeys(ROWS, steps), budgets(steps, args.every)
+    pairs = [(row, seed) for row in ROWS for seed in range(args.seeds)]
+    work(args.runs, pairs, cheap)
     lines = [f"{args.seeds} seeds; 95 % intervals (Student's t) of differences paired by seed; *: differs from sit (Holm over the rows)", ""]
     for title, of in (("Equal steps", alike), ("Equal MACs", cheap)):
-        lines += [title, "", *compared(evaluations(args.runs, args.seeds, of), of), ""]
-    stream = table.read(args.runs / "stream" / "residual_stream.parquet", "residual_stream")
+        lines += [title, "", *compared(evaluations(args.runs, pairs, of), of), ""]
+    folders = [out for row, seed in pairs for out in tables_of(args.runs / f"{row}-s{seed}")]
+    stream = pd.concat([table.read(folder / f"{PROBE}.parquet", PROBE) for folder in folders], ignore_index=True)
     lines += ["Diagnostics", "", *diagnosed(diagnostics(stream))]
     files.write_text(args.runs / "routing.md", "\n".join(lines) + "\n")
     print("\n".join(lines))

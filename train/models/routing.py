@@ -152,7 +152,8 @@ class Routing(nn.Module):
     def macs(self, tokens: int) -> int:
         """Of all aggregations of a sample: query times key and weighted sum, source by source. Making a dynamic query is not among them."""
         read = sum(1 + sum(self.sources(number)) for number in range(1, self.sublayers + 2))
-        return 2 * read * tokens * self.aggregators[0].norm.numel()
+        first: Any = self.aggregators[0]
+        return 2 * read * tokens * int(first.norm.numel())
 
     def begin(self, v_BTD: Tensor, t_BD: Tensor) -> Stream:
         """The stream of one forward pass. v: the token embedding; t: the time embedding."""
