@@ -55,7 +55,7 @@ def _logarithmic(axes: Axes) -> None:
 def _sublayers(axes: Axes, blocks: pd.DataFrame, palette: ScalarMappable) -> None:
     for _, rows in blocks.groupby("bin"):
         colour = palette.to_rgba(rows["t"].iloc[0])
-        both = [rows[rows["metric"] == metric].assign(x=lambda r, s=shift: r["x"] + s) for metric, (_, shift, _) in SHARES.items()]
+        both = [rows[rows["metric"] == metric].assign(x=rows["x"] + shift) for metric, (_, shift, _) in SHARES.items()]
         _curve(axes, pd.concat(both), colour, marker="")
         for part, (marker, *_) in zip(both, SHARES.values(), strict=True):
             axes.plot(part["x"], part["value"], color=colour, marker=marker, markersize=2.4, ls="")

@@ -87,7 +87,7 @@ def diagnostics(stream: pd.DataFrame) -> pd.DataFrame:
     """One line a run and step: ratios by bin, then means over t. stream: a `residual_stream` table of several checkpoints."""
     lines = []
     for (run, step), rows in stream.groupby(["run", "step"]):
-        row, _, seed = run.rpartition("-s")
+        row, _, seed = str(run).rpartition("-s")
         of = {metric: part.pivot(index="bin", columns="group", values="value") for metric, part in rows.groupby("metric") if metric in DIAGNOSTICS}
         last = f"block {of['rms'].shape[1]}"
         line = {metric: (of[metric][last] / of[metric]["block 1"]).mean() for metric in ("rms", "gradient_rms", "gauge_free")}
