@@ -28,7 +28,7 @@ from gsnr.train.config import resolve
 from gsnr.train.costing import counts
 
 ROWS = ("sit", "sit-plus", "dar-static", "dar-static-t", "dar-dynamic")
-CHEAP, PROBE, EARLY, IMAGES = "equal-macs.json", "residual_stream", 100, 128
+CHEAP, PROBE, EARLY, IMAGES = "equal-macs.json", "residual_stream", 100, 64
 METRICS = {"velocity_loss": ("held-out velocity loss", 4), "frechet": ("Fréchet distance", 2)}
 DIAGNOSTICS = {
     "rms": "RMS(z), last / first block",
@@ -63,18 +63,18 @@ def tables_of(run: Path) -> dict[Path, Path]:
 
 def work(runs: Path, pairs: list[tuple[str, int]], steps: dict[str, int]) -> None:
     """Evaluates and probes what is left, two at a time."""
-    children, left = Children(), list[list[str]]()
+    children, evaluate, probe = Children(), list[list[str]](), list[list[str]]()
     for row, seed in pairs:
         run = runs / f"{row}-s{seed}"
         if result_of(run, steps[row]) is None:
             samples = files.read_json(run / "evaluation.json")["result"]["frechet_samples"]
             which = ["--ckpt", str(run / "checkpoints" / f"{steps[row]:07d}"), "--out", str(run / CHEAP)]
-            left.append(["gsnr", "evaluate", *which, "--frechet", str(samples)])
+            evaluate.append(["gsnr", "evaluate", *which, "--frechet", str(samples)])
         for out, ckpt in tables_of(run).items():
             if not (out / f"{PROBE}.parquet").is_file():
-                left.append(["gsnr", "probe", "--ckpt", str(ckpt), "--probe", PROBE, "--n-images", str(IMAGES), "--out", str(out), "--resume"])
+                probe.append(["gsnr", "probe", "--ckpt", str(ckpt), "--probe", PROBE, "--n-images", str(IMAGES), "--out", str(out), "--resume"])
     with ThreadPoolExecutor(2) as executor, children.bound():
-        for _ in executor.map(lambda words: children.call(words, 1), left):
+        for _ in executor.map(lambda words: children.call(words, 1), [*evaluate, *probe]):
             pass
 
 
