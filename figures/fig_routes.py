@@ -17,10 +17,10 @@ from gsnr.figures.style import PAGE, paper
 TABLE = "residual_stream"
 TITLE = "Whom each sublayer of a routed model listens to"
 CAPTION = (
-    "Weights of the mixture that each sublayer reads, mean over tokens and images, times the number of its sources: 1 is what equal weights, which "
-    "training starts from, give to each; orange: heard more, purple: less. (a) Mean over t; each block is attention, then MLP. A finished chunk is one "
-    "source, drawn over all its sublayers. Grey: not read. (b) Entropy of the weights over that of equal weights: 1 listens to all alike, 0 to one. "
-    "(c), (d) Two readers over t: of those in the middle the one with most sources, and the final layer."
+    "Weights of the mixture that each sublayer reads, mean over tokens and images, times the number of its sources: 1 is what equal weights, "
+    "which training starts from, give to each; orange: heard more, purple: less. (a) Mean over t; each block is attention, then MLP. A finished"
+    " chunk is one source, drawn over all its sublayers. Grey: not read. (b) Entropy of the weights over that of equal weights: 1 listens to "
+    "all alike, 0 to one. (c), (d) Two readers over t: of those in the middle the one with most sources, and the final layer."
 )
 WEIGHT, ENTROPY = "routing_weight", "routing_entropy"
 LABEL = "weight / equal weight"

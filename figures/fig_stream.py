@@ -20,11 +20,11 @@ from gsnr.figures.style import PAGE, T_LABEL, paper
 TABLE = "residual_stream"
 TITLE = "What each block leaves in the residual stream, and what the loss hears of it"
 CAPTION = (
-    "z_k: what block k leaves: in a plain model all later blocks hear it, in a routed one the next sublayer alone. (a) and (b) move against each other when the whole stream is scaled, which leaves the function as it is; (c) is "
-    "their product, and it, (d) and (e) do not move. Gradients are those of a single sample's velocity loss, the mean over its latent. (d) Mean "
-    "over tokens, each block with the next. (e) What attention (triangles) and MLP (circles) write over what they read, mean over tokens. (f) "
-    "Held-out R^2 of t, read by ridge regression from the mean over tokens; block 0: from the embedding of the noisy latent. Shaded, and bars: "
-    "95 % intervals over images."
+    "z_k: what block k leaves: in a plain model all later blocks hear it, in a routed one the next sublayer alone. (a) and (b) move against "
+    "each other when the whole stream is scaled, which leaves the function as it is; (c) is their product, and it, (d) and (e) do not move. "
+    "Gradients are those of a single sample's velocity loss, the mean over its latent. (d) Mean over tokens, each block with the next. (e) What"
+    " attention (triangles) and MLP (circles) write over what they read, mean over tokens. (f) Held-out R^2 of t, read by ridge regression from"
+    " the mean over tokens; block 0: from the embedding of the noisy latent. Shaded, and bars: 95 % intervals over images."
 )
 #          metric, title, label of y, logarithmic
 PANELS = (
