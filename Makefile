@@ -47,6 +47,12 @@ BALANCE_STEPS ?= 2800
 BALANCE_ROWS ?= repa@2,shuffled:repa@2,ahpa@2,shuffled:ahpa@2
 BALANCED := $(foreach row,sit repa ahpa,$(foreach seed,$(BALANCE_SEEDS),balanced.$(row).none.$(seed))) \
 	$(foreach row,repa ahpa,$(foreach seed,$(BALANCE_SEEDS),balanced.$(row).shuffled.$(seed)))
+# docs/routing.md: the rule, before any row was run
+ROUTING ?= runs/routing
+define drawn
+$(BIN)/gsnr figures --run $(1)
+
+endef
 HANDOVER ?= runs/handover
 HANDOVER_OPTIONS ?=
 RELEASED := $(foreach lr,0.3 1,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
@@ -64,7 +70,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help announced demo demo-text figures probed-sit ablations methods handover vanilla power forks balance test gpu check docs hashes notebooks clean
+.PHONY: help announced demo demo-text figures probed-sit ablations methods handover routing vanilla power forks balance test gpu check docs hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -146,6 +152,12 @@ handover: $(RUNS) ## beta(t) while the router learns and at the end: its rate x 
 	$(BIN)/gsnr probe --ckpt $(SWITCHED:%=$(HANDOVER)/%) --probe router --out $(HANDOVER)/switched --resume
 	$(BIN)/gsnr figures --run $(HANDOVER)/switched --figure fig_handover
 
+routing: $(STAMP) ## routing across depth (DAR) beside plain streams: 5 rows, 3 seeds, equal steps and equal MACs, diagnostics; docs/routing.md; an hour, goes on where it stopped
+	$(BIN)/gsnr grid --out $(ROUTING) --rows sit,sit-plus,dar-static,dar-static-t,dar-dynamic --seeds 0,1,2 --steps 800 --frechet 512 --jobs 2 \
+		--save-every 10 --keep-last 13 --keep-every 100 --sample-every 0 --trackers none
+	$(BIN)/python -m tests.benchmarks.routed $(ROUTING)
+	$(foreach row,sit dar-static dar-dynamic,$(call drawn,$(ROUTING)/$(row)-s0))
+
 vanilla: $(RUNS)
 	$(BIN)/gsnr train --preset sit-demo --save-every 200 --sample-every 0 --out $(FORKS)/vanilla --resume
 
@@ -194,6 +206,7 @@ hashes: $(STAMP) ## writes .ci/hashes.txt, after a change of constraints.txt, on
 
 notebooks: $(STAMP) ## executes the notebooks in place, on the runs of `make figures`, or on RUN where there are none
 	GSNR_RUN=$(abspath $(if $(wildcard $(FIGURES)/demo/probes),$(FIGURES)/demo,$(RUN))) GSNR_VANILLA=$(patsubst %/probes,%,$(abspath $(wildcard $(FIGURES)/sit-s0/probes))) \
+		GSNR_ROUTED=$(patsubst %/probes,%,$(abspath $(wildcard $(ROUTING)/dar-dynamic-s0/probes))) \
 		$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False analysis_notebooks/*.ipynb
 
 clean: ## removes the environment and tool caches; runs/ and the data cache (~/.cache/gsnr) stay

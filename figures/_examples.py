@@ -149,6 +149,26 @@ def _readability(run: str, probe: str) -> Rows:
     return rows
 
 
+def _residual_stream(run: str, probe: str) -> Rows:
+    """Of a plain model and of a routed one (chunks of 2) in one, of two blocks."""
+    rows = [_metric(run, probe, "t_readability", 0.5 + 0.2 * k, target="stream", group=f"block {k}" if k else "embedding", bin=-1) for k in range(3)]
+    names = ["embedding", "attention 1", "mlp 1", "attention 2", "mlp 2"]
+    of_chunks = (names[:1], names[:2], ["embedding", "chunk 1"], ["embedding", "chunk 1", "attention 2"], ["embedding", "chunk 1", *names[3:]])
+    for place in _bins():
+        for k, metric in product((1, 2), ("rms", "gradient_rms", "gauge_free", "attention_share", "mlp_share", "token_cosine")):
+            if k == 1 or metric != "token_cosine":
+                rows.append(_metric(run, probe, metric, 0.2 * k + 0.1 * place["bin"], target="stream", group=f"block {k}", **place))
+        for number, group in enumerate([*names[1:], "final"]):
+            for i, source in enumerate(names[: number + 1] if group != "final" else []):
+                rows.append(_metric(run, probe, "gate_gradient", 0.1 * (i - place["bin"]), target=source, group=group, **place))
+            for i, source in enumerate(of_chunks[number]):
+                share = 2 * (i + 1) / len(of_chunks[number]) / (1 + len(of_chunks[number]))
+                rows.append(_metric(run, probe, "routing_weight", share, target=source, group=group, **place))
+            if number:
+                rows.append(_metric(run, probe, "routing_entropy", 0.9, target="stream", group=group, **place))
+    return rows
+
+
 def _variance(run: str, probe: str) -> Rows:
     places = [(group, i) for group in ("G1", "G4") for i in range(3)]
     return [_metric(run, probe, "explained_variance", 0.4 / (1 + i), target="features", group=group, bin=i) for group, i in places]
@@ -178,6 +198,7 @@ EXAMPLES: dict[str, Callable[[str, str], Rows]] = {
     "router": _router,
     "representation": _representation,
     "readability": _readability,
+    "residual_stream": _residual_stream,
     "vae_pca": _variance,
     "vae_pca.maps": _maps,
 }

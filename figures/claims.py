@@ -1,4 +1,4 @@
-"""What the AHPA paper says of its Fig. 2 and Fig. 5, and a run's answer, each in sentences made of its tables.
+"""What the AHPA paper says of its Fig. 2 and Fig. 5, and DAR of its Fig. 2, and a run's answer, each in sentences made of its tables.
 
 "Ahead" is said of a paired difference whose 95 % interval excludes 0. A high G-SNR is not yet help: `gsnr.verdict` says what is above its control
 and with denoising. The handover is judged by the rule of docs/handover.md, as far as one run can tell.
@@ -108,3 +108,21 @@ def _handed(row: dict[str, Any]) -> str:
     else:
         said = "No handover, at rest or on the way"
     return f"{row['run']}: {said}.\n  {ends}.\n  {way}."
+
+
+def stream(metrics: pd.DataFrame) -> str:
+    """DAR's Fig. 2: size grows over depth while its gradient fades. Also what is the same in every gauge. metrics: a `residual_stream` table."""
+    known = metrics[metrics["metric"].isin(("rms", "gradient_rms", "gauge_free", "token_cosine"))]
+    if known.empty:
+        return "Not measured in this run: the residual stream."
+    of = {name: part.pivot(index="bin", columns="group", values="value") for name, part in known.groupby("metric")}
+    last = f"block {of['rms'].shape[1]}"
+    lines = []
+    for name, said in (("rms", "RMS(z)"), ("gradient_rms", "RMS(dL/dz)"), ("gauge_free", "Their product, the same in every gauge,")):
+        ratio = of[name][last] / of[name]["block 1"]
+        lines.append(f"{said} of {last} is {ratio.mean():.2f} times that of block 1 ({ratio.min():.2f} to {ratio.max():.2f} over t).")
+    if "token_cosine" in of:
+        cosines = of["token_cosine"]
+        low, high = float(cosines.min().min()), float(cosines.max().max())
+        lines.append(f"Neighbouring blocks have cosines from {low:.2f} to {high:.2f}.")
+    return "\n".join(lines)

@@ -8,10 +8,11 @@ Per block k and bin of t, on held-out images; L is the velocity loss of a sample
     attention_share, mlp_share   mean over tokens of ||v|| / ||h||: what a sublayer writes over what it reads
     gate_gradient            plain models: dL/dg of a gate g = 1 on what sublayer i writes, as sublayer l reads it ("local": through l alone)
     routing_weight           routed models: a_{i->l}, mean over tokens; routing_entropy: of these weights, in bits, over log2 of their number
-    t_readability            held-out R^2 of t from the mean over tokens of z_k, by ridge regression over all bins
+    t_readability            held-out R^2 of t from the mean over tokens of z_k, by ridge regression over all bins; of group "embedding" from
+                             that of v_0, which shows of t what the noisy latent does
 
-Intervals are over images: Student's of a mean, of squares for an RMS. Groups are blocks; for maps "attention 3", "mlp 3" or "final", and the target
-is the source: "embedding", "attention 1", "chunk 2".
+Intervals are over images: Student's of a mean, of squares for an RMS; the jackknife of an R^2, for the reader as it was fitted. Groups are blocks;
+for maps "attention 3", "mlp 3" or "final", and the target is the source: "embedding", "attention 1", "chunk 2".
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from gsnr.intervals import student_interval
+from gsnr.intervals import jackknife_interval, student_interval
 from gsnr.probes.common.options import BinOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.stream import Trace, traced
@@ -66,15 +67,13 @@ def sources_of(model: SiT, number: int) -> list[str]:
     names, routing = names_of(2 * len(model.blocks)), model.routing
     if routing is None:
         return names[:number]
-    total, chunk = routing.sublayers, routing.chunk
-    last = number > total and routing.final != "summaries"
-    done = min((number - 1) // chunk, total // chunk - last) if number > total else (number - 1) // chunk
-    return [names[0], *(f"chunk {n}" for n in range(1, done + 1)), *names[done * chunk + 1 : number]]
+    done, inside = routing.sources(number)
+    return [names[0], *(f"chunk {n}" for n in range(1, done + 1)), *names[number - inside : number]]
 
 
 def of_trace(trace: Trace, loss_B: Tensor) -> dict[str, Tensor]:
     """name -> a number of each sample: (B, blocks) of squares and shares, (B, blocks - 1) of cosines; gates (B, L, L) with [l - 1, i], 0 for i >= l;
-    pooled (B, blocks, D)."""
+    pooled (B, 1 + blocks, D), of v_0 first."""
     grads = torch.autograd.grad(loss_B.sum(), [*trace.shifts, *trace.local])
     of_z, of_l = grads[: len(trace.shifts)], grads[len(trace.shifts) :]
     square = lambda xs: torch.stack([x.detach().double().square().mean((1, 2)) for x in xs], 1)
@@ -88,7 +87,7 @@ def of_trace(trace: Trace, loss_B: Tensor) -> dict[str, Tensor]:
             for i, v_BTD in enumerate(trace.written[: number + 1]):
                 gates[:, number, i] = (v_BTD * g_BTD).sum((1, 2))
         found["gates"] = gates
-    found["pooled"] = torch.stack([z.mean(1) for z in trace.left], 1)
+    found["pooled"] = torch.stack([z.mean(1) for z in (trace.written[0], *trace.left)], 1)
     return {name: x.detach().double() for name, x in found.items()}
 
 
@@ -145,8 +144,8 @@ def rows_of_bin(model: SiT, found: dict[str, Array]) -> list[dict[str, Any]]:
     return rows
 
 
-def readability(pooled_ND: Array, t_N: Array, image_N: NDArray[np.int64]) -> float:
-    """Held-out R^2 of t: images are fitted on, chosen by and judged by in thirds, none in two of them."""
+def readability(pooled_ND: Array, t_N: Array, image_N: NDArray[np.int64]) -> dict[str, float]:
+    """value, low, high: held-out R^2 of t. Images are fitted on, chosen by and judged by in thirds, none in two of them."""
     part_N = image_N % 3
     fit, choose, judge = (part_N == k for k in range(3))
     mean, t_mean = pooled_ND[fit].mean(0), t_N[fit].mean()
@@ -154,10 +153,16 @@ def readability(pooled_ND: Array, t_N: Array, image_N: NDArray[np.int64]) -> flo
     axes, values, other = np.linalg.svd(x[fit], full_matrices=False)
     along = axes.T @ y[fit]
     scale = float((values**2).mean()) or 1.0
-    error = lambda w, which: float(((x[which] @ w - y[which]) ** 2).mean())
+    squares = lambda w, which: (x[which] @ w - y[which]) ** 2
     weights = [other.T @ (values / (values**2 + penalty * scale) * along) for penalty in PENALTIES]
-    best = min(weights, key=lambda w: error(w, choose))
-    return 1 - error(best, judge) / float((y[judge] ** 2).mean())
+    best = min(weights, key=lambda w: float(squares(w, choose).mean()))
+    of_image = lambda values: np.bincount(image_N[judge] // 3, values)
+    missed, there = of_image(squares(best, judge)), of_image(y[judge] ** 2)
+    value = 1 - float(missed.sum() / there.sum())
+    if len(there) == 1:
+        return {"value": value, "low": NAN, "high": NAN}
+    low, high = jackknife_interval(value, 1 - (missed.sum() - missed) / (there.sum() - there), 0.95)
+    return {"value": value, "low": low, "high": high}
 
 
 def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
@@ -173,7 +178,7 @@ def run(subject: Subject, options: Options, resume: ResumeCache, sums: Path | No
         rows["metrics"] += [here | row for row in rows_of_bin(model, found)]
     pooled_XKD, t_X = np.concatenate(pooled), np.concatenate(times)
     image_X = np.tile(np.arange(options.n_images), options.bins)
-    nowhere = shared | NOWHERE | {"bin": -1, "target": "stream", "metric": "t_readability", "low": NAN, "high": NAN}
-    for k in range(len(model.blocks)):
-        rows["metrics"].append(nowhere | {"group": f"block {k + 1}", "value": readability(pooled_XKD[:, k], t_X, image_X)})
+    nowhere = shared | NOWHERE | {"bin": -1, "target": "stream", "metric": "t_readability"}
+    for k, group in enumerate(["embedding", *(f"block {k + 1}" for k in range(len(model.blocks)))]):
+        rows["metrics"].append(nowhere | {"group": group} | readability(pooled_XKD[:, k], t_X, image_X))
     return rows, {"images": options.n_images}

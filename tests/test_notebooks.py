@@ -33,4 +33,4 @@ def test_holds_no_logic_and_shows_its_outputs(path: Path) -> None:
 
 
 def test_there_is_one_for_each_figure() -> None:
-    assert {p.stem for p in NOTEBOOKS} >= {"start_here", "fig2_gsnr", "fig4_pca", "fig5_router", "tables"}
+    assert {p.stem for p in NOTEBOOKS} >= {"start_here", "fig2_gsnr", "fig4_pca", "fig5_router", "tables", "dar"}

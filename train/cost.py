@@ -5,15 +5,16 @@
     gsnr cost --size coco --rows mmdit,repa,sra2,ahpa      text to image
     gsnr cost --size xl2 --rows sit,ahpa --batch 32 --precision bf16 --compile      on a GPU
 
-MACs are those of matrix products and convolutions in one forward pass of one sample (half of PyTorch's flop count), attention products
-included; `weights` are the backbone's parameters, a class token's among them. The alignment's are the projector's, router's and mixture's, and
-the MACs of SRA's teacher. Features of VAE and image teacher come from the cache, so making them is no part of a step. `memory` is what autograd
-keeps of one sample until backward, `image` what a step reads of one from a cache of float16. Time is a whole step of the trainer (forward,
-backward, clipping, AdamW, moving average) on one synthetic batch that stays on the device: each row takes turns with the first, and the ratio
-is the median over rounds of row / first row of that round. `peak` is 6 MACs a sample (2 FLOPs each, forward once and backward twice) over the
-step's time, as a share of what one large matrix product reaches in the same precision (SRA's teacher, which only goes forward, counts like the
-rest). `latency` is a forward of one sample with its alignment. Below the table: one sample and a batch through --sampler, without guidance, timed
-over a few of its steps; and one picture through the VAE's encoder and decoder. At size xl2 the paper's row stands below ours (Table I.21).
+MACs are those of matrix products and convolutions in one forward pass of one sample (half of PyTorch's flop count), attention products and what a
+routed model mixes its sources by included; `weights` are the backbone's parameters, a class token's among them. The alignment's are the
+projector's, router's and mixture's, and the MACs of SRA's teacher. Features of VAE and image teacher come from the cache, so making them is no
+part of a step. `memory` is what autograd keeps of one sample until backward, `image` what a step reads of one from a cache of float16. Time is a
+whole step of the trainer (forward, backward, clipping, AdamW, moving average) on one synthetic batch that stays on the device: each row takes
+turns with the first, and the ratio is the median over rounds of row / first row of that round. `peak` is 6 MACs a sample (2 FLOPs each, forward
+once and backward twice) over the step's time, as a share of what one large matrix product reaches in the same precision (SRA's teacher, which
+only goes forward, counts like the rest). `latency` is a forward of one sample with its alignment. Below the table: one sample and a batch through
+--sampler, without guidance, timed over a few of its steps; and one picture through the VAE's encoder and decoder. At size xl2 the paper's row
+stands below ours (Table I.21).
 """
 
 from __future__ import annotations

@@ -493,6 +493,7 @@ def test_a_file_is_probed_as_its_converted_folder(
     one = a.iloc[0]
     assert (one["run"], one["checkpoint"], one["checkpoint_sha"]) == ("my-run", "0000012.pt", foreign.read(file).sha)
     assert set(b["run"]) == {"converted"}
+    assert kind != "sit" or "t_readability" in set(table.read(tmp_path / "folder" / "residual_stream.parquet")["metric"])
 
 
 def test_what_a_probe_needs_beside_the_file_is_named(

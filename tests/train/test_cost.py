@@ -19,6 +19,7 @@ from gsnr.train.costing import activations as memory
 from gsnr.train.costing import paper, sampling, steps
 from gsnr.train.costing.activations import activations, saved_bytes
 from gsnr.train.costing.counts import bytes_of_an_image, macs, objective_of, synthetic_batch
+from gsnr.train.models.routing import Routing
 from gsnr.train.models.sit import SiT
 
 
@@ -53,6 +54,16 @@ def test_the_other_methods_by_hand() -> None:
     block = tokens * 12 * d * d + 2 * tokens**2 * d + 6 * d * d  # attention and MLP, attention products, adaLN
     embedders = tokens * 16 * d + 256 * d + d * d
     assert counted("sra", "b2")[1] == tokens * (2 * d * d + 2 * d * d) + 8 * block + embedders
+
+
+def test_routing_across_depth_by_hand() -> None:
+    """XL/2 reads sources 522 times (chunks of 4) or 1653 (dense), each by two products; the demo 49 times, and 13 queries are matrix products."""
+    for chunk, read in ((4, 522), (0, 1653)):
+        with torch.device("meta"):
+            routing = Routing(depth=28, hidden_size=1152, queries="static", chunk=chunk, summary="last", final="own", query_std=0.0)
+        assert routing.macs(256) == 2 * read * 256 * 1152
+    plain, static, dynamic = (counted(row, "demo")[0] for row in ("sit", "dar-static", "dar-dynamic"))
+    assert static - plain == 2 * 49 * 64 * 96 and dynamic - static == 13 * 64 * 96**2
 
 
 def test_the_command_measures_a_step(capsys: pytest.CaptureFixture) -> None:

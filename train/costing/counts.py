@@ -76,8 +76,10 @@ def macs(config: TrainConfig) -> Macs:
     def aligned() -> None:
         alignment.loss(hidden, alignment.prepare(batch, model))
 
+    backbone = _count(lambda: model(x_t, batch["t"], model.condition(batch), batch["label_drop"], extra=extra))
+    routing = 0 if model.routing is None else model.routing.macs(model.pos_embed.shape[-2])  # no matrix product, so not counted above
     return Macs(
-        backbone=_count(lambda: model(x_t, batch["t"], model.condition(batch), batch["label_drop"], extra=extra)),
+        backbone=backbone + routing,
         alignment=_count(aligned) if alignment.taps else 0,
     )
 

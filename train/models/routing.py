@@ -144,6 +144,17 @@ class Routing(nn.Module):
         for aggregator in aggregators if query_std else ():
             nn.init.normal_(aggregator.query, std=query_std)
 
+    def sources(self, number: int) -> tuple[int, int]:
+        """What sublayer `number` reads beside v_0 (from 1; L + 1 is the final layer): finished chunks, and sublayers since."""
+        done = (number - 1) // self.chunk - (number > self.sublayers and self.final != "summaries")
+        return done, number - 1 - done * self.chunk
+
+    def macs(self, tokens: int) -> int:
+        """Of all aggregations of a sample: query times key and weighted sum, source by source. Making a dynamic query is not among them."""
+        read = sum(1 + sum(self.sources(number)) for number in range(1, self.sublayers + 2))
+        first: Any = self.aggregators[0]
+        return 2 * read * tokens * int(first.norm.numel())
+
     def begin(self, v_BTD: Tensor, t_BD: Tensor) -> Stream:
         """The stream of one forward pass. v: the token embedding; t: the time embedding."""
         return Stream(self, v_BTD, t_BD if self.queries == "static_t" else None)
