@@ -19,6 +19,7 @@ from gsnr.train.data import cache, permutation, rng
 from gsnr.train.data.batches import StepBatches, flattened, loader
 from gsnr.train.data.controls import controlled
 from gsnr.train.data.heldout import heldout_batches
+from gsnr.train.prepare import shards
 from gsnr.train.prepare.command import main
 from gsnr.train.prepare.images import lanczos_crop, preprocessing_sha
 from gsnr.train.prepare.images import loader as loader_of_pictures
@@ -233,6 +234,26 @@ def test_captions_that_are_too_long_are_truncated_and_counted(pictures: Path, tm
     prepare(pictures, short, tmp_path / "cache")
     assert "18 of 18 captions are truncated to 4 positions, the first 'a grey seven'" in capsys.readouterr().out
     assert cache.read_header(tmp_path / "cache").truncated_captions == 18
+
+
+def test_an_interrupted_command_goes_on_to_the_same_bytes(
+    made: Path, pictures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = shards.write_rows, iter(range(9))
+
+    def stop(*arguments: Any) -> None:
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        patch.setattr(shards, "write_rows", stop)
+        prepare(pictures, encoder, tmp_path / "cache")
+    prepare(pictures, encoder, tmp_path / "cache")
+    names = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    for name in names:
+        assert (made / name).read_bytes() == (tmp_path / "cache" / name).read_bytes(), name
 
 
 def test_coco_may_be_cropped_as_u_vit_crops_it(pictures: Path) -> None:
