@@ -13,8 +13,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import gsnr
+from gsnr.probes.common import account
 from gsnr.train import presets, samplers
 from gsnr.train.config import TEXT, ModelConfig, resolve
 from gsnr.train.contracts.problem import GROUPS, MODEL, in_views, made, sit
@@ -197,6 +199,15 @@ def test_the_engines_agree(name: str) -> None:
     for group in groups:
         one, two = (found[engine][group] for engine in ("ghost", "loop"))
         assert (one.signal, one.noise) == pytest.approx((two.signal, two.noise), rel=1e-4, abs=1e-10), group
+
+
+def test_the_account_of_a_probe_counts_its_products() -> None:
+    """Of layers and attention, against those that torch counts."""
+    model, batch = mmdit().to("meta"), {key: x.to("meta") for key, x in text_batch().items()}
+    with FlopCounterMode(display=False) as counter:
+        model(batch["latent"], batch["t"], batch[TEXT])
+    products = sum(t * d * p for t, d, p in account._layers(model, 3, whole=True)) + 3 * 2 * (4 + L) ** 2 * 8
+    assert counter.get_total_flops() == 2 * 4 * products
 
 
 def test_groups() -> None:
