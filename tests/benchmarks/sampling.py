@@ -69,7 +69,7 @@ def main() -> None:
     small = {"input_size": 8, "patch_size": 1, "hidden_size": 128, "depth": 8, "num_heads": 4, "num_classes": 10}
     model: Any = (load_model(options.ckpt) if options.ckpt else SiT(**small)).to(device).eval()
     shape = (model.config.in_channels, model.config.input_size, model.config.input_size)
-    subject: Any = SimpleNamespace(loaded=SimpleNamespace(model=model), shape=shape, classes=model.config.num_classes)
+    subject: Any = SimpleNamespace(loaded=SimpleNamespace(model=model), shape=shape, classes=model.config.num_classes, prompts=None)
     by = recipe.Recipe(
         sampler="heun", steps=options.steps, guidance=Guidance(weight=options.cfg), classes="balanced", uint8="repa", seed=0, precision="no"
     )

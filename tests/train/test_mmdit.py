@@ -13,12 +13,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import gsnr
+from gsnr.probes.common import account
 from gsnr.train import presets, samplers
 from gsnr.train.config import TEXT, ModelConfig, resolve
 from gsnr.train.contracts.problem import GROUPS, MODEL, in_views, made, sit
 from gsnr.train.convert import conversion, foreign, t2i
+from gsnr.train.convert.command import main as convert
 from gsnr.train.costing import counts
 from gsnr.train.data.batches import flattened
 from gsnr.train.guidance import Guidance, velocity_of
@@ -27,6 +30,8 @@ from gsnr.train.models.mmdit import JointBlock, MMDiT
 from gsnr.train.models.sit import SiT
 from gsnr.train.objective import Objective
 from gsnr.train.parameter_groups import groups_of
+from gsnr.train.runs import checkpoint
+from tests.conftest import call
 from tests.train.text_problem import SMALL, C, L, mmdit, text_batch
 
 Array = NDArray[np.float64]
@@ -199,6 +204,15 @@ def test_the_engines_agree(name: str) -> None:
         assert (one.signal, one.noise) == pytest.approx((two.signal, two.noise), rel=1e-4, abs=1e-10), group
 
 
+def test_the_account_of_a_probe_counts_its_products() -> None:
+    """Of layers and attention, against those that torch counts."""
+    model, batch = mmdit().to("meta"), {key: x.to("meta") for key, x in text_batch().items()}
+    with FlopCounterMode(display=False) as counter:
+        model(batch["latent"], batch["t"], batch[TEXT])
+    products = sum(t * d * p for t, d, p in account._layers(model, 3, whole=True)) + 3 * 2 * (4 + L) ** 2 * 8
+    assert counter.get_total_flops() == 2 * 4 * products
+
+
 def test_groups() -> None:
     assert groups_of("blocks.2.context.attn.qkv.weight") == ("backbone", "block 3", "context of block 3", "attention")
     assert groups_of("blocks.2.x.mlp.fc1.bias", 3) == ("backbone", "block 3", "x of block 3", "MLP") and groups_of("blocks.2.x.mlp.fc1.bias", 2) == ()
@@ -270,12 +284,19 @@ def test_a_checkpoint_of_repa(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--null-text: .* reads text: name the empty caption"):
         conversion.make_plan(found)
     plan = conversion.make_plan(found, None, t2i.null_text(tmp_path / "empty.npy"))
+    words = ("--ckpt", path, "--from", "repa-t2i", "--null-text", tmp_path / "empty.npy", "--out", tmp_path / "ours")
+    assert call(convert, *words) == 0
+    stored = {weights: checkpoint.load(tmp_path / "ours", weights) for weights in ("raw", "ema")}  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"--null-text: convert the file first"):
+        call(convert, *words, "--to", "pipeline")
     batch = text_batch()
     for weights, model in (("raw", raw), ("ema", ema)):
         loaded = conversion.load(found, plan, weights)  # type: ignore[arg-type]
         model.load_state_dict(states["model" if weights == "raw" else "ema"])
         assert torch.equal(loaded.model(batch["latent"], batch["t"], batch[TEXT]), model(batch["latent"], batch["t"], batch[TEXT]))
         assert torch.equal(loaded.model.state_dict()["null_text"], torch.ones(L, C)) and (loaded.step, loaded.weights) == (70, weights)
+        same = stored[weights].model(batch["latent"], batch["t"], batch[TEXT])
+        assert torch.equal(same, model(batch["latent"], batch["t"], batch[TEXT])) and stored[weights].config.model == plan.config.model
         assert torch.equal(loaded.alignment.state_dict()["projector.mlp.4.bias"], head["projectors.0.4.bias"]) and loaded.alignment.tap == 2
 
 

@@ -106,7 +106,7 @@ def test_a_pipeline_reads_states(run: Path, encoder: Path, tmp_path: Path) -> No
 
 
 def test_probes_and_the_held_out_loss(run: Path, tmp_path: Path) -> None:
-    few = ("--bins", "2", "--n-images", "6", "--fit-samples", "64", "--fit-steps", "2", "--targets", "sra2", "--probe", "alignment,denoising")
+    few = ("--bins", "1", "--n-images", "6", "--fit-samples", "64", "--fit-steps", "2", "--targets", "sra2", "--probe", "alignment,denoising")
     assert call(probe, "--ckpt", run, *few, "--out", tmp_path / "tables") == 0
     table = pd.read_parquet(tmp_path / "tables" / "alignment.parquet")
     assert {"x of block 1", "context of block 1", "block 1", "text", "all"} <= set(table["group"]) and set(table["model"]) == {
@@ -136,7 +136,7 @@ def test_classes_and_text_are_not_mixed_up(run: Path, data: Path, smoke_run: Pat
     with pytest.raises(ValueError, match=r"the cache has 1 classes, the model 1000 .*it holds captions: --model.kind mmdit reads them"):
         call(train, "--data", data, *of_classes)
     with pytest.raises(ValueError, match="holds no captions; prepare it again"):
-        call(train, *MODEL, "--data", "demo", "--data.demo-train", "256", "--data.demo-heldout", "256", "--out", tmp_path / "run")
+        call(train, *MODEL, *EVERY, "--data", "demo", "--data.demo-train", "256", "--data.demo-heldout", "256", "--out", tmp_path / "run")
     few = ("--n", "2", "--out", tmp_path / "s.npz")
     for words, said in (
         (("--ckpt", run, "--classes", "balanced"), "--classes balanced: .* reads text; name captions"),

@@ -65,14 +65,14 @@ def _to_pipeline(args: argparse.Namespace) -> None:
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     choose("--to", args.to, ("checkpoint", "pipeline"))
+    if args.null_text is not None and (args.resolution is not None or args.to == "pipeline"):
+        raise ValueError("--null-text: convert the file first, and then its folder with --resolution or --to pipeline")
     if args.to == "pipeline":
         _to_pipeline(args)
         return 0
     for name in ("vae", "labels"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name}: of a pipeline alone; add --to pipeline, or leave it out")
-    if args.null_text is not None and args.resolution is not None:
-        raise ValueError("--null-text: convert the file first, and then its folder with --resolution")
     if args.resolution is not None:
         said = resolution.save(resolution.source_of(args.ckpt, args.kind, args.model), args.resolution, args.out)
         print(f"wrote {args.out}: {said}")
