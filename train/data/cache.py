@@ -35,6 +35,7 @@ from gsnr import checksums, files
 from gsnr.train.config import CLASS_TOKEN, TEXT
 from gsnr.train.data import arrow, quantise, row_checks
 from gsnr.train.data.latents import Scaling
+from gsnr.train.priors.layers import GROUPS
 
 SCHEMA_VERSION = 1
 HEADER = "gsnr_cache.json"
@@ -321,8 +322,10 @@ def open_cache(folder: Path, groups: tuple[str, ...]) -> tuple[Header, dict[str,
 
 
 def flags_for(groups: tuple[str, ...]) -> str:
-    """The flags of `gsnr prepare` that make features of these groups."""
+    """The flags of `gsnr prepare` that make features of these groups. Raises ValueError for one that it does not make."""
     features = ",".join(g for g in groups if g not in (*OF_TEACHER, TEXT))
+    if others := [g for g in groups if g not in (*OF_TEACHER, TEXT, *GROUPS)]:
+        raise ValueError(f"features of {others[0]}: `gsnr prepare` does not make them; its own are {', '.join((*GROUPS, *OF_TEACHER))}")
     said = [f"--features {features}"] if features else []
     said += ["--teacher facebook/dinov2-base"] if set(groups) & set(OF_TEACHER) else []
     said += ["--captions FILE --text-encoder openai/clip-vit-large-patch14"] if TEXT in groups else []

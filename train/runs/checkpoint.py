@@ -274,7 +274,7 @@ def require_same_data(checkpoint: Checkpoint, header: Header, groups: tuple[str,
         )
     for group in groups:
         if group == TEXT:
-            if was is not None and header.text_sha != was.text_sha:
+            if was is not None and was.text_sha and header.text_sha and header.text_sha != was.text_sha:  # of U-ViT's folder it is not known
                 raise ValueError(
                     f"{checkpoint.folder}: trained on text of {was.text_encoder!r} ({was.text_sha[:12]}); the cache holds that of "
                     f"{header.text_encoder!r} ({header.text_sha[:12]}); name other data with --data"
