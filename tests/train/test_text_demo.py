@@ -14,13 +14,16 @@ from PIL import Image
 
 from gsnr import plugins
 from gsnr.intervals import wilson
-from gsnr.train import evaluate
+from gsnr.train import evaluate, presets
+from gsnr.train.config import resolve
+from gsnr.train.data.heldout import partners
 from gsnr.train.demo import attributes, captioned, captions, fit_attributes, text_encoder
 from gsnr.train.demo import images as demo
 from gsnr.train.demo.captions import ATTRIBUTES, VALUES, WITHHELD, Attributes
 from gsnr.train.evaluation.compare import Asked, compare
 from gsnr.train.extractors._clip_pairs import ClipPairs, middle
 from gsnr.train.metrics import attribute_accuracy
+from gsnr.train.opening import open_data
 from gsnr.train.priors.features import to_pixels
 from gsnr.train.weights_hash import weights_hash
 from tests.conftest import call
@@ -232,3 +235,24 @@ def test_bad_input_is_one_line(words: tuple[str, ...], said: str, tmp_path: Path
     with pytest.raises(ValueError, match=said) as error:
         call(evaluate.main, "--samples", "samples.npz", *words)
     assert "\n" not in str(error.value)
+
+
+def test_the_data_are_made_on_first_use_and_captions_can_be_those_of_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSNR_CACHE", str(tmp_path))
+    given = {"data": {"path": "demo-text", "demo_train": 8, "demo_heldout": 6}}
+    config = resolve(presets.find("mmdit-demo"), given)
+    header, own = open_data(config)
+    assert header.text_shape == (16, 96) and header.captions == 3 and header.num_classes == 1 and header.text_encoder == "demo"
+    shuffled = open_data(resolve(presets.find("mmdit-demo"), {"data": given["data"] | {"captions": "shuffled"}}))[1]
+    for split, n in (("train", 8), ("heldout", 6)):
+        index, u = np.arange(n), np.full(n, 0.5)
+        made = captioned.images(split, n)
+        assert own[split].captions(index) == made.captions
+        others = shuffled[split].captions(index)
+        assert sorted(others) == sorted(made.captions)
+        partner = partners(n, config.seed)
+        assert [made.captions[k] for k in partner] == others and not (partner == index).any()
+        np.testing.assert_array_equal(shuffled[split].texts(index, u), own[split].texts(partner, u))
+        np.testing.assert_array_equal(shuffled[split].take(index, ("mean",))["mean"], own[split].take(index, ("mean",))["mean"])
+    with pytest.raises(ValueError, match=r"--data.captions shuffled: is of --model.kind mmdit"):
+        resolve(presets.find("demo"), {"data": {"captions": "shuffled"}})
