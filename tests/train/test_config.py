@@ -83,7 +83,7 @@ def test_changing_the_alignment_drops_the_options_of_the_one_before() -> None:
         ({"model.patch_size": "0"}, "--model.patch-size 0"),
         ({"data.workers": "-1"}, "--data.workers -1: must be at least 0"),
         ({"optim.warmup": "-5"}, "--optim.warmup -5"),
-        ({"data": "cache"}, "data is a section, not a value; its options are control, demo_heldout"),
+        ({"data": "cache"}, "data is a section, not a value; its options are captions, control, demo_heldout"),
         ({"optim": "3"}, "optim is a section"),
         ({"alignment.weight": "nan"}, "alignment.weight nan"),
         ({"alignment.router_lr": "-1"}, "alignment.router-lr -1.0: must be at least 0"),

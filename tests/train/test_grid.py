@@ -124,7 +124,7 @@ def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
         (("--frechet", "32"), "--frechet must be 0 or at least 64"),
         (("--metrics", "sfid", "--frechet", "64"), "--metrics sfid: is of other features than a teacher's"),
         (("--metrics", "cmmd", "--frechet", "64"), "--metrics cmmd: is of other features than a teacher's"),
-        (("--metrics", "recal", "--frechet", "64"), "metric 'recal' does not exist; choose from cmmd, .* .did you mean recall"),
+        (("--metrics", "recal", "--frechet", "64"), "metric 'recal' does not exist; choose from attribute_accuracy, .* .did you mean recall"),
         (("--metrics", "recall"), "--metrics: are of the samples of --frechet N"),
         (("--batch",), "--batch needs a value"),
     ):
