@@ -19,7 +19,7 @@ COMPARES = False
 def measure(samples: Rows, reference: None) -> Values:
     """samples: (N,A+1), of each attribute above 0 where it is right, and 1 where the combination is withheld."""
     right_NA, withheld_N = samples[:, :-1] > 0, samples[:, -1] > 0.5
-    all_N = right_NA.all(1)
+    all_N = np.logical_and.reduce(right_NA, axis=1)
     values = share("attribute_accuracy", all_N)
     for name, right_N in zip(ATTRIBUTES, right_NA.T, strict=True):
         values[f"attribute_accuracy_{name}"] = float(np.mean(right_N))
