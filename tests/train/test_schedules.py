@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ from gsnr.train.objective import Objective
 from gsnr.train.runs import checkpoint
 from gsnr.train.schedules import WeightSchedule, make_schedule
 from gsnr.train.step import optimisation_step
+from tests import forked
 from tests.conftest import REPO, call
 from tests.train.run_files import lines, tensors
 
@@ -200,14 +198,11 @@ AT_TWO = ("--stop-rule", "plateau", "--stop-rule.every", 1, "--stop-rule.latest"
 
 
 def test_two_processes_stop_as_one_does(tmp_path: Path) -> None:
-    """torchrun with 2 ranks over gloo: after the stop projector and router have no gradient on any rank, and nobody waits for it. Two processes
-    by a rule that releases at that step, one by the schedule."""
+    """2 ranks over gloo: after the stop projector and router have no gradient on any rank, and nobody waits for it. Two processes by a rule that
+    releases at that step, one by the schedule."""
     words = (*SMALL[:-4], "--alignment", "repa", "--steps", 5, "--save-every", 100)
+    forked.ranks(2, ["train", *map(str, (*words, *AT_TWO)), "--out", str(tmp_path / "two")], REPO)
     assert call(main, *words, "--schedule", "stop", "--schedule.at", 2, "--out", tmp_path / "one") == 0
-    launch = ("--nproc-per-node", "2", "--standalone", "-m", "train", *map(str, (*words, *AT_TWO)), "--out", str(tmp_path / "two"))
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *launch], cwd=REPO, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
     one, two = (tensors(checkpoint.locate(tmp_path / run)) for run in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
