@@ -107,5 +107,7 @@ def _become(words: list[str], folder: Path, printed: Path, heard: int, ready: Ca
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        with suppress(OSError):
+            sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

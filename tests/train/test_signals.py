@@ -40,7 +40,7 @@ def _forked(words: list[str], out: Path) -> Forked:
 
 
 def _until(there: Path, process: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (there.is_file() and there.stat().st_size):
         ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         assert ended is None and time.monotonic() < deadline, ended
