@@ -14,7 +14,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 from traceback import format_exception_only
-from typing import TextIO
+from typing import IO, TextIO
 
 import gsnr
 from gsnr import plugins
@@ -31,7 +31,7 @@ def wrong(name: str, runs: list[Path]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _server(place: str, asked_by: int) -> tuple[TextIO, TextIO]:
+def _server(place: str, asked_by: int) -> tuple[IO[str], IO[str]]:
     """Where it reads and writes. One for each PYTHONPATH, and for each process: forks of one that asks must not share its answers."""
     words = [sys.executable, "-P", "-m", "gsnr.figures._alone"]
     started = subprocess.Popen(
