@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -14,21 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import gsnr
 from gsnr import plugins, table
-from gsnr.figures import command
+from gsnr.figures import _alone, command
 from gsnr.figures._examples import LABELS, table_for
 from gsnr.figures.style import paper
-
-ALONE = """
-import sys
-from pathlib import Path
-from gsnr import plugins
-from gsnr.figures import command
-figure = plugins.find("figures", sys.argv[1])
-figure.draw(command.table_of([Path(run) for run in sys.argv[2:]], figure))
-raise SystemExit("torch" in sys.modules)
-"""
 
 
 def check(name: str) -> list[str]:
@@ -40,7 +26,7 @@ def check(name: str) -> list[str]:
         with TemporaryDirectory() as folder:
             runs = _runs(figure, Path(folder))
             frame = command.table_of(runs, figure)
-            said += [*_drawing(figure, frame), *_refusing(figure, frame), *_alone(name, runs)]
+            said += [*_drawing(figure, frame), *_refusing(figure, frame), *_torchless(name, runs)]
     except ValueError as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
@@ -155,12 +141,8 @@ def _own(error: ValueError, figure: ModuleType) -> bool:
     return (raised == figure.__name__ or raised.startswith("gsnr.")) and len(str(error).splitlines()) == 1
 
 
-def _alone(name: str, runs: list[Path]) -> list[str]:
+def _torchless(name: str, runs: list[Path]) -> list[str]:
     """In a process of its own, where nothing else has imported torch."""
-    place = os.pathsep.join(filter(None, (str(Path(gsnr.__file__).parent.parent), os.environ.get("PYTHONPATH"))))
-    words = [sys.executable, "-P", "-c", ALONE, name, *map(str, runs)]
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": place})
-    if done.returncode:
-        why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it imports torch, which figures must not"
+    if why := _alone.wrong(name, runs):
         raise ValueError(f"drawn in a process of its own: {why}")
     return ["imports no torch"]

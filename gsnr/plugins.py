@@ -129,6 +129,12 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_"))
 
 
+@lru_cache(maxsize=64)
+def _ours(kind: str, folder: Path, changed_ns: int) -> tuple[Path, ...]:
+    """The files of a kind in a folder of ours, looked through again when one was added or removed; a probe asks some hundred times."""
+    return tuple(path for path in _files(folder) if kind_of(path) == kind)
+
+
 @lru_cache(maxsize=8)
 def _offered(places: tuple[str, ...]) -> tuple[tuple[Path, str], ...]:
     """(file, module) of the entry points of what is installed in these places; reading all metadata takes a tenth of a second."""
@@ -156,9 +162,8 @@ def every(kind: str) -> dict[str, Plugin]:
     assert spec is not None and spec.submodule_search_locations
     found = {}
     for folder in spec.submodule_search_locations:
-        for path in _files(Path(folder)):
-            if kind_of(path) == kind:
-                found[path.stem] = Plugin(kind, path.stem, path, f"{package}.{path.stem}")
+        for path in _ours(kind, Path(folder), os.stat(folder).st_mtime_ns):
+            found[path.stem] = Plugin(kind, path.stem, path, f"{package}.{path.stem}")
     for path, module in _outside():
         if not path.is_file():
             raise ValueError(f"{ENVIRONMENT}: {path} is not there")

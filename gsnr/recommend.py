@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gsnr import commands, files, plugins
 from gsnr.commandline import Parser, a_path, seed
@@ -28,6 +28,7 @@ TARGETS, RANGED = ("repa", "uniform-deep", "uniform-mid"), ("0-0.5", "0.5-1")
 CONTROLS = ("shuffled", "random", "constant")
 
 TRAIN_IMAGES = 512  # or all, where there are fewer
+FIT: dict[str, Any] = {"fit_samples": 4096}  # of a row's projector: options of the probes
 
 
 def _parser() -> Parser:
@@ -77,7 +78,7 @@ def _case(args: Namespace, out: Path, subject: Subject) -> Case:
     from gsnr.probes.common.options import TargetOptions
     from gsnr.train.forking.rows import VANILLA, parse
 
-    options = TargetOptions(n_images=args.n_images, seed=args.seed, fit_samples=4096)
+    options = TargetOptions(n_images=args.n_images, seed=args.seed, **FIT)
     subject.require_images(options)
     size = subject.splits["train"].size
     if args.train_images > max(size, TRAIN_IMAGES):

@@ -15,6 +15,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: each, and every process that a test starts, takes one (`tests.forked` needs that)
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or torch.compile starts processes, which import torch
 REPO = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess]
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -30,13 +32,20 @@ def imported(names: Iterable[str]) -> None:
 class Forked:
     """A command that works in a process of its own, the leader of a group of its own. Its stderr comes through a pipe, which no disk can fill."""
 
-    def __init__(self, words: list[str], folder: Path, printed: Path = Path(os.devnull), ready: Callable[[], object] = int) -> None:
-        """folder: where it is called. printed: where its stdout goes. ready: what the process does before it becomes the command."""
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path,
+        printed: Path = Path(os.devnull),
+        ready: Callable[[], object] = int,
+        main: Callable[[], object] = commands.main,
+    ) -> None:
+        """folder: where it is called. printed: where its stdout goes. ready: what the process does before it becomes the command, or `main`."""
         self.heard, its = os.pipe()
         self.said = b""
         self.pid = os.fork()
         if not self.pid:
-            _become(words, folder, printed, its, ready)
+            _become(words, folder, printed, its, ready, main)
         os.close(its)
         os.set_blocking(self.heard, False)
 
@@ -65,7 +74,22 @@ class Forked:
         return self.said.decode(errors="replace")
 
 
-def _become(words: list[str], folder: Path, printed: Path, heard: int, ready: Callable[[], object]) -> None:
+def ranks(many: int, words: list[str], folder: Path, main: Callable[[], object] = commands.main) -> None:
+    """A command, or `main`, in processes that know of each other as those of torchrun do. Fails with what the first that failed said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def place(rank: int) -> None:
+        its = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": many, "LOCAL_WORLD_SIZE": many, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in its.items()})
+
+    started = [Forked(words, folder, ready=partial(place, rank), main=main) for rank in range(many)]
+    for one in started:
+        assert one.end(300) == 0, one.error
+
+
+def _become(words: list[str], folder: Path, printed: Path, heard: int, ready: Callable[[], object], main: Callable[[], object]) -> None:
     code = 1
     try:
         os.setsid()
@@ -76,11 +100,14 @@ def _become(words: list[str], folder: Path, printed: Path, heard: int, ready: Ca
         warnings.simplefilter("ignore")
         sys.argv = ["gsnr", *words]
         ready()
-        commands.main()
+        main()
+        code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        with suppress(OSError):
+            sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

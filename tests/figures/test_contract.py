@@ -100,6 +100,11 @@ def test_a_strangers_example_is_drawn(stranger: Path) -> None:
         ("    one_checkpoint(cells)\n", "    one_checkpoint(cells)\n    cells['loss'] += 1\n", "draw changes the table"),
         ("keys_of(cells)):", "keys_of(cells)):\n            i = __import__('random').random()", "draw gives two pictures of one table"),
         ("        figure = Figure()", "        import torch\n        figure = Figure()", "it imports torch, which figures must not"),
+        (
+            "        figure = Figure()",
+            "        import os, sys\n        print(1) if 'torch' in sys.modules else os._exit(3)\n        figure = Figure()",
+            "drawn in a process of its own: its process ends with exit code 3",
+        ),
     ],
 )
 def test_a_broken_figure_is_refused(stranger: Path, was: str, now: str, message: str) -> None:

@@ -1,9 +1,8 @@
-"""What tests/gsnr/test_ranks.py starts with torchrun: every rank measures batches of its own and writes what it got."""
+"""What each process of tests/gsnr/test_ranks.py does: every rank measures batches of its own and writes what it got."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -49,7 +48,3 @@ def main(out: Path) -> None:
     (out / f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

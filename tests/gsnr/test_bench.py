@@ -17,6 +17,7 @@ from gsnr.benchmarks.methods import METHODS, OURS, STEP, errors, peak_bytes, pre
 from gsnr.benchmarks.subjects import SUBJECTS, Subject, build, convnet, sit
 from gsnr.engines import ENGINES
 from tests.conftest import call, run_module
+from tests.forked import Forked
 
 TINY = {"sit": partial(sit, 16, 2, 1, tokens=6, batch=4), "convnet": partial(convnet, 8, side=8, batch=4)}
 PEERS_INSTALLED = [name for name in peers.PEERS if peers.installed(name)]
@@ -132,10 +133,10 @@ def test_bad_input_names_the_choices(words: tuple[str, ...], message: str) -> No
     assert str(error.value) == message
 
 
-def test_bad_input_is_one_line_and_exit_code_2() -> None:
-    done = run_module("gsnr", "bench", "--methods", "nope")
-    assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1 and "choose from loop, vmap" in done.stderr
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    process = Forked(["bench", "--methods", "nope"], tmp_path, tmp_path / "printed")
+    assert process.end() == 2 and (tmp_path / "printed").read_text() == ""
+    assert len(process.error.strip().splitlines()) == 1 and "choose from loop, vmap" in process.error
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")

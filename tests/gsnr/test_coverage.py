@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from gsnr import hashing, passes
 from gsnr.benchmarks import coverage
 from gsnr.estimates import Estimate, trace_cov_sq
-from tests.conftest import run_module
+from tests.forked import Forked
 
 REPEATS = 1500
 TABLE = coverage.table()
@@ -81,11 +82,11 @@ def test_table_is_deterministic_and_json_is_parseable(capsys: pytest.CaptureFixt
     assert [r["width_over_gsnr"] for r in rows if r["gsnr"]] == [r["width_over_gsnr"] for r in whole if r["case"] == "low-dimension" and r["gsnr"]]
 
 
-def test_bad_input_is_one_line() -> None:
-    done = run_module("gsnr", "coverage", "--only", "everything")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "claim" in done.stderr
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    process = Forked(["coverage", "--only", "everything"], tmp_path)
+    assert process.end() == 2
+    assert len(process.error.splitlines()) == 1
+    assert "claim" in process.error
     for flag, value in (("--repeats", "0"), ("--seed", "-1")):
         with pytest.raises(ValueError, match=f"{flag} {value}: must be at least"):
             coverage.main([flag, value])

@@ -1,24 +1,24 @@
-"""Two ranks are one measurement: uneven counts, a rank without data, an error on one rank. torchrun, gloo."""
+"""Two ranks are one measurement: uneven counts, a rank without data, an error on one rank. Gloo."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 
 import gsnr
-from tests.conftest import run_module
+from tests import forked
+from tests.gsnr import ranks_worker
 from tests.gsnr.problems import PROBLEMS, digits, double, other_loss
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     out = tmp_path_factory.mktemp("ranks")
-    done = run_module("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--module", "tests.gsnr.ranks_worker", out)
-    assert done.returncode == 0, done.stderr
-    return [json.loads((Path(out) / f"{rank}.json").read_text()) for rank in range(2)]
+    forked.ranks(2, [], out, partial(ranks_worker.main, out))
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("engine", ["loop", "vmap", "ghost", "none on rank 1"])

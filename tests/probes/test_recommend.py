@@ -157,8 +157,9 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_recommend_from_a_vanilla_run(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recommend_from_a_vanilla_run(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All criteria; then against forks, whose numbers it takes from their table."""
+    monkeypatch.setattr(recommend, "FIT", {"fit_samples": 256, "fit_steps": 3})
     words = ["--ckpt", str(parent), "--rows", ROWS, "--n-images", "16", "--train-images", "32", "--lookahead", "1"]
     assert recommend.main([*words, "--out", str(tmp_path / "one")]) == 0
     printed = capsys.readouterr().out

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from gsnr.train.prepare.command import main as prepare
 from gsnr.train.prepare.sources import open_source
 from gsnr.train.runs import checkpoint
 from tests.conftest import REPO, call
+from tests.forked import Forked
 from tests.train.run_files import hash_again, tensors
 
 RESUME = ("--preset", "smoke", "--trackers", "none", "--steps", 31, "--resume")
@@ -195,16 +194,10 @@ def test_other_pictures_with_the_same_labels_are_other_data(tmp_path: Path) -> N
 def test_a_disk_that_is_full_while_saving(run: Path) -> None:
     """Files of more than 100 kB cannot be written: one line, and the last good checkpoint stays the last."""
     limit = (100_000, 100_000)
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *map(str, RESUME), "--out", str(run)],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )
-    assert done.returncode == 2, done.stderr
-    assert "0000031: the checkpoint cannot be written" in done.stderr and "the last good one is untouched" in done.stderr
-    assert "Traceback" not in done.stderr
+    full = Forked(["train", *map(str, RESUME), "--out", str(run)], REPO, ready=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert full.end() == 2, full.error
+    assert "0000031: the checkpoint cannot be written" in full.error and "the last good one is untouched" in full.error
+    assert "Traceback" not in full.error
     assert checkpoint.load(run).step == 30
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["0000010", "0000020", "0000030"]
     assert call(main, *RESUME, "--out", run) == 0 and checkpoint.load(run).step == 31

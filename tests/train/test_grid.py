@@ -17,7 +17,7 @@ from gsnr.train import command, evaluate, grid
 from gsnr.train.children import Children
 from tests.conftest import call
 
-TINY = ("--data.demo-train", "256", "--data.demo-heldout", "256", "--model.hidden-size", "32", "--model.depth", "6", "--model.num-heads", "2")
+TINY = ("--data.demo-train", "256", "--data.demo-heldout", "256", "--model.hidden-size", "32", "--model.depth", "4", "--model.num-heads", "2")
 
 
 def test_summary_is_paired_by_seed() -> None:
@@ -79,6 +79,7 @@ def test_a_command_that_ends_while_all_are_stopped() -> None:
 
 def test_grid_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Children, "call", here)
+    monkeypatch.setattr(evaluate, "HEUN_STEPS", 3)
     words = ("--out", tmp_path / "g", "--rows", "sit,ahpa", "--seeds", "1", "--steps", "3", "--frechet", "64", "--jobs", "2", *TINY)
     words = (*words, "--metrics", "precision,kid")
     assert call(grid.main, *words) == 0

@@ -21,6 +21,7 @@ from gsnr.train.runs import checkpoint
 from gsnr.train.runs import progress as running
 from gsnr.train.runs.preemption import Preemption
 from tests.conftest import REPO
+from tests.forked import Forked
 from tests.train.run_files import hash_again
 
 PLAIN = ("--preset", "smoke", "--alignment", "none", "--trackers", "none", "--log-every", "1", "--steps", "100000", "--save-every", "100000")
@@ -33,10 +34,16 @@ def _awake() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _until(there: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+def _forked(words: list[str], out: Path) -> Forked:
+    """A command in a fork of this process, which has imported what it needs, as Python starts: Ctrl-C raises KeyboardInterrupt."""
+    return Forked(words, REPO, out.with_name("printed"), ready=lambda: (_awake(), signal.signal(signal.SIGINT, signal.default_int_handler)))
+
+
+def _until(there: Path, process: int) -> None:
+    deadline = time.monotonic() + 300
     while not (there.is_file() and there.stat().st_size):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        assert ended is None and time.monotonic() < deadline, ended
         time.sleep(0.02)
 
 
@@ -79,7 +86,7 @@ def test_a_run_saves_when_its_terminal_goes_away(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *words], cwd=REPO, stdin=its, stdout=its, stderr=its, start_new_session=True, preexec_fn=_awake
     )
     os.close(its)
-    _until(out / "metrics.jsonl", process)
+    _until(out / "metrics.jsonl", process.pid)
     os.close(ours)
     assert process.wait(timeout=120) == 0
     assert (out / "checkpoints" / (out / "LAST").read_text().strip() / "state.json").is_file()
@@ -88,26 +95,23 @@ def test_a_run_saves_when_its_terminal_goes_away(tmp_path: Path) -> None:
 def test_ctrl_c_saves_and_is_130(tmp_path: Path) -> None:
     """As a terminal sends it: to the whole group, the processes that read data included."""
     out = tmp_path / "run"
-    words = [sys.executable, "-m", "train", *PLAIN, "--data.workers", "1", "--out", str(out)]
-    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_awake)
-    _until(out / "metrics.jsonl", process)
+    process = _forked(["train", *PLAIN, "--data.workers", "1", "--out", str(out)], out)
+    _until(out / "metrics.jsonl", process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in errors
-    assert errors.splitlines()[-1] == "interrupted", "on a line of its own"
+    assert process.end(120) == 130 and "Traceback" not in process.error
+    assert process.error.splitlines()[-1] == "interrupted", "on a line of its own"
+    printed = out.with_name("printed").read_text()
     assert f"stopped by SIGINT after {int((out / 'LAST').read_text())} of 100000 steps; continue with --resume" in printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_grid_takes_its_runs_along(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    words = [sys.executable, "-m", "gsnr", "grid", "--rows", "sit", "--steps", "100000", "--out", str(out), *TINY]
-    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_awake)
+    process = _forked(["grid", "--rows", "sit", "--steps", "100000", "--out", str(out), *TINY], out)
     log = out / "sit-s0" / "metrics.jsonl"
-    _until(log, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == (143 if number == signal.SIGTERM else -9) and "Traceback" not in errors
+    _until(log, process.pid)
+    os.kill(process.pid, number)
+    assert process.end(120) == (143 if number == signal.SIGTERM else -9) and "Traceback" not in process.error
     deadline = time.monotonic() + 60
     while not (out / "sit-s0" / "LAST").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)

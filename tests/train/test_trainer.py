@@ -26,6 +26,7 @@ from gsnr.train.runs import checkpoint, training_state
 from gsnr.train.runs import folder as runfolder
 from gsnr.train.step import Window, check_finite, optimisation_step
 from tests.conftest import REPO, call
+from tests.forked import Forked
 from tests.train.run_files import assert_same_run, lines, tensors
 
 PLAIN = ("--preset", "smoke", "--trackers", "none")
@@ -142,16 +143,15 @@ def test_too_many_in_a_row_are_an_error_even_across_windows_and_saves() -> None:
 
 def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = [sys.executable, "-m", "train", *PLAIN, "--out", str(out), "--steps", "100000", "--save-every", "100000"]
-    process = subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    words = ["train", *PLAIN, "--out", str(out), "--steps", "100000", "--save-every", "100000"]
+    process = Forked(words, REPO, tmp_path / "printed")
     deadline = time.time() + 120
     while time.time() < deadline and not ((out / "metrics.jsonl").is_file() and (out / "metrics.jsonl").stat().st_size):
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.end(60) == 0, process.error
     stopped = int((out / "LAST").read_text())
-    assert f"stopped by SIGTERM after {stopped} of 100000 steps; continue with --resume" in printed
+    assert f"stopped by SIGTERM after {stopped} of 100000 steps; continue with --resume" in (tmp_path / "printed").read_text()
     steps = stopped + 3
     config = json.loads((out / "config.json").read_text())
     config["config"]["steps"] = steps

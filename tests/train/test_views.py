@@ -97,7 +97,9 @@ def test_schedules_over_t_weigh_each_view() -> None:
     assert float(got) == pytest.approx((1 + 3 + 4) / 4 + 2 * (0.5 * 10 + 20) / 2)
 
 
-DUPA = ("--preset", "dupa-demo", "--data.demo-train", 256, "--data.demo-heldout", 256, "--sample-every", 0, "--trackers", "none", "--log-every", 1)
+NARROW = ("--model.hidden-size", 32, "--model.num-heads", 2, "--alignment.projector-width", 16)
+SHORT = ("--data.demo-train", 256, "--data.demo-heldout", 256, "--sample-every", 0, "--trackers", "none", "--log-every", 1)
+DUPA = ("--preset", "dupa-demo", *NARROW, *SHORT)
 
 
 def test_a_run_resumes_and_its_gsnr_is_that_of_images(tmp_path: Path) -> None:

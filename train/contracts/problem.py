@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gsnr import plugins
+from gsnr.options import kinds
 from gsnr.train.alignments import AlignmentModule
 from gsnr.train.config import ModelConfig, resolve_alignment
 from gsnr.train.data.batches import OF_A_VIEW, PICTURE, Batch
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 GROUPS = {"G1": (4, 3, 2, 2), "G2": (3, 5, 2, 2), "G3": (4, 6, 2, 2), "G4": (4, 6, 2, 2), "teacher": (1, 7, 2, 2), "vlm": (1, 5, 1, 1)}
 MODEL = ModelConfig(input_size=4, patch_size=2, hidden_size=8, depth=3, num_heads=2, num_classes=5)
 PIXELS = 4  # of a picture, a side
+WIDTH = 16  # of hidden layers of a head
 PARTS = ({"name": "uniform", "source": "deep", "tap": 1}, {"name": "sra2", "tap": 2})  # of `multi`
 
 
@@ -32,8 +35,9 @@ def alike(a: Tensor, b: Tensor) -> bool:
 
 
 def made(name: str, model: ModelConfig = MODEL, groups: Mapping[str, tuple[int, ...]] = GROUPS, **options: Any) -> AlignmentModule:
-    """An alignment with these options, its defaults otherwise, as it starts."""
-    chosen = ({"parts": PARTS} if name == "multi" else {}) | options
+    """An alignment with these options, its defaults otherwise, but REPA's wide head narrow, as it starts."""
+    narrow = {"projector_width": WIDTH} if "projector_width" in kinds(plugins.find("alignments", name).Config) else {}
+    chosen = ({"parts": PARTS} if name == "multi" else narrow) | options
     alignment = make_alignment(resolve_alignment({"name": name} | chosen, model), model, groups)
     if alignment.config.pictures:
         alignment.attach(teacher())
