@@ -290,7 +290,7 @@ def test_other_captions_or_encoders_are_another_cache(made: Path, pictures: Path
         ({"captions": None}, "--text-encoder: needs --captions FILE beside it"),
         ({"labels": "x.csv"}, "--labels: is of labelled data; with --captions every label is 0"),
         ({"num_classes": 3}, "--num-classes: is of labelled data"),
-        ({"captions": "nowhere.json"}, r"--captions nowhere\.json: not COCO's annotations \(FileNotFoundError"),
+        ({"captions": "nowhere.json"}, r"--captions nowhere\.json: no such file"),
         ({"data": "nowhere"}, "--data nowhere: no such folder; with --captions it is the folder of the pictures"),
         ({"text_encoder": "nowhere"}, "text encoder 'nowhere' cannot be loaded"),
     ],
@@ -308,11 +308,13 @@ def test_options_that_do_not_go_together(pictures: Path, encoder: Path, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": None}, "TypeError"),
+        ({"images": None}, "it has no list 'images'"),
+        ({"images": [5]}, "entry 0 of 'images' has no 'id', or one that is no number"),
         ({"annotations": [{"image_id": 1, "caption": "a"}]}, "1 captions are of images that it does not list, the first of image 1"),
-        ({"annotations": [{"image_id": 100, "caption": 3}]}, "AttributeError"),
+        ({"annotations": [{"image_id": 100, "caption": 3}]}, "entry 0 of 'annotations' has no 'caption', or one that is no text"),
         ({"images": [{"id": 1, "file_name": "../x.png"}]}, r"'\.\./x\.png' is not the name of a file below the folder"),
-        ({"images": [{"id": k, "file_name": "x.png"} for k in (1, 2)]}, r"image 2 \(x\.png\) is listed twice"),
+        ({"images": [{"id": k, "file_name": "x.png"} for k in (1, 2)]}, r"x\.png is listed twice"),
+        ({"images": [{"id": 1, "file_name": name} for name in ("x.png", "y.png")]}, r"id 1 is that of two images, x\.png and y\.png"),
         ({"images": [], "annotations": []}, "lists no images"),
     ],
 )

@@ -88,7 +88,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--text-encoder",
         metavar="ID",
-        help="CLIP text model (hub id, folder) whose states of the captions are kept: openai/clip-vit-large-patch14, say",
+        help="CLIP text model (hub id, folder, or `demo`) whose states of the captions are kept: openai/clip-vit-large-patch14, say",
     )
     parser.add_argument("--skip-uncaptioned", action="store_true", help="leave out images without a caption, counting them, instead of stopping")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, naming them, instead of stopping")
