@@ -59,7 +59,7 @@ def test_demo_data_that_are_killed_in_the_making_leave_nothing(tmp_path: Path, m
     monkeypatch.setenv("GSNR_CACHE", str(tmp_path))
     child = os.fork()
     if not child:
-        monkeypatch.setattr("gsnr.train.prepare.shards.finish", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr("gsnr.train.prepare.shards.finish", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
         demo_cache(8, 8, "adaptive")
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -130,8 +130,7 @@ def test_released_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(batches, "assemble", noted)
     rule = ("--stop-rule", "haste_trigger", "--stop-rule.below", 1, "--stop-rule.ramp", 3)
-    repa = ("--alignment", "repa", "--alignment.projector-width", 16)
-    words = (*SMALL, *repa, "--gsnr-every", 4, "--gsnr-images", 4, "--gsnr-bins", 2, "--schedule", "wiener", *rule, "--steps", 8)
+    words = (*SMALL, "--alignment", "repa", "--gsnr-every", 4, "--gsnr-images", 4, "--gsnr-bins", 2, "--schedule", "wiener", *rule, "--steps", 8)
     assert call(main, *words, "--out", tmp_path / "whole") == 0
     state = json.loads((tmp_path / "whole" / "checkpoints" / "0000008" / "state.json").read_text())["feedback"]
     assert state["rule"]["released"] == 4 and state["schedule"]["edges"] == [0.0, 0.5, 1.0]

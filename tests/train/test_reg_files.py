@@ -177,7 +177,7 @@ def test_samples_are_their_own_and_the_token_has_its_guidance(run: Path, tmp_pat
 
 
 def test_a_model_without_a_token_has_none_to_guide(smoke_run: Path, tmp_path: Path) -> None:
-    for words in (("--cls-cfg", 2.3), ("--cls-cfg-interval", "0,0.85")):
+    for words in (("--cls-cfg", 2.3), ("--cfg", 2, "--cls-cfg-interval", "0,0.85")):
         with pytest.raises(ValueError, match=r"--cls-cfg, --cls-cfg-interval: .* has no class token to guide; leave them out"):
             call(sample, "--ckpt", smoke_run, *words, "--n", 4, "--out", tmp_path / "s.npz")
     assert not list(tmp_path.iterdir())
