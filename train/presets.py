@@ -13,6 +13,7 @@ from typing import Any
 
 from gsnr.commandline import meant
 from gsnr.train import text_presets
+from gsnr.train.demo_recipe import DEMO_PROJECTOR_WIDTH, demo_recipe
 
 #              depth  hidden_size  num_heads  input_size     (SiT Table 1; input 32 is 256 pixels, 64 is 512)
 SIZES = {
@@ -26,7 +27,6 @@ PUBLISHED = {size.removesuffix("2").upper(): values[:3] for size, values in SIZE
 DEMO, SMOKE = "demo", "smoke"
 
 DEMO_TAPS = {2: 1, 3: 2, 4: 3, 8: 4}  # blocks of B's 12 -> of the demo's 6: in proportion, but kept apart
-DEMO_PROJECTOR_WIDTH = 256  # REPA's 2048 is for widths of 768 and more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,13 +266,7 @@ def _demo(alignment: dict[str, Any]) -> dict[str, Any]:
         "data": {"path": "demo", "workers": 0},
         "model": {"input_size": 8, "patch_size": 1, "hidden_size": 96, "depth": 6, "num_heads": 4, "num_classes": 10},
         "alignment": _at_demo_size(alignment),
-        "optim": {"lr": 2e-3, "warmup": 50, "ema": 0.99},
-        "steps": 2800,
-        "batch": 16,
-        "precision": "no",
-        "log_every": 10,
-        "save_every": 700,
-        "sample_every": 1400,
+        **demo_recipe(),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from gsnr.train.config import MMDIT
+from gsnr.train.demo_recipe import DEMO_PROJECTOR_WIDTH, demo_recipe
 
 COCO, DEMO = "coco", "demo-text"  # sizes; the second is the name of its data, too
 TAPS = {COCO: 8, DEMO: 1}  # a third of the depth
@@ -33,12 +34,6 @@ def at(row: str, size: str) -> dict[str, Any]:
     return {
         "data": {"path": DEMO, "workers": 0},
         "model": {"kind": MMDIT, "init_rule": "adaln_zero", **sizes},
-        "alignment": alignment | ({"projector_width": 256} if row == "repa" else {}),
-        "optim": {"lr": 2e-3, "warmup": 50, "ema": 0.99},
-        "steps": 2800,
-        "batch": 16,
-        "precision": "no",
-        "log_every": 10,
-        "save_every": 700,
-        "sample_every": 1400,
+        "alignment": alignment | ({"projector_width": DEMO_PROJECTOR_WIDTH} if row == "repa" else {}),
+        **demo_recipe(),
     }

@@ -23,6 +23,7 @@ from gsnr.commandline import Parser, a_path, seed
 from gsnr.train import vae as vaes
 from gsnr.train.demo import attributes, captioned
 from gsnr.train.demo.captions import ATTRIBUTES
+from gsnr.train.demo.fit_teacher import moved
 from gsnr.train.demo.fit_vae import check_new, learning_rate, reconstruct, write
 from gsnr.train.priors.features import to_pixels
 
@@ -37,12 +38,9 @@ def jitter(x_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
     """Every image turned, stretched, tinted a little, and noisy."""
     n = len(x_BCHW)
     turn_B, scale_B2 = rng.uniform(-TURN_RAD, TURN_RAD, n), rng.uniform(1 - STRETCH, 1 + STRETCH, (n, 2))
-    rotation_B22 = np.stack([np.cos(turn_B), -np.sin(turn_B), np.sin(turn_B), np.cos(turn_B)], axis=1).reshape(n, 2, 2)
-    affine_B23 = np.concatenate([rotation_B22 * scale_B2[:, :, None], np.zeros((n, 2, 1))], axis=2)
-    where_BHW2 = F.affine_grid(torch.from_numpy(affine_B23).to(x_BCHW), list(x_BCHW.shape), align_corners=False)
-    moved = F.grid_sample(x_BCHW, where_BHW2, padding_mode="border", align_corners=False)
+    placed = moved(x_BCHW, turn_B, scale_B2, np.zeros((n, 2)), "border")
     gain = torch.from_numpy(rng.uniform(1 - GAIN, 1 + GAIN, (n, 3, 1, 1))).to(x_BCHW)
-    return (moved + 1) * gain - 1 + NOISE * torch.from_numpy(rng.standard_normal(x_BCHW.shape, dtype=np.float32))
+    return (placed + 1) * gain - 1 + NOISE * torch.from_numpy(rng.standard_normal(x_BCHW.shape, dtype=np.float32))
 
 
 def data(seed: int) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,14 @@ TURN_RAD, STRETCH, SHIFT = 0.2, 0.15, 0.1  # how far an image is turned, stretch
 HELDOUT = 512
 
 
+def moved(x_BCHW: Tensor, turn_B: np.ndarray, scale_B2: np.ndarray, shift_B2: np.ndarray, padding_mode: str) -> Tensor:
+    """Every image turned (radians), stretched along each axis and shifted (1 = half a side)."""
+    rotation_B22 = np.stack([np.cos(turn_B), -np.sin(turn_B), np.sin(turn_B), np.cos(turn_B)], axis=1).reshape(len(x_BCHW), 2, 2)
+    affine_B23 = np.concatenate([rotation_B22 * scale_B2[:, :, None], shift_B2[:, :, None]], axis=2)
+    where_BHW2 = F.affine_grid(torch.from_numpy(affine_B23).to(x_BCHW), list(x_BCHW.shape), align_corners=False)
+    return F.grid_sample(x_BCHW, where_BHW2, padding_mode=padding_mode, align_corners=False)
+
+
 def jitter(x_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
     """Every image turned, stretched and shifted a little, mirrored where it leaves its frame."""
     n = len(x_BCHW)
@@ -42,10 +50,7 @@ def jitter(x_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
         rng.uniform(1 - STRETCH, 1 + STRETCH, (n, 2)),
         rng.uniform(-SHIFT, SHIFT, (n, 2)),
     )
-    rotation_B22 = np.stack([np.cos(turn_B), -np.sin(turn_B), np.sin(turn_B), np.cos(turn_B)], axis=1).reshape(n, 2, 2)
-    affine_B23 = np.concatenate([rotation_B22 * scale_B2[:, :, None], shift_B2[:, :, None]], axis=2)
-    where_BHW2 = F.affine_grid(torch.from_numpy(affine_B23).to(x_BCHW), list(x_BCHW.shape), align_corners=False)
-    return F.grid_sample(x_BCHW, where_BHW2, padding_mode="reflection", align_corners=False)
+    return moved(x_BCHW, turn_B, scale_B2, shift_B2, "reflection")
 
 
 def fit(steps: int, batch: int, lr: float, seed: int) -> ConvNet:
