@@ -5,6 +5,8 @@ PYTHON ?= python3
 HASHES ?=
 RUN ?= runs/demo
 STEPS ?= 800
+# how many trainings side by side: 2 on two cores, 8 on a GPU with 16
+JOBS ?= 2
 # the same of the demo with captions
 TEXT_RUN ?= runs/demo-text
 TEXT_STEPS ?= 800
@@ -17,7 +19,7 @@ DOCS := $(VENV)/.docs
 FIGURES := runs/figures
 PROBES := alignment,controls,router,vae_pca
 COMPARED := sit repa sra2 uniform-mid uniform-deep ahpa-standardise
-HALF := $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
+EACH = $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + $(JOBS) - 1) / $(JOBS))))
 COMMA := ,
 SPACE := $(subst ,, )
 METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa,ahpa-spatial,haste-features,va-repa,reed-image,gram,layersync,spare,disperse,rare,dupa,spare-across
@@ -31,7 +33,7 @@ FORK_FRECHET ?= 512
 FORK_FROM ?= 0000800 0001600
 FORK_ROWS ?= repa@1,repa@2,repa@3,repa@4,uniform-deep@1,uniform-deep@2,uniform-deep@3,uniform-mid@2,source-g1@2,sra2@1,ahpa@2,repa@2:0-0.5,repa@2:0.5-1
 FORK_CONTROLS ?= shuffled:repa@2,random:repa@2,constant:repa@2
-FORKED = --steps $(FORK_STEPS) --lr $(FORK_LR) --seeds $(FORK_SEEDS) --frechet $(FORK_FRECHET) --jobs 2
+FORKED = --steps $(FORK_STEPS) --lr $(FORK_LR) --seeds $(FORK_SEEDS) --frechet $(FORK_FRECHET) --jobs $(JOBS)
 define powered
 $(BIN)/gsnr fork --ckpt $(FORKS)/vanilla/checkpoints/$(1) --rows none $(FORKED) --out $(FORKS)/from-$(1)
 
@@ -60,6 +62,12 @@ $(BIN)/gsnr sample --ckpt $(CAPTIONS)/$(1)-s$(2) --n 256 --sampling-steps 12 --c
 $(BIN)/gsnr evaluate --samples $(CAPTIONS)/$(1)-s$(2).npz --features attributes --out $(CAPTIONS)/$(1)-s$(2).json
 
 endef
+# docs/stopping.md: the rule, before any row was run
+ROUTERS ?= runs/routers
+ROUTERS_STEPS ?= 1400
+ROUTERS_SEEDS ?= 0,1,2,3,4
+LEARNED = $(foreach row,ahpa per-group router-lookahead,$(foreach seed,$(subst $(COMMA),$(SPACE),$(ROUTERS_SEEDS)),$(ROUTERS)/$(row)-s$(seed)))
+ROUTED_GRID = --seeds $(ROUTERS_SEEDS) --steps $(ROUTERS_STEPS) --frechet 512 --jobs $(JOBS) --sample-every 0 --trackers none
 HANDOVER ?= runs/handover
 HANDOVER_OPTIONS ?=
 RELEASED := $(foreach lr,0.3 1,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
@@ -77,7 +85,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help announced demo demo-text captions figures probed-sit ablations methods handover routing vanilla power forks balance test gpu check docs hashes notebooks clean
+.PHONY: help announced demo demo-text captions figures probed-sit ablations methods handover routing routers vanilla power forks balance test gpu check docs hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -131,8 +139,8 @@ captions: $(RUNS) ## does a text model read its captions? own ones in training a
 
 figures: $(RUNS) ## every figure, from nothing: trains the demo at full length and its other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
 	$(BIN)/gsnr train --preset demo --out $(FIGURES)/demo --resume
-	$(BIN)/gsnr grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs 2
-	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j 2 $(COMPARED:%=probed-%)
+	$(BIN)/gsnr grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs $(JOBS)
+	OMP_NUM_THREADS=$(EACH) $(MAKE) --no-print-directory -j $(JOBS) $(COMPARED:%=probed-%)
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/demo --resume
 	$(BIN)/gsnr figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
@@ -147,10 +155,10 @@ probed-%: # the target that a run was aligned to, on its own backbone
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --resume
 
 ablations: $(RUNS) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
-	$(BIN)/gsnr grid --out runs/ablations --steps 200 --jobs 2
+	$(BIN)/gsnr grid --out runs/ablations --steps 200 --jobs $(JOBS)
 
 methods: $(RUNS) ## the methods at the demo's full length, three seeds each, with the Fréchet distance, and beta(t) under each feature normalisation: runs/methods; hours, goes on where it stopped
-	$(BIN)/gsnr grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs 2 --rows $(METHODS)
+	$(BIN)/gsnr grid --out runs/methods --seeds 0,1,2 --frechet 2048 --jobs $(JOBS) --rows $(METHODS)
 	$(BIN)/gsnr probe --ckpt $(ROUTED) --probe router --out runs/methods/routers --resume
 	$(BIN)/gsnr figures --run runs/methods/routers --figure fig_beta
 
@@ -163,10 +171,17 @@ handover: $(RUNS) ## beta(t) while the router learns and at the end: its rate x 
 	$(BIN)/gsnr figures --run $(HANDOVER)/switched --figure fig_handover
 
 routing: $(STAMP) ## routing across depth (DAR) beside plain streams: 5 rows, 3 seeds, equal steps and equal MACs, diagnostics; docs/routing.md; an hour, goes on where it stopped
-	$(BIN)/gsnr grid --out $(ROUTING) --rows sit,sit-plus,dar-static,dar-static-t,dar-dynamic --seeds 0,1,2 --steps 800 --frechet 512 --jobs 2 \
+	$(BIN)/gsnr grid --out $(ROUTING) --rows sit,sit-plus,dar-static,dar-static-t,dar-dynamic --seeds 0,1,2 --steps 800 --frechet 512 --jobs $(JOBS) \
 		--save-every 10 --keep-last 13 --keep-every 100 --sample-every 0 --trackers none
 	$(BIN)/python -m tests.benchmarks.routed $(ROUTING)
 	$(foreach row,sit dar-static dar-dynamic,$(call drawn,$(ROUTING)/$(row)-s0))
+
+routers: $(RUNS) ## routers with a stated objective (lookahead, B3) beside AHPA's: five seeds, held-out loss and Frechet distance, beta(t); docs/stopping.md; hours, goes on where it stopped
+	$(BIN)/gsnr grid --out $(ROUTERS) --rows uniform-both,ahpa,router-lookahead,per-group,sit $(ROUTED_GRID)
+	$(BIN)/gsnr probe --ckpt $(ROUTERS)/per-group-s0 --probe mixture --n-images 512 --resume
+	$(BIN)/gsnr grid --out $(ROUTERS)/b3 --rows per-group $(ROUTED_GRID) --alignment.router table --alignment.router-table $(ROUTERS)/per-group-s0/probes/mixture.parquet
+	$(BIN)/gsnr probe --ckpt $(LEARNED) --probe router --out $(ROUTERS)/learned --resume
+	$(BIN)/gsnr figures --run $(ROUTERS)/learned --figure fig_beta
 
 vanilla: $(RUNS)
 	$(BIN)/gsnr train --preset sit-demo --save-every 200 --sample-every 0 --out $(FORKS)/vanilla --resume
@@ -178,7 +193,7 @@ forks: vanilla ## which criterion predicts what an alignment brings? 16 rows, 5 
 	$(foreach at,$(FORK_FROM),$(call forked,$(at)))
 
 balance: $(RUNS) ## cosine and balance of the two gradients over training: vanilla, REPA, AHPA and their shuffled controls, three seeds; hours, goes on where it stopped
-	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j 2 $(BALANCED)
+	OMP_NUM_THREADS=$(EACH) $(MAKE) --no-print-directory -j $(JOBS) $(BALANCED)
 	$(BIN)/gsnr figures --run $(BALANCE)/measured/* --figure fig_balance --out $(BALANCE)/drawn
 
 # balanced.ROW.CONTROL.SEED: one training, and what its checkpoints say

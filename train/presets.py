@@ -225,6 +225,7 @@ def _ablations() -> dict[str, Row]:
         "features-centre": _ahpa("-", features="centre"),
         "features-rms": _ahpa("-", features="rms"),
         "per-group": _ahpa("-", per_group=True),
+        "router-lookahead": _ahpa("-", router_objective="lookahead"),
         "router-entropy": _ahpa("-", entropy=0.05),
         "router-temperature": _ahpa("-", temperature=4.0),
         "per-group-entropy": _ahpa("-", per_group=True, entropy=0.05),
