@@ -64,7 +64,7 @@ class Subject:
     def ema(self) -> Backbone:
         """The averaged backbone, whatever weights are probed: the teacher of alignments to it."""
         if self.checkpoint.weights == "ema":
-            return self.checkpoint.model
+            return self.checkpoint.model.to(self.device)
         return self.again("ema").model.to(self.device)
 
     def require_images(self, options: ProbeOptions) -> None:
