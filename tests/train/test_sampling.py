@@ -182,6 +182,15 @@ def test_kill_minus_9_and_the_same_command_again(smoke_run: Path, whole: Path, t
     assert [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
 
 
+def test_images_that_lie_channels_first_in_memory_are_kept_as_they_are(tmp_path: Path) -> None:
+    """As a GPU's decoder leaves them: safetensors would write the memory, and the image would come back as nine small ones."""
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8).transpose(0, 2, 3, 1)
+    place = shards.Workplace(tmp_path / "samples.npz")
+    place.aside.mkdir()
+    place.write(0, images_NHWC, "0")
+    assert np.array_equal(place.read(0)[0], images_NHWC)
+
+
 def test_a_damaged_shard_is_named_and_a_finished_output_only_tidied(
     smoke_run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -66,9 +66,9 @@ class Workplace:
         return self.path(number).is_file()
 
     def write(self, number: int, images_NHWC: NDArray[np.uint8], latents_sha: str) -> None:
-        """Raises OSError on a full disk."""
+        """Raises OSError on a full disk. Images come channels last in memory from a CPU and channels first from a GPU, and safetensors writes memory."""
         with files.replacing(self.path(number)) as aside:
-            aside.write_bytes(checksums.seal_tensors(save({IMAGES: images_NHWC}, {LATENTS: latents_sha})))
+            aside.write_bytes(checksums.seal_tensors(save({IMAGES: np.ascontiguousarray(images_NHWC)}, {LATENTS: latents_sha})))
 
     def read(self, number: int) -> tuple[NDArray[np.uint8], str]:
         """(images, SHA-256 of their latents). Raises ValueError naming a shard that is damaged."""
