@@ -18,13 +18,15 @@ SEVERAL_RUNS = True
 TITLE = "Is the conflict late in training the target's doing? Alignment and denoising gradients over the steps"
 CAPTION = (
     "A row is a target, whose projector is fitted alike on every checkpoint; a colour is what runs were trained with. Markers: one seed each, with "
-    "the 95 % interval over images; lines: the mean of the seeds; open markers: the interval holds 0. Left: cosine of the mean alignment and "
-    "denoising gradients. Right: balance rho; 0 is independent, -1 (dotted) the equilibrium that any target comes to, useful or not. Runs whose "
-    "curves lie on one another differ in nothing that these numbers show."
+    "the 95 % interval over images; lines: the median of the seeds; open markers: not told from 0; triangles at an edge: values beyond it, of "
+    "gradients that are hardly resolved. Left: cosine of the mean alignment and denoising gradients. Right: balance rho; 0 is independent, -1 "
+    "(dotted) the equilibrium that any target comes to, useful or not. Runs whose curves lie on one another differ in nothing that these numbers "
+    "show."
 )
 MEASURES = {"cosine": "cosine to the denoising gradient", "balance": r"balance $\rho$"}
 SEED = re.compile(r"-s\d+$")
-MOST, WIDEST = len(COLOURS), 2.0  # rows of training that can be told apart; half a panel of rho, beyond which intervals are cut
+MOST = len(COLOURS)  # rows of training that can be told apart
+REACH = {"cosine": 1.0, "balance": 2.0}  # of a panel, up and down
 
 
 def example() -> list[dict[str, Any]]:
@@ -53,11 +55,14 @@ def _panel(axes: Axes, rows: pd.DataFrame, methods: list[str], reach: float) -> 
         known = np.isfinite(low)
         bars = np.stack([value - low, high - value])[:, known]
         axes.errorbar(x[known], value[known], yerr=np.maximum(bars, 0), fmt="none", lw=0.5, alpha=0.7, **look)
-        unseen = ~known | ((low <= 0) & (high >= 0))
-        for of, fill in ((~unseen, COLOURS[i]), (unseen, "white")):
+        unseen, beyond = ~known | ((low <= 0) & (high >= 0)), np.abs(value) > reach
+        for of, fill in ((~unseen & ~beyond, COLOURS[i]), (unseen & ~beyond, "white")):
             axes.plot(x[of], value[of], MARKERS[i], ms=2.6, markerfacecolor=fill, markeredgewidth=0.5, **look)
-        mean = own.groupby("step")["value"].mean()
-        axes.plot(mean.index, mean, ls=LINES[i % len(LINES)], lw=1.1, label=method, zorder=3, **look)
+        for sign, arrow in ((1, "^"), (-1, "v")):
+            of = beyond & (np.sign(value) == sign)
+            axes.plot(x[of], np.full(of.sum(), 0.96 * sign * reach), arrow, ms=2.4, alpha=0.6, markeredgewidth=0, **look)
+        middle = own.groupby("step")["value"].median().clip(-reach, reach)
+        axes.plot(middle.index, middle, ls=LINES[i % len(LINES)], lw=1.1, label=method, zorder=3, **look)
     axes.axhline(0, color="black", lw=0.6, zorder=0)
     axes.set_ylim(-reach, reach)
 
@@ -76,8 +81,7 @@ def draw(table: pd.DataFrame) -> Figure:
         for line, target in zip(all_axes, targets, strict=True):
             for axes, (measure, label) in zip(line, MEASURES.items(), strict=True):
                 own = rows[(rows["target"] == target) & (rows["metric"] == measure)]
-                largest = float(np.nanmax(own["value"].abs(), initial=0.1))
-                _panel(axes, own, methods, max(WIDEST, 1.2 * largest) if measure == "balance" else min(1.0, 1.6 * largest))
+                _panel(axes, own, methods, REACH[measure])
                 axes.set_ylabel(label)
             line[0].set_title(f"target {target}", loc="left")
             line[1].axhline(-1, color=GREY, lw=0.8, ls=(0, (1, 2)), zorder=0)

@@ -35,6 +35,7 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr recommend", __doc__)
     parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder, best of a run without alignment")
+    parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
     parser.add_argument("--rows", metavar="A,B", help="rows (default: the targets that the data allow at four blocks, two ranges of t, controls)")
     parser.add_argument("--criteria", metavar="A,B", help=f"of {', '.join(plugins.names('criteria'))} (default: all)")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: RUN/recommended)")
@@ -125,14 +126,14 @@ def _recommended(args: Namespace, criteria: list[str], out: Path) -> Recommendat
     from gsnr.probes.common import recommendation
     from gsnr.probes.common.subject import load
 
-    subject = load(args.ckpt, data=None, vae_name=None, model=None, weights="ema")
+    subject = load(args.ckpt, data=args.data, vae_name=None, model=None, weights="ema", control=False)  # rows name their own
     case = _case(args, out, subject)
-    known = None if args.validate or args.forks is None else recommendation.benefits(args.forks, subject.checkpoint, args.benefit)
+    known = [] if args.validate or args.forks is None else recommendation.benefits(args.forks, subject.checkpoint, args.benefit)
     values = recommendation.measure(case, criteria)
     forked = _forked(args, out, case.rows)
     if args.validate and forked is not None:
         known = recommendation.benefits(forked, subject.checkpoint, args.benefit)
-    return recommendation.Recommendation(case=case, values=values, benefit=known)
+    return recommendation.Recommendation(case=case, values=values, benefits=known)
 
 
 def main(argv: list[str]) -> int:
@@ -142,6 +143,8 @@ def main(argv: list[str]) -> int:
         plugins.get("criteria", name)
     if "lookahead" in criteria and not args.lookahead:
         raise ValueError("--criteria lookahead: needs --lookahead K, how many steps")
+    if args.data is not None and (args.validate or args.lookahead):
+        raise ValueError("--data: forks train on the data of the checkpoint; leave out --validate and --lookahead")
     if args.validate and args.forks is not None:
         raise ValueError("--validate trains forks, --forks reads those that are there; name one of them")
     if args.validate:

@@ -97,9 +97,10 @@ def _last(run: Path) -> bytes | None:
         return None
 
 
-def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True) -> tuple[Header, dict[str, Split]]:
+def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = True, control: bool = True) -> tuple[Header, dict[str, Split]]:
     """The data to measure a checkpoint on: `data` (a cache folder, `demo` or `demo-text`), or else those it was trained on. features: they must be
-    there, those that the alignment needs, under the control that it was trained with; those that the model itself reads must be in any case.
+    there, those that the alignment needs, under the control that it was trained with (unless not `control`); those that the model itself reads
+    must be in any case.
 
     Raises ValueError where it does not say, and where they do not fit it.
     """
@@ -110,7 +111,7 @@ def data_of(loaded: checkpoint.Checkpoint, data: str | None, features: bool = Tr
     if data is None and (path := loaded.config.data.path) not in DEMOS and not Path(path).exists():
         raise ValueError(f"{loaded.folder}: was trained on {path}, which is not there; name the cache with --data")
     if data is None or data == loaded.config.data.path:
-        header, splits = open_data(loaded.config, control=features)
+        header, splits = open_data(loaded.config, control=features and control)
     elif data in DEMOS:
         header, splits = open_data(resolve({"data": {"path": data}, "model": asdict(loaded.config.model)}))
     else:

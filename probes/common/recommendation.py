@@ -3,6 +3,7 @@
 OUT/recommend.parquet   one line a row and criterion, as `gsnr.table` names its columns; "benefit" is a criterion's neighbour, with its interval
 OUT/recommend.csv       one line a row: each criterion with its interval
 OUT/recommend.md        the same for people
+OUT/judged.parquet      where there are forks: each criterion against each of their metrics, one line a number
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def measure(case: Case, criteria: list[str]) -> list[Values]:
     return found
 
 
-def benefits(folder: Path, loaded: Checkpoint, metric: str | None) -> Benefit:
-    """Of the forks in a folder. Raises ValueError where they are of another checkpoint, or lack the metric."""
+def benefits(folder: Path, loaded: Checkpoint, metric: str | None) -> list[Benefit]:
+    """Of the forks in a folder: of `metric` (default: the Fréchet distance, where they have it) first, then of their others. Raises ValueError where
+    they are of another checkpoint, or lack the metric."""
     for name in (tables.RESULT, tables.TABLE):
         if not (folder / name).is_file():
             raise ValueError(f"--forks {folder}: holds no {name}; name a folder that `gsnr fork --out` wrote")
@@ -83,6 +85,10 @@ def benefits(folder: Path, loaded: Checkpoint, metric: str | None) -> Benefit:
     metric = metric or ("frechet" if "frechet" in there else "velocity_loss")
     if metric not in there:
         raise ValueError(f"--benefit {metric}: the forks in {folder} have {', '.join(there)}")
+    return [_benefit(runs, name, about) for name in dict.fromkeys((metric, *there))]
+
+
+def _benefit(runs: pd.DataFrame, metric: str, about: dict[str, Any]) -> Benefit:
     wide = runs.pivot(index="row", columns="seed", values=metric)
     gain = (wide - wide.loc[VANILLA]) * (1 if metric in HIGHER else -1)
     whole = gain.dropna(axis=1, how="all").dropna(axis=0)
@@ -91,9 +97,15 @@ def benefits(folder: Path, loaded: Checkpoint, metric: str | None) -> Benefit:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
+    """benefits: what forks say, the metric to go by first; none without forks."""
+
     case: Case
     values: list[Values]
-    benefit: Benefit | None
+    benefits: list[Benefit]
+
+    @property
+    def benefit(self) -> Benefit | None:
+        return self.benefits[0] if self.benefits else None
 
     @property
     def rows(self) -> list[Row]:
@@ -116,14 +128,16 @@ class Recommendation:
         """The controls that do not rank last."""
         return [self.rows[i].label for i in ranking.misplaced(self.column(values), self.controls)]
 
-    def judged(self, values: Values, controls: bool) -> ranking.Judgement | None:
-        """Against the forks, over the rows that they have; with or without the controls. None for fewer than three."""
-        if self.benefit is None:
+    def judged(self, values: Values, controls: bool, benefit: Benefit | None = None) -> ranking.Judgement | None:
+        """Against the forks (benefit: of this metric, not the first), over the rows that they have; with or without the controls. None for fewer
+        than three."""
+        benefit = benefit or self.benefit
+        if benefit is None:
             return None
-        known = [i for i, row in enumerate(self.rows) if row.label in self.benefit.by_seed and (controls or not row.is_control)]
+        known = [i for i, row in enumerate(self.rows) if row.label in benefit.by_seed and (controls or not row.is_control)]
         if len(known) < 3:
             return None
-        return ranking.judge(self.column(values)[known], np.stack([self.benefit.by_seed[self.rows[i].label] for i in known]))
+        return ranking.judge(self.column(values)[known], np.stack([benefit.by_seed[self.rows[i].label] for i in known]))
 
     @property
     def default(self) -> Values | None:
@@ -149,8 +163,20 @@ AT_AN_OPTIMUM = (
 )
 
 
+def said_by_forks(found: Recommendation) -> list[str]:
+    """Which target forks say to take, if any: a sentence, none without forks. At 95 % for all targets together (Bonferroni)."""
+    benefit = found.benefit
+    rows = [row for row in found.rows if not row.is_control and benefit is not None and row.label in benefit.by_seed]
+    if benefit is None or not rows:
+        return []
+    best = max(rows, key=lambda row: benefit.by_seed[row.label].mean())
+    gain = gain_of(benefit, best, 1 - 0.05 / len(rows))
+    verdict = "take it" if gain[1] > 0 else "no target is better than no alignment: by these forks, align nothing"
+    return [f"By the forks ({tables.label(benefit.metric)}, {len(rows)} targets): {best.label} brings most, {_cell(gain)}; {verdict}."]
+
+
 def said_of_default(found: Recommendation) -> list[str]:
-    """What is recommended, and how far that was validated: two sentences."""
+    """What the default criterion recommends, and how far that was validated: two sentences."""
     default = found.default
     row = None if default is None else found.pick(default)
     if default is None or row is None:
@@ -187,21 +213,30 @@ def _criterion_lines(found: Recommendation) -> list[str]:
     return lines
 
 
-def gain_of(benefit: Benefit, row: Row) -> Interval:
+def gain_of(benefit: Benefit, row: Row, level: float = 0.95) -> Interval:
     """Mean over seeds and its t interval; NaN for a row without forks."""
     x_S = benefit.by_seed.get(row.label)
     if x_S is None:
         return float("nan"), float("nan"), float("nan")
     if len(x_S) < 2:
         return float(x_S[0]), float("nan"), float("nan")
-    return float(x_S.mean()), *student_interval(float(x_S.mean()), float(x_S.std(ddof=1)) / np.sqrt(len(x_S)), len(x_S), 0.95)
+    return float(x_S.mean()), *student_interval(float(x_S.mean()), float(x_S.std(ddof=1)) / np.sqrt(len(x_S)), len(x_S), level)
 
 
 def markdown(found: Recommendation) -> str:
     c = found.case.subject.checkpoint
     head = ["row", *(v.label for v in found.values), *(["benefit by forks"] if found.benefit else [])]
     aligned = [AT_AN_OPTIMUM.format(c.alignment.name)] if c.alignment.taps else []
-    lines = [*said_of_default(found), *aligned, "", *_criterion_lines(found), "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = [
+        *said_by_forks(found),
+        *said_of_default(found),
+        *aligned,
+        "",
+        *_criterion_lines(found),
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
     for row in found.rows:
         name = f"{row.label} (control)" if row.is_control else row.label
         cells = [name, *(_cell(v.of[row.label]) for v in found.values)]
@@ -219,6 +254,25 @@ def _table_rows(found: Recommendation) -> list[dict[str, Any]]:
         values = {v.name: v.of[row.label] for v in found.values} | ({"benefit": gain_of(found.benefit, row)} if found.benefit else {})
         for name, (value, low, high) in values.items():
             made.append(here | {"group": f"block {row.block}", "metric": name, "value": value, "low": low, "high": high})
+    return made
+
+
+def _judged_rows(found: Recommendation) -> list[dict[str, Any]]:
+    """Every criterion against every metric of the forks. Spearman: its bootstrap interval; regret: one standard deviation over seeds on each side."""
+    shared = found.case.subject.columns("judged", found.case.options) | bin_columns(0, 0.0, 1.0)
+    made = []
+    for benefit in found.benefits:
+        for values in found.values:
+            targets, all_rows = (found.judged(values, controls, benefit) for controls in (False, True))
+            here = shared | {"target": values.name, "control": "none", "projector": "linear", "group": benefit.metric}
+            numbers = {}
+            if targets is not None:
+                numbers["spearman_targets"] = (targets.spearman, *targets.interval)
+                numbers["regret"] = (targets.regret, targets.regret - targets.regret_sd, targets.regret + targets.regret_sd)
+            if all_rows is not None:
+                numbers["spearman"] = (all_rows.spearman, *all_rows.interval)
+            for name, (value, low, high) in numbers.items():
+                made.append(here | {"metric": name, "value": value, "low": low, "high": high})
     return made
 
 
@@ -240,7 +294,7 @@ def write(out: Path, found: Recommendation) -> str:
     default = found.default
     picks = {v.name: row.label for v in found.values if (row := found.pick(v)) is not None}
     about = {
-        "said": said_of_default(found),
+        "said": [*said_by_forks(found), *said_of_default(found)],
         "labels": {v.name: v.label for v in found.values} | ({} if found.benefit is None else {"benefit": tables.label(found.benefit.metric)}),
         "picks": picks,
         "default": None if default is None else default.name,
@@ -252,5 +306,8 @@ def write(out: Path, found: Recommendation) -> str:
     out.mkdir(parents=True, exist_ok=True)
     with table.writing() as write_one:
         write_one(out / "recommend.parquet", "metrics", _table_rows(found), about)
+        if judged := _judged_rows(found):
+            of = {b.metric: tables.label(b.metric) for b in found.benefits}
+            write_one(out / "judged.parquet", "metrics", judged, {"labels": {v.name: v.label for v in found.values} | of})
     files.write_texts({out / "recommend.csv": _frame(found).to_csv(index=False), out / "recommend.md": words})
     return words

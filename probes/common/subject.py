@@ -141,13 +141,15 @@ def load(
     model: str | None,
     weights: str,
     align_from: Path | None = None,
+    control: bool = True,
 ) -> Subject:
-    """Opens a checkpoint and its data. Raises ValueError for anything missing, damaged or mismatched."""
+    """Opens a checkpoint and its data, under the negative control that it was trained with (unless not `control`). Raises ValueError for anything
+    missing, damaged or mismatched."""
     read = _reader(ckpt, data, model)
     loaded = read(weights)  # type: ignore[arg-type]
     again = read if ckpt.is_file() else partial(checkpoint.load, loaded.folder)  # the same, if the run goes on meanwhile
     named = None if vae_name is None else vae.load(vae_name)
-    header, splits = opening.data_of(loaded, data)
+    header, splits = opening.data_of(loaded, data, control=control)
     if named is not None and named.sha != header.vae_sha:
         raise ValueError(f"--vae {vae_name}: not the VAE that made the latents ({header.vae!r}, {header.vae_sha[:12]})")
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

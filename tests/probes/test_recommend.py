@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gsnr import ranking, recommend
+from gsnr import ranking, recommend, table
 from gsnr.probes.common import reading_rows, recommendation
+from gsnr.probes.common.case import Case
 from gsnr.probes.common.kernels import cka
 from gsnr.probes.common.readings import Joined, Readings
 from gsnr.probes.common.ridge import CHOOSES, SOLVES, Outputs, Ridge
@@ -21,6 +22,7 @@ from gsnr.probes.criteria import balance, gap, gate_ablation, utility
 from gsnr.probes.criteria import cka as cka_criterion
 from gsnr.train import fork
 from gsnr.train.command import main as train
+from gsnr.train.data.controls import ControlledSplit
 from gsnr.train.models.sit import SiT
 
 
@@ -172,17 +174,38 @@ def test_recommend_from_a_vanilla_run(parent: Path, tmp_path: Path, capsys: pyte
     few = "repa@1,uniform-deep@2,uniform-deep@1:0-0.5,shuffled:repa@1"
     fork.main(["--ckpt", str(parent), "--rows", few, "--steps", "1", "--seeds", "0,1", "--out", str(forks)])
     capsys.readouterr()
-    chosen = [*words[:4], "--n-images", "16", "--train-images", "32", "--criteria", "gap,cosine", "--forks", str(forks)]
+    chosen = [*words[:4], "--n-images", "16", "--train-images", "32", "--criteria", "gap,cosine,gate_ablation", "--forks", str(forks)]
     assert recommend.main([*chosen, "--out", str(tmp_path / "two")]) == 0
     assert "Spearman over targets" in capsys.readouterr().out
     runs = pd.read_csv(forks / "table.csv").pivot(index="row", columns="seed", values="velocity_loss")
     gains = pd.read_csv(tmp_path / "two/recommend.csv").set_index("row")["benefit"]
+    judged = table.read(tmp_path / "two/judged.parquet", "judged")
+    assert set(judged["group"]) == {"velocity_loss"} and set(judged["target"]) <= {"gap", "cosine", "gate_ablation"}
+    changes = pd.read_csv(tmp_path / "two/recommend.csv").set_index("row")["gate_ablation"][few.split(",")]
+    naive = stats.spearmanr(changes, gains[few.split(",")]).statistic
+    assert judged.set_index(["target", "metric"])["value"]["gate_ablation", "spearman"] == pytest.approx(naive)
     assert gains["repa@1"] == pytest.approx((runs.loc["none"] - runs.loc["repa@1"]).mean()) and np.isnan(gains["constant:repa@1"])
     about = json.loads((forks / "forks.json").read_text())
     (forks / "forks.json").write_text(json.dumps(about | {"about": about["about"] | {"checkpoint_sha": "0"}}))
     with pytest.raises(ValueError, match=r"whose weights are not those of"):
         recommend.main([*chosen, "--out", str(tmp_path / "three")])
     assert not (tmp_path / "three").exists()
+
+
+def test_rows_of_a_run_trained_on_a_control_have_features_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make balance` compares: the same true target on runs that had it, and on runs that had another image's."""
+    run = tmp_path / "run"
+    train(["--preset", "smoke", "--data.control", "shuffled", *VANILLA[4:], "--steps", "2", "--out", str(run)])
+    seen: list[Case] = []
+    monkeypatch.setattr(recommendation, "measure", lambda case, _: seen.append(case) or [])
+    monkeypatch.setattr(recommendation, "write", lambda *_: "")
+    monkeypatch.setattr(recommend, "_draw", lambda out: out)
+    words = ["--ckpt", str(run), "--rows", "repa@1,shuffled:repa@1", "--n-images", "16", "--train-images", "32", "--out", str(tmp_path / "out")]
+    assert recommend.main(words) == 0
+    (case,) = seen
+    own, shuffled = (case.under(control).splits["heldout"] for control in ("none", "shuffled"))
+    assert not isinstance(own, ControlledSplit) and isinstance(shuffled, ControlledSplit)
+    assert not isinstance(shuffled.stored, ControlledSplit)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +218,7 @@ def test_recommend_from_a_vanilla_run(parent: Path, tmp_path: Path, capsys: pyte
         ("--validate --forks x", "name one of them"),
         ("--benefit frechet", "is of forks"),
         ("--forks missing", "holds no forks.json"),
+        ("--data demo --validate", "--data: forks train on the data of the checkpoint"),
     ],
 )
 def test_bad_input(parent: Path, tmp_path: Path, more: str, said: str) -> None:
@@ -205,7 +229,7 @@ def test_bad_input(parent: Path, tmp_path: Path, more: str, said: str) -> None:
 
 def test_what_is_said(parent: Path) -> None:
     """A control above a target: the table says so. Without forks the pick is not validated; with them the rank correlation is said."""
-    from gsnr.probes.common.case import Case, row_of
+    from gsnr.probes.common.case import row_of
     from gsnr.probes.common.options import TargetOptions
     from gsnr.probes.common.subject import load
     from gsnr.train.forking.rows import parse
@@ -214,7 +238,7 @@ def test_what_is_said(parent: Path) -> None:
     rows = [row_of(parse(word), subject, 1, {}) for word in ("repa@1", "repa@2", "shuffled:repa@1")]
     of = {row.label: (float(k), float(k), float(k)) for k, row in enumerate(rows)}
     values = recommendation.Values(name="gap", label="recoverability gap", of=of, sec=1.0)
-    found = recommendation.Recommendation(case=Case(subject=subject, rows=rows, options=TargetOptions()), values=[values], benefit=None)
+    found = recommendation.Recommendation(case=Case(subject=subject, rows=rows, options=TargetOptions()), values=[values], benefits=[])
     words = recommendation.markdown(found)
     assert "**failed**: shuffled:repa@1" in words and found.pick(values) is rows[1]
     assert words.startswith("Recommended: repa@2, by recoverability gap (1 [1, 1]).\nValidated: not on this checkpoint")
@@ -223,7 +247,12 @@ def test_what_is_said(parent: Path) -> None:
     gains = {row.label: np.array([0.1 * k, 0.1 * k + 0.02]) for k, row in enumerate(rows)}
     benefit = recommendation.Benefit(metric="velocity_loss", by_seed=gains, about={"steps": 9})
     case = Case(subject=subject, rows=rows, options=TargetOptions())
-    said = recommendation.said_of_default(recommendation.Recommendation(case=case, values=[values], benefit=benefit))
+    found = recommendation.Recommendation(case=case, values=[values], benefits=[benefit])
+    (forks,) = recommendation.said_by_forks(found)
+    assert forks.startswith("By the forks (held-out velocity loss, 4 targets): uniform-deep@2 brings most, 0.31 [") and "align nothing" in forks
+    sure = recommendation.Benefit(metric="velocity_loss", by_seed={row: np.linspace(g[0], g[0] + 0.02, 5) for row, g in gains.items()}, about={})
+    assert recommendation.said_by_forks(recommendation.Recommendation(case=case, values=[values], benefits=[sure]))[0].endswith("; take it.")
+    said = recommendation.said_of_default(found)
     assert said[0] == "Recommended: uniform-deep@2, by gap (3)."
     assert said[1].startswith("Validated: on forks of 9 steps with 2 seeds its rank correlation with the benefit (held-out velocity loss) is +1.00")
     assert said[1].endswith("its pick's regret is 0 ± 0 over seeds.")

@@ -66,7 +66,7 @@ class Workplace:
         return self.path(number).is_file()
 
     def write(self, number: int, images_NHWC: NDArray[np.uint8], latents_sha: str) -> None:
-        """Raises OSError on a full disk. Images come channels last in memory from a CPU and channels first from a GPU, and safetensors writes memory."""
+        """Raises OSError on a full disk. In memory a GPU leaves channels first, and safetensors writes memory as it lies."""
         with files.replacing(self.path(number)) as aside:
             aside.write_bytes(checksums.seal_tensors(save({IMAGES: np.ascontiguousarray(images_NHWC)}, {LATENTS: latents_sha})))
 
