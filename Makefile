@@ -66,8 +66,13 @@ endef
 ROUTERS ?= runs/routers
 ROUTERS_STEPS ?= 1400
 ROUTERS_SEEDS ?= 0,1,2,3,4
-LEARNED = $(foreach row,ahpa per-group router-lookahead,$(foreach seed,$(subst $(COMMA),$(SPACE),$(ROUTERS_SEEDS)),$(ROUTERS)/$(row)-s$(seed)))
 ROUTED_GRID = --seeds $(ROUTERS_SEEDS) --steps $(ROUTERS_STEPS) --frechet 512 --jobs $(JOBS) --sample-every 0 --trackers none
+define tabled
+$(BIN)/gsnr train --preset per-group-demo --seed $(1) --steps $(ROUTERS_STEPS) --sample-every 0 --trackers none --resume --out $(ROUTERS)/b3-s$(1) \
+	--alignment.router table --alignment.router-table $(ROUTERS)/per-group-s0/probes/mixture.parquet
+test -f $(ROUTERS)/b3-s$(1)/evaluation.json || $(BIN)/gsnr evaluate --ckpt $(ROUTERS)/b3-s$(1) --frechet 512 --out $(ROUTERS)/b3-s$(1)/evaluation.json
+
+endef
 HANDOVER ?= runs/handover
 HANDOVER_OPTIONS ?=
 RELEASED := $(foreach lr,0.3 1,$(foreach release,0 150,$(foreach features,none centre standardise,$(features)-lr$(lr)-release$(release))))
@@ -176,12 +181,11 @@ routing: $(STAMP) ## routing across depth (DAR) beside plain streams: 5 rows, 3 
 	$(BIN)/python -m tests.benchmarks.routed $(ROUTING)
 	$(foreach row,sit dar-static dar-dynamic,$(call drawn,$(ROUTING)/$(row)-s0))
 
-routers: $(RUNS) ## routers with a stated objective (lookahead, B3) beside AHPA's: five seeds, held-out loss and Frechet distance, beta(t); docs/stopping.md; hours, goes on where it stopped
+routers: $(STAMP) ## routers with a stated objective (lookahead, B3) beside AHPA's: five seeds, held-out loss, Frechet distance, weights; docs/stopping.md; hours, goes on where it stopped
 	$(BIN)/gsnr grid --out $(ROUTERS) --rows uniform-both,ahpa,router-lookahead,per-group,sit $(ROUTED_GRID)
 	$(BIN)/gsnr probe --ckpt $(ROUTERS)/per-group-s0 --probe mixture --n-images 512 --resume
-	$(BIN)/gsnr grid --out $(ROUTERS)/b3 --rows per-group $(ROUTED_GRID) --alignment.router table --alignment.router-table $(ROUTERS)/per-group-s0/probes/mixture.parquet
-	$(BIN)/gsnr probe --ckpt $(LEARNED) --probe router --out $(ROUTERS)/learned --resume
-	$(BIN)/gsnr figures --run $(ROUTERS)/learned --figure fig_beta
+	$(foreach seed,$(subst $(COMMA),$(SPACE),$(ROUTERS_SEEDS)),$(call tabled,$(seed)))
+	$(BIN)/python -m tests.benchmarks.routers $(ROUTERS) --seeds $(words $(subst $(COMMA),$(SPACE),$(ROUTERS_SEEDS)))
 
 vanilla: $(RUNS)
 	$(BIN)/gsnr train --preset sit-demo --save-every 200 --sample-every 0 --out $(FORKS)/vanilla --resume

@@ -30,7 +30,10 @@ from gsnr.train.runs.checkpoint import Checkpoint
 
 DEFAULT = "gap"  # the only published criterion whose sign was right on forks
 HIGHER = ("precision", "recall", "density", "coverage", "is")  # metrics of which more is better
-PUBLISHED = "RARE's 14 forks (arXiv 2609.34732) gave rank correlations of +.86 to +.92 with the benefit for the recoverability gap"
+PUBLISHED = (
+    "RARE's 14 forks (arXiv 2609.34732) gave rank correlations of +.86 to +.92 with the benefit for the recoverability gap, on one model; on the "
+    "demo's forks it ranked in reverse (docs/forks.md)"
+)
 Array = NDArray[np.float64]
 
 
@@ -184,7 +187,7 @@ def said_of_default(found: Recommendation) -> list[str]:
     first = f"Recommended: {row.label}, by {default.label} ({_cell(default.of[row.label])})."
     judged = found.judged(default, controls=False)
     if found.benefit is None:
-        return [first, f"Validated: not on this checkpoint; {PUBLISHED}, on one model and one data set; `--validate` or `--forks` asks here."]
+        return [first, f"Validated: not on this checkpoint; {PUBLISHED}; `--validate` or `--forks` asks here."]
     if judged is None:
         shared = sum(row.label in found.benefit.by_seed for row in found.rows if not row.is_control)
         return [first, f"Validated: not on this checkpoint; the forks have {shared} of its targets, and three at least are needed; {PUBLISHED}."]
