@@ -144,5 +144,5 @@ def test_lightning() -> None:
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = lightning.Trainer(max_steps=4, callbacks=[integrations.lightning(monitor)], **quiet)
-    trainer.fit(Module(), [data] * 4)
+    trainer.fit(Module(), torch.utils.data.DataLoader([data] * 4, batch_size=None))
     assert monitor.measurements == 2
