@@ -23,6 +23,7 @@ EACH = $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + $(JOBS) - 1) / $(JOBS))
 COMMA := ,
 SPACE := $(subst ,, )
 METHODS := sit,uniform-both,static,heuristic,ahpa,ahpa-standardise,sra,sra2,repa,ahpa-spatial,haste-features,va-repa,reed-image,gram,layersync,spare,disperse,rare,dupa,spare-across
+TARGETS ?= runs/targets
 ROUTED := $(foreach row,ahpa ahpa-standardise ahpa-spatial,$(foreach seed,0 1 2,runs/methods/$(row)-s$(seed)))
 # docs/forks.md: the rule, before any row was run
 FORKS ?= runs/forks
@@ -90,7 +91,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help announced demo demo-text captions figures probed-sit ablations methods handover routing routers vanilla power forks balance test gpu check docs hashes notebooks clean
+.PHONY: help announced demo demo-text captions figures probed-sit targets ablations methods handover routing routers vanilla power forks balance test gpu check docs hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -158,6 +159,13 @@ probed-sit: # every target, on a backbone that none of them trained
 
 probed-%: # the target that a run was aligned to, on its own backbone
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --resume
+
+targets: $(RUNS) ## every target on a vanilla backbone, without the other methods of make figures: two figures and a table; runs/targets, goes on where it stopped
+	$(BIN)/gsnr train --preset sit-demo --save-every 200 --sample-every 0 --out $(TARGETS)/vanilla --resume
+	$(BIN)/gsnr train --preset demo --sample-every 0 --out $(TARGETS)/demo --resume
+	$(BIN)/gsnr probe --ckpt $(TARGETS)/vanilla --align-from $(TARGETS)/demo --probe alignment --targets all --controls shuffled --projector fit --resume
+	$(BIN)/gsnr figures --run $(TARGETS)/vanilla --figure fig2_gsnr,fig_direction
+	$(BIN)/gsnr tables --run $(TARGETS)/vanilla --summary
 
 ablations: $(RUNS) ## every row of the paper's tables at demo scale: 200 steps, one seed, one table in runs/ablations; goes on where it stopped
 	$(BIN)/gsnr grid --out runs/ablations --steps 200 --jobs $(JOBS)

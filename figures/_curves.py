@@ -112,9 +112,9 @@ def floor_band(axes: Axes, cells: pd.DataFrame, keys: list[Key], scale: float, l
 
 
 def symlog(all_axes: list[Axes]) -> None:
-    """One axis for all of them, which share y: linear up to +-LINEAR, then logarithmic, with plain numbers on every panel."""
-    low, high = all_axes[0].get_ylim()
-    low, high = min(low, -0.4 * LINEAR), max(high, 1.2 * LINEAR)
+    """One scale for all of them: linear up to +-LINEAR, then logarithmic, with plain numbers on every panel."""
+    ends = [end for axes in all_axes for end in axes.dataLim.intervaly]
+    low, high = min([-0.4 * LINEAR, *ends]), max([1.2 * LINEAR, *ends])
     ticks = [0.0, LINEAR / 2, *(side * LINEAR * 10**k * part for side in (1, -1) for k in range(8) for part in (1, 3))]
     for axes in all_axes:
         axes.set_yscale("symlog", linthresh=LINEAR)
@@ -122,7 +122,7 @@ def symlog(all_axes: list[Axes]) -> None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "\N{MINUS SIGN}"))
         axes.minorticks_off()
         axes.tick_params(labelleft=True)
-    all_axes[0].set_ylim(1.15 * low, 1.3 * high)
+        axes.set_ylim(1.15 * low, 1.3 * high)
 
 
 def legend_below(axes: Axes, columns: int) -> None:

@@ -60,6 +60,12 @@ def _angles(axes: Axes, edges: NDArray[Any], names: list[str], cells: pd.DataFra
     return bool(beyond.any())
 
 
+def _short(value: NDArray[Any]) -> NDArray[Any]:
+    """As texts of at most five characters: "+1.4", "−48", "−1.3k"."""
+    thousands = np.char.add(as_text(value / 1000, "+.1f"), "k")
+    return np.select([abs(value) >= 999.5, abs(value) >= 9.95], [thousands, as_text(value, "+.0f")], as_text(value, "+.1f"))
+
+
 def draw(cells: pd.DataFrame) -> Figure:
     """cells: an `alignment` table of one checkpoint. Raises ValueError for one of several, or without fitted projectors."""
     targets, cells = Targets(cells), single(cells)
@@ -81,7 +87,7 @@ def draw(cells: pd.DataFrame) -> Figure:
         beyond = _angles(left, edges, names, cells, norms[0])
         mesh = heat(right, edges, names, part, norm=norms[1], cmap="PuOr_r")
         hatch(right, edges, np.isnan(part), EMPTY)
-        numbers(right, edges, mesh, np.where(abs(part) < 10, as_text(part, "+.1f"), as_text(part, "+.0f")))
+        numbers(right, edges, mesh, _short(part))
         left.set_title("(a) cosine of the two gradients", loc="left")
         right.set_title(rf"(b) {batch_ref} $\times$ sign(cos) cos$^2$ G-SNR", loc="left")
         for axes, norm in zip((left, right), norms, strict=True):

@@ -2,6 +2,7 @@
 
     gsnr tables --run runs/demo                     into runs/demo/figures
     gsnr tables --run tables --probe vae_swap       Table B.10
+    gsnr tables --run runs/vanilla --summary        one row a target: is it above its floor, does its control hold 0, its angle to denoising
 
 A cell is B x G-SNR averaged over bins of t, with its 95 % interval. Bins share their images, so their errors are correlated: as the values are
 that leave out each image in turn. Differences from the first target of the same run and VAE are paired by image in the same way.
@@ -20,6 +21,7 @@ import pandas as pd
 from gsnr import commands, files, table
 from gsnr.commandline import Parser, a_path
 from gsnr.estimates import Array, student_interval
+from gsnr.figures import summary
 from gsnr.figures.command import distinct, tables_in
 from gsnr.figures.targets import labels_of
 
@@ -98,9 +100,9 @@ def trajectory(cells: pd.DataFrame, samples: pd.DataFrame, group: str = "all") -
     return pd.DataFrame(rows)
 
 
-def measured(folder: Path, probe: str, group: str) -> tuple[str, pd.DataFrame]:
-    """A title, and `trajectory` of a folder's tables of a probe, with columns group, batch_ref and n. Raises ValueError naming the table at fault,
-    or a group that it does not have."""
+def measured(folder: Path, probe: str, group: str, short: bool = False) -> tuple[str, pd.DataFrame]:
+    """A title, and `trajectory` of a folder's tables of a probe, or `summary` of it, with columns group, batch_ref and n. Raises ValueError naming
+    the table at fault, or a group that it does not have."""
     cells, samples = (table.read(folder / f"{probe}{kind}.parquet", probe) for kind in ("", ".samples"))
     if group not in set(cells["group"]):
         raise ValueError(f"--group {group!r} is not in the table; choose from {', '.join(dict.fromkeys(cells['group']))}")
@@ -109,7 +111,11 @@ def measured(folder: Path, probe: str, group: str) -> tuple[str, pd.DataFrame]:
     except ValueError as error:
         raise ValueError(f"{folder / probe}.samples.parquet: {error}") from error
     batch_ref, n = int(cells["batch_ref"].iloc[0]), int(cells["n"].iloc[0])
-    title = f"{batch_ref} x G-SNR of group {group!r}, n = {n}, mean over bins of t, 95 % interval; minus first: paired by image"
+    title = f"{batch_ref} x G-SNR of group {group!r}, n = {n}, mean over bins of t, 95 % interval"
+    if short:
+        found = summary.summarised(found, cells[cells["group"] == group])
+    else:
+        title += "; minus first: paired by image"
     return title, found.assign(group=group, batch_ref=batch_ref, n=n)
 
 
@@ -139,6 +145,7 @@ def _parser() -> Parser:
     parser.add_runs()
     parser.add_argument("--probe", default="alignment", metavar="NAME", help=f"which table: {', '.join(PROBES)} (default: alignment)")
     parser.add_argument("--group", default="all", metavar="NAME", help="parameter group (default: all)")
+    parser.add_argument("--summary", action="store_true", help="one row a target, beside its control, in place of averages and differences")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: figures/ in the first run)")
     return parser
 
@@ -147,20 +154,22 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.probe not in PROBES:
         raise ValueError(f"--probe {args.probe!r} has no such table; choose from {', '.join(PROBES)}")
+    if args.summary and args.probe != "alignment":
+        raise ValueError(f"--summary is of probe alignment, not {args.probe}; leave one of the two out")
     distinct(args.run)
     parts = []
     for run in args.run:
         if not (path := tables_in(run) / f"{args.probe}.parquet").is_file():
             raise ValueError(f"{path}: no such table; measure it with `gsnr probe --ckpt {run} --probe {args.probe}`")
-        parts.append(measured(path.parent, args.probe, args.group))
+        parts.append(measured(path.parent, args.probe, args.group, args.summary))
         if parts[-1][0] != parts[0][0]:
             raise ValueError(f"--run {run}: its table is of {parts[-1][0]}; that of {args.run[0]} of {parts[0][0]}")
     title, found = parts[0][0], pd.concat([part for _, part in parts], ignore_index=True)
-    shown = readable(found)
+    shown = summary.readable(found) if args.summary else readable(found)
     out = args.out or args.run[0] / "figures"
     files.check_writable(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
-    name = f"table_{args.probe}" + ("" if args.group == "all" else f"_{args.group.replace(' ', '_')}")
+    name = f"table_{args.probe}" + ("_summary" if args.summary else "") + ("" if args.group == "all" else f"_{args.group.replace(' ', '_')}")
     latex = f"% {title}\n" + shown.style.hide(axis="index").to_latex(hrules=True)
     texts = {"csv": found.to_csv(index=False), "md": f"{title}\n\n{_markdown(shown)}", "tex": latex}
     files.write_texts({out / f"{name}.{suffix}": text for suffix, text in texts.items()})

@@ -35,6 +35,7 @@ KNOWN: dict[str, Look] = {
     "uniform_deep": (GREEN, "^"),
     "uniform_both": (RED, "<"),
     "uniform_G1-G4": (BLACK, "p"),
+    "rare_G4": (BLACK, "D"),
     "denoising": (BLUE, "*"),
 }
 LABELS = {"ahpa": "AHPA", "repa": "REPA", "irepa": "iREPA", "sra": "SRA", "sra2": "SRA 2"}  # where a table brings none

@@ -87,6 +87,13 @@ def test_numbers_of_a_heat_map() -> None:
     assert as_text(value, "+.2f").tolist() == [["\N{MINUS SIGN}.22", "0", "+1.00", "", "+.95", "0", "+10.40"]]
 
 
+def test_large_numbers_fit_into_their_cells() -> None:
+    cells = cells_of([FIT]).assign(below_detection=False, above_floor=True, cos_denoise=0.9, cos_low=0.8, cos_high=0.95)
+    cells["gsnr_constructive"] = cells["bin"].map({0: -1346.6, 1: 47.2, 2: -0.42, 3: 9.96}) / 256
+    right = fig_direction.draw(cells).axes[1]
+    assert [text.get_text().replace("\N{MINUS SIGN}", "-") for text in right.texts] == ["-1.3k", "+47", "-.4", "+10"]
+
+
 def test_fig_representation_hatches_what_knowing_nothing_gives() -> None:
     rows = example("representation")  # knowing nothing gives 0.1 +- 0.05; block k has 0.2 k
     first = (rows["control"] == "none") & (rows["group"] == "block 1")

@@ -82,6 +82,30 @@ def test_every_target_is_drawn_in_some_panel(few: bool) -> None:
     assert titles >= {targets.name((name, "none", "fit")) for name in names}
 
 
+def test_a_panel_holds_six_curves_at_most() -> None:
+    outside = ("repa", "irepa", "rare", "gram", "sra", "sra2")
+    panels = fig2_gsnr.panels_of([(name, "none", "fit") for name in outside])
+    assert [len(some) for some in panels.values()] == [6] and list(panels) == ["targets outside the VAE"]
+    panels = fig2_gsnr.panels_of([(name, "none", "fit") for name in (*outside, "pooled_teacher", *MINE)])
+    assert [len(some) for some in panels.values()] == [5, 2, 5, 5, 5, 5]
+    assert [name for name, _, _ in panels["own states or clean latent"]] == ["sra", "sra2"] and "other targets (4)" in panels
+
+
+def test_targets_without_a_floor_or_a_projector_stand_apart() -> None:
+    """So that the others are drawn less their floor, on an axis that does not reach to the G-SNR of another kind of loss."""
+    keys = [(name, control, "fit") for name in ("repa", "gram", "pooled_teacher") for control in ("none", "shuffled")]
+    cells = cells_of([*keys, ("layersync", "none", "none")])
+    cells.loc[cells["target"].isin(("pooled_teacher", "layersync")), ["floor", "floor_low", "floor_high"]] = float("nan")
+    large = cells["projector"] == "none"
+    for column in ("gsnr", "gsnr_low", "gsnr_high"):
+        cells.loc[large, column] = 30.0
+    panels = {axes.get_title(loc="left")[4:]: axes for axes in fig2_gsnr.draw(cells).axes}
+    assert list(panels) == ["projectors fitted alike", "no projector", fig2_gsnr.FLOORLESS]
+    assert ["floor" in axes.get_ylabel() for axes in panels.values()] == [True, False, False]
+    fitted, alone, floorless = (axes.get_ylim() for axes in panels.values())
+    assert fitted == floorless and fitted[1] < 1000 < 256 * 30 < alone[1]
+
+
 def test_controls_stand_beside_their_targets() -> None:
     keys = [(name, control, "fit") for name in ("repa", "sra", "ahpa", "uniform_both", "of_mine") for control in ("none", "shuffled")]
     panels = fig2_gsnr.panels_of(keys)
