@@ -1,8 +1,8 @@
 """The one procedure by which projectors are fitted to their targets, on frozen hidden states of the train split.
 
 * A projector that is one affine layer on each token or on its neighbours (linear, conv1x1, conv3x3) is solved by ridge regression in closed form.
-  Under a loss that reads the target's direction alone (cosine) the regression is on unit targets: what maximises the mean cosine is the direction
-  of E[f/||f|| | h]. Under any other loss (L1, smooth L1: a median, not a mean) that is where its descent begins.
+  Under a loss that is the mean cosine the regression is on unit targets: what maximises it is the direction of E[f/||f|| | h]. Under any other
+  loss (L1, smooth L1: a median, not a mean; RARE's, which weights tokens) that is where its descent begins.
 * Any other descends its own loss by AdamW, from the mean target (its last layer: weight 0, bias at the mean), until a held-out part of the train
   split no longer gains, three rates in turn; at most `fit_steps` steps, and the notes say so where it was stopped by them.
 
@@ -102,11 +102,16 @@ def fit_batches(subject: Subject, seed: int, made: list[Candidate], steps: int, 
 
 
 def directional(candidate: Candidate, target_BTC: Tensor) -> bool:
-    """Whether its loss reads the direction of each token's target alone."""
+    """Whether its loss is a constant less a multiple of the mean cosine to each token's target: then the direction of E[f/||f|| | h] is the best. One
+    that weights tokens by their own error (RARE's), or is a mean of several cosines a token, is not."""
     assert candidate.aligned is not None
-    projected, factor = target_BTC.flip(1) + target_BTC.roll(1, -1), 1 + torch.arange(target_BTC.shape[1], device=target_BTC.device).view(1, -1, 1)
-    one, two = (candidate.aligned.discrepancy(projected, y) for y in (target_BTC, target_BTC * factor))
-    return torch.allclose(one, two, rtol=1e-4, atol=1e-6)
+    a, b = target_BTC.flip(1) + target_BTC.roll(1, -1), target_BTC.roll(1, 1)
+    projections, factor = (a, b, a + 2 * b), 1 + torch.arange(target_BTC.shape[1], device=target_BTC.device).view(1, -1, 1)
+    one, two, three = (candidate.aligned.discrepancy(x, target_BTC) for x in projections)
+    c1, c2, c3 = (F.cosine_similarity(x, target_BTC, dim=-1).mean(1) for x in projections)
+    scaled = candidate.aligned.discrepancy(a, target_BTC * factor)
+    pairs = (((one - two) * (c1 - c3), (one - three) * (c1 - c2)), (one, scaled))
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-5) for x, y in pairs)
 
 
 class _Aims:

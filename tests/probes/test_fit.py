@@ -132,8 +132,12 @@ def test_a_known_linear_target_is_found_and_a_projector_that_was_not_fitted_is_s
 
 
 def test_directions_are_told_from_values() -> None:
+    """Nor is a weighted mean of cosines their mean: its best projector is another."""
     y = torch.randn(2, 5, 4)
-    for loss, expected in ((losses.cosine, True), (losses.l1, False), (losses.smooth_l1, False)):
+    several = lambda x, target: losses.group_cosine(x, target, (2, 2))
+    negative = lambda x, target: 3 - 2 * losses.cosine(x, target)
+    others = (losses.l1, losses.smooth_l1, losses.residual_cosine, several)
+    for loss, expected in ((losses.cosine, True), (negative, True), *((loss, False) for loss in others)):
         assert fit.directional(SimpleNamespace(aligned=SimpleNamespace(discrepancy=loss)), y) is expected  # type: ignore[arg-type]
 
 
