@@ -19,6 +19,8 @@ from gsnr import files, plugins, table
 from gsnr.commandline import Parser, a_path
 from gsnr.figures.style import FORMATS, save
 
+BY_RECOMMEND = {"recommend": "recommend --ckpt RUN", "judged": "recommend --ckpt RUN --forks FORKS"}  # tables that no probe writes
+
 
 def names() -> list[str]:
     """Figures, by their files."""
@@ -61,7 +63,8 @@ def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
     rows of BESIDE. Raises ValueError naming the command that makes one that is missing."""
     for folder in runs:
         if not _path(folder, figure).is_file():
-            raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `gsnr probe --ckpt {folder} --probe {figure.TABLE}`")
+            how = BY_RECOMMEND.get(figure.TABLE, f"probe --ckpt {folder} --probe {figure.TABLE}")
+            raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `gsnr {how}`")
     paths = [_path(folder, figure) for folder in runs]
     tables = [_read(path, figure.TABLE, path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
     together = pd.concat(tables, ignore_index=True)

@@ -114,3 +114,8 @@ def test_a_broken_figure_is_refused(stranger: Path, was: str, now: str, message:
         contract.check(stranger.stem)
     text = str(error.value)
     assert message in text and text.startswith(f"{stranger}: ") and len(text.splitlines()) == 1
+
+
+def test_a_table_that_no_probe_writes_is_asked_of_the_command_that_does(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"judged.parquet: no such table; measure it with `gsnr recommend --ckpt RUN --forks FORKS`"):
+        command.table_of([tmp_path], command.find("fig_criteria"))
