@@ -135,7 +135,7 @@ demo-text: $(RUNS) ## the demo with captions: trains a text-to-image MMDiT, asks
 	@echo "3/5 do they show what the captions name? (a twentieth)"
 	$(BIN)/gsnr evaluate --samples $(TEXT_RUN)/samples-$(TEXT_STEPS).npz --features attributes --out $(TEXT_RUN)/attributes.json
 	@echo "4/5 measure G-SNR of AHPA, REPA and the shuffled targets (a third)"
-	$(BIN)/gsnr probe --ckpt $(TEXT_RUN) --probe alignment --targets own,repa --controls shuffled --projector fit --fit-steps 500 --n-images 128 --bins 5 --resume
+	$(BIN)/gsnr probe --ckpt $(TEXT_RUN) --probe alignment --targets own,repa --controls shuffled --projector fit --fit-steps 500 --n-images 256 --bins 5 --resume
 	@echo "5/5 draw it, and say what it tells"
 	$(BIN)/gsnr figures --run $(TEXT_RUN) --figure fig2_gsnr
 	$(BIN)/gsnr verdict --run $(TEXT_RUN)

@@ -62,12 +62,12 @@ class Verdict:
     least: int
     controls: bool
 
-    def _where(self, direction: str) -> str:
-        """ "AHPA and uniform mid from t = 0.1 to 0.4 and 0.6 to 0.8; uniform deep at all t"; "" for nowhere."""
+    def _where(self, direction: str, least: int) -> str:
+        """ "AHPA and uniform mid from t = 0.1 to 0.4 and 0.6 to 0.8; uniform deep at all t"; "" for nowhere. least: bins of a range, if unsure."""
         places: dict[str, list[str]] = {}
         for target, own in groupby(self.ranges, key=lambda r: r.target):
             every = list(own)
-            spans = _spans([r for r in every if r.says and r.denoising == direction], self.least)
+            spans = _spans([r for r in every if r.says and r.denoising == direction], least)
             if spans == [(every[0].t_low, every[-1].t_high)]:
                 places.setdefault("at all t", []).append(target)
             elif spans:
@@ -78,8 +78,10 @@ class Verdict:
     def sentences(self) -> tuple[str, str]:
         """Where targets help, as far as gradients tell, and where they do not."""
         resolved = "resolved, above its control" if self.controls else "resolved (no control was measured)"
-        helps, fights = self._where(WITH), self._where(AGAINST)
+        helps, fights, alone = self._where(WITH, self.least), self._where(AGAINST, self.least), self._where(WITH, 1)
         first = f"With denoising, {resolved}: {helps}." if helps else f"No target's gradient is {resolved} and with denoising, at any t."
+        if alone and not helps:
+            first = f"With denoising in single bins alone, which may be chance: {alone}."
         if fights:
             return first, f"Against denoising: {fights}. Aligning there pulls the other way."
         silent = [target for target, own in groupby(self.ranges, key=lambda r: r.target) if not _spans([r for r in own if r.says], self.least)]

@@ -49,6 +49,12 @@ def test_a_lone_bin_that_would_be_found_among_all_is_spoken_of() -> None:
     assert "Against denoising" not in gsnr.verdict(table(x=weak)).sentences[1]
 
 
+def test_a_lone_bin_that_may_be_chance_is_said_to_be() -> None:
+    """The table above the sentence shows it, so "nowhere" would be untrue."""
+    found = gsnr.verdict(table(x=[NOTHING, RESOLVED | angle(GOES[WITH])] + [NOTHING] * 3))
+    assert found.sentences[0] == "With denoising in single bins alone, which may be chance: x from t = 0.2 to 0.4."
+
+
 def test_at_all_t() -> None:
     found = gsnr.verdict(table(x=[RESOLVED | angle(GOES[WITH])] * 5))
     assert found.sentences == ("With denoising, resolved, above its control: x at all t.", "Against denoising: none, at any t.")
