@@ -51,7 +51,7 @@ def test_a_lone_bin_that_would_be_found_among_all_is_spoken_of() -> None:
 
 def test_a_lone_bin_that_may_be_chance_is_said_to_be() -> None:
     """The table above the sentence shows it, so "nowhere" would be untrue."""
-    found = gsnr.verdict(table(x=[NOTHING, RESOLVED | angle(GOES[WITH])] + [NOTHING] * 3))
+    found = gsnr.verdict(table(x=[NOTHING, RESOLVED | {"gsnr_high": 1.99} | angle(GOES[WITH])] + [NOTHING] * 3))
     assert found.sentences[0] == "With denoising in single bins alone, which may be chance: x from t = 0.2 to 0.4."
 
 
