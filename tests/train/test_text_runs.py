@@ -19,7 +19,7 @@ from gsnr.train.pipeline import SiTPipeline, save_pipeline
 from gsnr.train.prepare.command import main as prepare
 from gsnr.train.runs import checkpoint
 from tests.conftest import call
-from tests.train.run_files import assert_same_run
+from tests.train.run_files import assert_same_run, tensors
 from tests.train.text_files import POSITIONS, WIDTH, WORDS, text_encoder
 
 IMAGES, HELDOUT = 20, 8
@@ -66,6 +66,24 @@ def test_resumed_it_is_the_same_run(run: Path, data: Path, tmp_path: Path) -> No
         assert torch.equal(loaded.model.state_dict()["null_text"], null) and null.any()
     groups = {json.loads(line)["group"] for line in (run / "gsnr.jsonl").read_text().splitlines()}
     assert {"text", "x of block 1", "context of block 2", "projector"} <= groups and (run / "samples" / "0000004.png").is_file()
+
+
+def test_the_same_steps_in_other_ways(run: Path, data: Path, tmp_path: Path) -> None:
+    """Micro-batches, and activations that are computed again: weights within a hundredth of a step of AdamW."""
+    words = ("--data", data, *MODEL, *EVERY, *ALIGNED, "--batch", "4")
+    assert call(train, *words, "--steps", "4", "--accumulate", "2", "--checkpointing", "true", "--out", tmp_path / "other") == 0
+    one, two = (tensors(folder / "checkpoints" / "0000004") for folder in (run, tmp_path / "other"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-4, msg=name)
+
+
+def test_in_bf16_it_is_resumed_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    words = ("--data", data, *MODEL, *("bf16" if word == "no" else word for word in EVERY), *ALIGNED, "--batch", "4")
+    for out, stops in (("whole", ("4",)), ("resumed", ("2", "4"))):
+        for steps in stops:
+            assert call(train, *words, "--steps", steps, "--out", tmp_path / out, "--resume") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed", 4)
 
 
 def test_samples_of_prompts_and_of_held_out_captions(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -30,10 +30,11 @@ SAME = 0.01  # of the norm of the empty caption's states: versions, GPUs and flo
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """texts: the captions; states_of: their numbers -> (n,L,C) float32."""
+    """texts: the captions; states_of: their numbers -> (n,L,C) float32; encoder_sha: of a text encoder that was named."""
 
     texts: tuple[str, ...]
     states_of: Callable[[NDArray[np.int64]], Tensor]
+    encoder_sha: str = ""
 
     def states(self, numbers_B: NDArray[np.int64]) -> Tensor:
         """(B,L,C) of samples: prompts in turn."""
@@ -49,7 +50,8 @@ class Prompts:
     def about(self) -> dict[str, str | int]:
         """For the record: in place of classes."""
         told = hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
-        return {"classes": "prompts", "prompts": len(self.texts), "prompts_sha256": told}
+        named = {"text_encoder_sha": self.encoder_sha} if self.encoder_sha else {}
+        return {"classes": "prompts", "prompts": len(self.texts), "prompts_sha256": told, **named}
 
 
 def read(path: Path) -> tuple[str, ...]:
@@ -81,7 +83,8 @@ def of_file(path: Path, loaded: Checkpoint, encoder: str | None = None) -> Promp
         said = f"{len(cut)} of {len(texts)} prompts are longer than {frozen.shape[0]} tokens, and cut off there"
         print(f"note: --prompts {path}: {said}", file=sys.stderr)
     frozen.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Prompts(texts=texts, states_of=lambda numbers_B: frozen.encode([texts[k] for k in numbers_B]))
+    sha = frozen.sha if encoder is not None else ""
+    return Prompts(texts=texts, states_of=lambda numbers_B: frozen.encode([texts[k] for k in numbers_B]), encoder_sha=sha)
 
 
 def _is_its_own(frozen: FrozenText, loaded: Checkpoint) -> bool:
