@@ -132,6 +132,8 @@ def test_prompts_where_others_prepared_the_states(encoder: Path, tmp_path: Path,
 
 
 def test_a_pipeline_reads_states(run: Path, encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--labels: .* reads captions, and has no classes to name"):
+        save_pipeline(checkpoint.load(run), tmp_path / "made", id2label={0: "seven"})
     save_pipeline(checkpoint.load(run), tmp_path / "made")
     pipe = SiTPipeline.from_pretrained(tmp_path / "made")
     pipe.set_progress_bar_config(disable=True)
