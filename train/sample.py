@@ -266,9 +266,7 @@ def _named(flag: str, text: str) -> tuple[int, ...]:
 def _several(args: argparse.Namespace) -> int:
     """--grid: a PNG of several checkpoints."""
     if args.out is None or (args.classes is None and args.prompts is None):
-        raise ValueError(
-            "--grid: name the columns with --classes A,B,..., or --prompts FILE of models that read text, and the picture with --out PNG"
-        )
+        raise ValueError("--grid: name the columns with --classes A,B,..., or --prompts FILE (models of text), and the picture with --out PNG")
     files.check_output(args.out, "--out", ".png")
     classes = tuple(range(len(prompts.read(args.prompts)))) if args.classes is None else _named("--classes", args.classes)
     steps: list[int | None] = [None] if args.at_steps is None else list(_named("--at-steps", args.at_steps))
