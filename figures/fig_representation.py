@@ -17,9 +17,9 @@ from gsnr.figures.style import COLUMN, PAGE, T_LABEL, paper
 TABLE = "representation"
 TITLE = "What each block knows of the image, from noise to data"
 CAPTION = (
-    "Left: held-out accuracy of a linear probe for the class, which the model is not told. Right: CKNNA to the features of the image teacher "
-    "(k = 10). Hatched: the 95 % interval (Wilson; jackknife over sixteenths of the images) does not lie above what knowing nothing gives, which is "
-    "always guessing the most frequent class, and the teacher's features of other images."
+    "Accuracy: of a linear probe for the class, which the model is not told, on held-out images of data with classes. CKNNA: to the features of the "
+    "image teacher (k = 10). Hatched: the 95 % interval (Wilson; jackknife over sixteenths of the images) does not lie above what knowing nothing "
+    "gives, which is always guessing the most frequent class, and the teacher's features of other images."
 )
 TITLES = {"linear_probe_accuracy": "linear probe, held-out accuracy", "cknna": "CKNNA to the teacher (k = 10)"}
 UNITS = {"linear_probe_accuracy": "accuracy", "cknna": "CKNNA"}

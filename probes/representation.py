@@ -46,6 +46,8 @@ Array = NDArray[np.float64]
 
 
 def cannot(subject: Subject, options: Options) -> str | None:
+    if subject.header.num_classes == 1 and TEACHER not in subject.header.groups:
+        return f"{subject.header.data}: holds neither classes nor a teacher's features, so there is nothing to tell apart"
     if options.n_images <= NEIGHBOURS + 4:
         return f"--n-images {options.n_images}: CKNNA with {NEIGHBOURS} neighbours needs more than {NEIGHBOURS + 4} images"
     return None
@@ -54,8 +56,9 @@ def cannot(subject: Subject, options: Options) -> str | None:
 def plan(subject: Subject, options: Options) -> list[str]:
     depth = subject.checkpoint.config.model.depth
     teacher = "" if TEACHER in subject.header.groups else " (no CKNNA: the data hold no teacher's features)"
-    fits = f"{min(PROBE_TRAIN, subject.splits['train'].size)} train images"
-    return [f"{options.bins} bins x {depth} blocks x {options.n_images} held-out images; linear probes on {fits}{teacher}"]
+    fits = f"linear probes on {min(PROBE_TRAIN, subject.splits['train'].size)} train images"
+    linear = fits if subject.header.num_classes > 1 else "no linear probe: the data have no classes"
+    return [f"{options.bins} bins x {depth} blocks x {options.n_images} held-out images; {linear}{teacher}"]
 
 
 def _neighbours(kernel_NN: Array, k: int) -> Array:

@@ -253,7 +253,9 @@ def _check_kind(model: ModelConfig) -> None:
 
 
 def _check_captions(config: TrainConfig) -> None:
-    """Raises ValueError for captions of a model that reads none."""
+    """Raises ValueError for captions of a model that reads none, and for classes of one that reads captions."""
+    if config.data.control == "shuffled_class" and config.model.text:
+        raise ValueError(f"--data.control shuffled_class: --model.kind {MMDIT} reads captions, which are no classes; choose shuffled")
     if config.data.captions != "own" and not config.model.text:
         raise ValueError(f"--data.captions {config.data.captions}: is of --model.kind {MMDIT}, which reads captions, and this is {config.model.kind}")
 

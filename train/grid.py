@@ -2,6 +2,7 @@
 
     gsnr grid --out runs/ablations --steps 200                                   every row at demo size, one seed
     gsnr grid --out runs/methods --rows sit,ahpa,repa --seeds 0,1,2 --frechet 2048
+    gsnr grid --out runs/text --rows mmdit-demo,mmdit-demo-ahpa --seeds 0,1,2                         text to image, by its presets
     gsnr grid --out runs/methods --rows sit,ahpa,repa --frechet 2048 --metrics precision,recall       more columns, of the same samples
 
 One run a folder, OUT/ROW-s0, OUT/ROW-s1, ...; killed and called again, it goes on where it stopped. OUT/table.csv has one line a finished
@@ -27,6 +28,7 @@ from gsnr import commands, files, plugins
 from gsnr.commandline import Parser, a_path, choose, seed
 from gsnr.train.children import Children
 from gsnr.train.evaluate import asked_of_samples
+from gsnr.train.text_presets import OF_DEMO as OF_TEXT
 
 RESULT = "evaluation.json"
 COLUMNS = {"velocity_loss": "held-out velocity loss", "frechet": "Fréchet distance"}  # then metrics, by their own labels
@@ -68,7 +70,7 @@ class Job:
         if self.done() is not None:
             return
         length = [] if self.steps is None else ["--steps", str(self.steps)]
-        which = ["--preset", f"{self.row}-demo", "--seed", str(self.seed), "--out", str(self.folder)]
+        which = ["--preset", _preset(self.row), "--seed", str(self.seed), "--out", str(self.folder)]
         children.call(["gsnr", "train", *which, "--resume", *length, *self.options], threads)
         asked = json.loads((self.folder / "config.json").read_text())["config"]["steps"]
         metrics = ["--metrics", ",".join(self.metrics)] if self.metrics else []
@@ -139,7 +141,11 @@ def _check_options(rows: list[str], options: list[str]) -> None:
         if key.split(".")[0] in ("alignment", "seed", "preset", "config", "out", "resume"):
             raise ValueError(f"--{key}: the grid sets it itself, by --rows, --seeds and --out")
     for row in rows:
-        resolve(presets.at(row, presets.DEMO), nest(dict(flat)))
+        resolve(presets.find(_preset(row)), nest(dict(flat)))
+
+
+def _preset(row: str) -> str:
+    return row if row in OF_TEXT else f"{row}-demo"
 
 
 def _parser() -> Parser:
@@ -176,7 +182,10 @@ def main(argv: list[str]) -> int:
     args, options = _parser().parse_known_args(argv)
     rows = [name for name, row in presets.ROWS.items() if row.runs_on_demo] if args.rows is None else args.rows.split(",")
     for row in rows:
-        choose("--rows", row, presets.ROWS)
+        choose("--rows", row, (*presets.ROWS, *OF_TEXT))
+    known = OF_TEXT if rows[0] in OF_TEXT else tuple(presets.ROWS)
+    if other := [row for row in rows if row not in known]:
+        raise ValueError(f"--rows {rows[0]},{other[0]}: one of them reads captions and one classes; a grid compares rows of one kind")
     seeds = seeds_of(args.seeds)
     for flag, values in (("--rows", rows), ("--seeds", seeds)):
         if len(set(values)) < len(values):
@@ -187,7 +196,7 @@ def main(argv: list[str]) -> int:
     shared: dict[str, Any] = {"out": args.out, "steps": args.steps, "frechet": args.frechet, "options": tuple(options), "metrics": metrics}
     jobs = [Job(row=row, seed=seed, **shared) for seed in seeds for row in rows]
     failed = _work(jobs, args.jobs)
-    every = [*rows, *(row for row in presets.ROWS if row not in rows)]
+    every = [*rows, *(row for row in known if row not in rows)]
     runs = table(sorted([*jobs, *beside(jobs, every)], key=lambda job: (every.index(job.row), job.seed)))
     if len(runs):
         args.out.mkdir(parents=True, exist_ok=True)

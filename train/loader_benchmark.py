@@ -35,13 +35,15 @@ if TYPE_CHECKING:
 
 WINDOWS = 5  # lines of metrics.jsonl, of which the first is left out
 HELDOUT = 8
+CAPTIONS = 5  # an image, as of COCO's
 
 
 def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str, heldout: int = HELDOUT) -> None:
-    """A cache of random numbers with the features that the alignment needs, of the configuration's shapes, written as `gsnr prepare` does."""
+    """A cache of random numbers with the features that the alignment needs and the text that the model reads, of the configuration's shapes,
+    written as `gsnr prepare` does."""
     import torch
 
-    from gsnr.train.config import alignment_config
+    from gsnr.train.config import TEXT, alignment_config
     from gsnr.train.costing.counts import groups_of
     from gsnr.train.data import cache, quantise, statistics
     from gsnr.train.prepare import shards
@@ -56,7 +58,7 @@ def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str, hel
         vae_sha="",
         scale=1.0,
         resolution=8 * m.input_size,
-        num_classes=m.num_classes,
+        num_classes=1 if m.text else m.num_classes,
         latent_shape=(m.in_channels, m.input_size, m.input_size),
         resampling=config.data.resampling,
         preprocessing="none",
@@ -64,14 +66,21 @@ def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str, hel
         groups=groups,
         layers=dict.fromkeys(groups, ()),
         sizes={"train": images, "heldout": heldout},
+        text_shape=(m.text_tokens, m.text_width) if m.text else (),
+        captions=CAPTIONS if m.text else 0,
     )
 
     def rows(numbers_N: np.ndarray) -> Iterator[tuple[cache.Rows, statistics.Sums]]:
         for number in numbers_N:
             generator = torch.Generator().manual_seed(int(number))
             mean = torch.randn(1, *header.latent_shape, generator=generator).numpy()
-            one: cache.Rows = {"image_id": np.array([number]), "label": np.array([number % m.num_classes]), "view": np.zeros(1, np.int8)}
+            one: cache.Rows = {"image_id": np.array([number]), "label": np.array([number % header.num_classes]), "view": np.zeros(1, np.int8)}
             one |= {"mean": mean, "std": np.ones_like(mean)}
+            if m.text:
+                strings = np.empty(1, dtype=object)
+                strings[0] = ("",) * CAPTIONS
+                states = torch.randn(1, CAPTIONS, *header.text_shape, generator=generator).half().numpy()
+                one |= {cache.COUNT: np.array([CAPTIONS]), cache.CAPTION: strings, TEXT: states}
             sums: statistics.Sums = {}
             for group, shape in groups.items():
                 f = torch.randn(1, *shape, generator=generator)
@@ -86,7 +95,7 @@ def synthetic_cache(out: Path, config: TrainConfig, images: int, dtype: str, hel
     parts = shards.cut(members, shards.images_per_shard(images))
     for shard in parts:
         place.write(shard, header, rows(shard.images), shards.Seen())
-    shards.finish(place, parts, header, {"options": {}})
+    shards.finish(place, parts, header, {"options": {}}, null_text=np.zeros(header.text_shape, np.float32) if m.text else None)
     shards.publish(place, out)
 
 

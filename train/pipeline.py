@@ -221,7 +221,9 @@ def of_subject(subject: Subject, id2label: dict[int, str] | None = None) -> SiTP
 def save_pipeline(ckpt: checkpoint.Checkpoint, folder: Path, vae: str | None = None, id2label: dict[int, str] | None = None) -> SiTPipeline:
     """Writes the pipeline's folder, whole or not at all. vae: hub id or folder; default the one that the checkpoint names.
 
-    Raises ValueError for a VAE that does not fit, and where the folder exists."""
+    Raises ValueError for a VAE that does not fit, for names of classes that there are not, and where the folder exists."""
+    if id2label and ckpt.config.model.text:
+        raise ValueError(f"--labels: {ckpt.folder} reads captions, and has no classes to name; leave it out")
     if folder.exists():
         raise ValueError(f"--out {folder}: exists; name a new folder")
     files.check_writable(folder, "--out")

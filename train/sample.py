@@ -152,6 +152,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--classes", metavar="N", help="the first N (default: 10, or all); --n: balanced, random or A,B,...; --grid: A,B,...")
     parser.add_argument("--prompts", type=a_path, metavar="FILE", help="captions, one a line, of a model that reads text (docs/text.md)")
+    parser.add_argument("--text-encoder", metavar="ID", help="of --prompts: folder or hub id (default: the one that the checkpoint's data name)")
     parser.add_argument("--data", metavar="CACHE", help="of a model that reads text: held-out captions of this cache (default: its own)")
     parser.add_number("--per-class", 8, "images a class, or caption", low=1, high=MOST_IMAGES)
     parser.add_argument("--grid", action="store_true", help="one PNG of several checkpoints from the same noise: a row each, a column a class")
@@ -238,7 +239,7 @@ def _many(args: argparse.Namespace) -> int:
 
     def decide() -> run.Job:
         opened = subject.open_subject(args.ckpt[0], args.weights, args.vae, other=True)
-        found = subject.with_prompts(opened, args.prompts, args.data, args.classes)
+        found = subject.with_prompts(opened, args.prompts, args.data, args.classes, args.text_encoder)
         found.check(by.guidance, by.classes if isinstance(by.classes, tuple) else ())
         batch = by.together if by.together > 1 else args.batch or (64 if torch.cuda.is_available() else 16)
         return run.Job(subject=found, recipe=by, n=args.n, out=args.out, batch=batch, shard=-(-args.shard // by.together) * by.together)
@@ -265,9 +266,7 @@ def _named(flag: str, text: str) -> tuple[int, ...]:
 def _several(args: argparse.Namespace) -> int:
     """--grid: a PNG of several checkpoints."""
     if args.out is None or (args.classes is None and args.prompts is None):
-        raise ValueError(
-            "--grid: name the columns with --classes A,B,..., or --prompts FILE of models that read text, and the picture with --out PNG"
-        )
+        raise ValueError("--grid: name the columns with --classes A,B,..., or --prompts FILE (models of text), and the picture with --out PNG")
     files.check_output(args.out, "--out", ".png")
     classes = tuple(range(len(prompts.read(args.prompts)))) if args.classes is None else _named("--classes", args.classes)
     steps: list[int | None] = [None] if args.at_steps is None else list(_named("--at-steps", args.at_steps))
@@ -276,7 +275,7 @@ def _several(args: argparse.Namespace) -> int:
         raise ValueError(f"{what}: {len(args.ckpt) * len(classes) * len(steps)} images; at most {MOST_IMAGES} in one grid")
     by = _recipe(args, "balanced", "round")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    asked = comparison.Asked(classes=classes, words=args.classes, prompts=args.prompts)
+    asked = comparison.Asked(classes=classes, words=args.classes, prompts=args.prompts, encoder=args.text_encoder)
     write(comparison.comparison(args.ckpt, steps, by, asked, args.weights, args.vae, device), args.out)
     print(f"wrote {args.out}: {len(args.ckpt)} checkpoints from the same noise, {args.sampler}, cfg {args.cfg}")
     return 0
@@ -294,7 +293,7 @@ def _one(args: argparse.Namespace) -> int:
     if args.out is not None:
         files.check_output(args.out, "--out", ".png")
     opened = subject.open_subject(args.ckpt[0], args.weights, args.vae)
-    found = subject.with_prompts(opened, args.prompts, args.data, args.classes)
+    found = subject.with_prompts(opened, args.prompts, args.data, args.classes, args.text_encoder)
     out = args.out or checkpoint.run_output(found.loaded, "figures") / "samples.png"
     files.check_output(out, "--out", ".png")
     if args.classes is not None and classes > found.classes:

@@ -22,6 +22,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "ahpa": {"name": "ahpa"},
 }
 NAMES = {f"mmdit-{short}{'' if row == VANILLA else f'-{row}'}": (row, size) for short, size in (("coco", COCO), ("demo", DEMO)) for row in ROWS}
+OF_DEMO = tuple(name for name, (_, size) in NAMES.items() if size == DEMO)
 
 
 def at(row: str, size: str) -> dict[str, Any]:

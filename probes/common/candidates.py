@@ -79,11 +79,13 @@ class Candidate:
         return self.aligned.discrepancy(self.aligned.projector(h_BTD), target_BTC)
 
 
-def _controls(options: TargetOptions, projector: str, first: bool) -> list[str]:
+def _controls(subject: Subject, options: TargetOptions, projector: str, first: bool) -> list[str]:
     """Of one target. Each has its shuffled control, which is its floor; the others belong to the first target. A projector that is fitted to a
-    constant learns it exactly, and no gradient is left: that control is for projectors that are not."""
+    constant learns it exactly, and no gradient is left: that control is for projectors that are not. Captions are no classes."""
     asked = [control for control in options.controls if control != NONE and (first or control == SHUFFLED)]
-    return [control for control in asked if not (control == CONSTANT and projector == FIT)]
+    left_out = {CONSTANT} if projector == FIT else set()
+    left_out |= {WITHIN_CLASS} if subject.checkpoint.config.model.text else set()
+    return [control for control in asked if control not in left_out]
 
 
 def candidates(subject: Subject, options: TargetOptions) -> list[Candidate]:
@@ -97,7 +99,7 @@ def candidates(subject: Subject, options: TargetOptions) -> list[Candidate]:
         for name in names:
             alignment = own[1] if own and projector == CKPT else _fresh(subject, options.seed, name, targets[name])
             if isinstance(alignment, TargetAlignment):
-                kinds = [(control, projector) for control in (NONE, *_controls(options, projector, first=name == names[0]))]
+                kinds = [(control, projector) for control in (NONE, *_controls(subject, options, projector, first=name == names[0]))]
             else:
                 kinds = [] if name in (c.target for c in made) else [(NONE, NONE)]
             for control, its_projector in kinds:

@@ -58,7 +58,7 @@ class TargetOptions(GradientOptions):
     targets: tuple[str, ...] = option((), "alignment targets: all, or own, uniform_mid, sra2, ... (default: own,uniform_mid,uniform_deep)")
     controls: tuple[str, ...] = option(
         (SHUFFLED, WITHIN_CLASS, CONSTANT),
-        "controls: shuffled (of every target: its floor), and of the first target shuffled_class (within class) and constant; or none",
+        "controls: shuffled (of every target: its floor), and of the first target shuffled_class (within class, if any) and constant; or none",
         (SHUFFLED, WITHIN_CLASS, CONSTANT, NONE),
     )
     projector: tuple[str, ...] = option(("fit", "ckpt"), "fit alike, ckpt (the checkpoint's own), fresh", ("fit", "ckpt", "fresh"))

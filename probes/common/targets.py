@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from gsnr import plugins
-from gsnr.probes.common.options import CONSTANT, NONE, TargetOptions
+from gsnr.probes.common.options import CONSTANT, NONE, WITHIN_CLASS, TargetOptions
 from gsnr.probes.common.subject import Subject
 from gsnr.train.alignments import COUPLED, VIEWS, AlignmentModule
 from gsnr.train.config import alignment_config, resolve_alignment
@@ -104,6 +104,8 @@ def check(subject: Subject, options: TargetOptions) -> None:
         raise ValueError(f"--controls {','.join(options.controls)}: none stands alone")
     if options.controls == (CONSTANT,) and options.projector == ("fit",):
         raise ValueError("--controls constant: a projector that is fitted to a constant learns it; choose shuffled, or --projector ckpt or fresh")
+    if options.controls == (WITHIN_CLASS,) and subject.checkpoint.config.model.text:
+        raise ValueError(f"--controls {WITHIN_CLASS}: {subject.checkpoint.folder} reads captions, and has no classes; choose shuffled")
     targets, own = chosen(subject, options.targets), own_target(subject)
     if set(options.projector) == {"ckpt"} and (own is None or own[0] not in targets or subject.align_from is not None):
         raise ValueError(f"--projector ckpt: {subject.checkpoint.folder} has none for the targets {', '.join(targets)}; choose fit")

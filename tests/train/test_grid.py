@@ -108,6 +108,19 @@ def test_grid_trains_evaluates_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert list(pd.read_csv(tmp_path / "g" / "table.csv")["row"]) == ["ahpa", "sit"], "finished runs of the folder stay in its table"
 
 
+def test_rows_of_text_to_image_are_its_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def called(children: Children, words: list[str], threads: int) -> str:
+        trained.append(words[words.index("--preset") + 1])
+        raise ValueError("no time")
+
+    monkeypatch.setattr(Children, "call", called)
+    with pytest.raises(ValueError, match="2 of 2 runs failed; the first: no time"):
+        call(grid.main, "--out", tmp_path / "g", "--rows", "mmdit-demo,mmdit-demo-ahpa")
+    assert sorted(trained) == ["mmdit-demo", "mmdit-demo-ahpa"]
+
+
 def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--rows 'nope' does not exist; choose from sit, ahpa"):
         call(grid.main, "--out", tmp_path / "g", "--rows", "nope")
@@ -116,6 +129,7 @@ def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
     for words, message in (
         (("--rows", "sit", "--colour", "red"), "unknown option 'colour'"),
         (("--rows", "sit,sit"), "--rows: names one of them twice"),
+        (("--rows", "sit,mmdit-demo"), "--rows sit,mmdit-demo: one of them reads captions and one classes"),
         (("--seeds", "1,1"), "--seeds: names one of them twice"),
         (("--seeds", "²"), "--seeds '²'"),
         (("--seeds", str(2**64)), "a list of whole numbers below"),

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gsnr.train import loader_benchmark
@@ -40,6 +41,17 @@ def test_the_command_trains_and_tells(tmp_path: Path, capsys: pytest.CaptureFixt
     assert re.search(r"training: \d+\.\d images/s \(\d+\.\d\d steps/s of 4\); \d+\.\d % of the time waiting for data", said)
     assert re.search(r"loader alone, 1 workers: \d+\.\d images/s, \d+ MiB/s", said)
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_synthetic_captions_of_a_model_that_reads_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = (*SMALL, "--model.text-width", 8, "--model.text-tokens", 3)
+    words = ("--preset", "mmdit-coco", "--synthetic", 8, "--steps", 5, "--data.workers", 0, "--folder", tmp_path, *small)
+    assert call(loader_benchmark.main, *words) == 0 and "of the time waiting for data" in capsys.readouterr().out
+    config = resolve({"model": {"kind": "mmdit", "input_size": 4, "text_width": 8, "text_tokens": 3}})
+    loader_benchmark.synthetic_cache(tmp_path / "cache", config, 5, "float16")
+    header, splits = open_cache(tmp_path / "cache", ("text",))
+    assert (header.text_shape, header.captions, header.num_classes) == ((3, 8), 5, 1)
+    assert splits["train"].null_text().shape == (3, 8) and [len(some) for some in splits["train"].captions(np.arange(5))] == [5] * 5
 
 
 def test_a_run_that_was_stopped_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

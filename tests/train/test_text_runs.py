@@ -19,7 +19,7 @@ from gsnr.train.pipeline import SiTPipeline, save_pipeline
 from gsnr.train.prepare.command import main as prepare
 from gsnr.train.runs import checkpoint
 from tests.conftest import call
-from tests.train.run_files import assert_same_run
+from tests.train.run_files import assert_same_run, tensors
 from tests.train.text_files import POSITIONS, WIDTH, WORDS, text_encoder
 
 IMAGES, HELDOUT = 20, 8
@@ -68,6 +68,24 @@ def test_resumed_it_is_the_same_run(run: Path, data: Path, tmp_path: Path) -> No
     assert {"text", "x of block 1", "context of block 2", "projector"} <= groups and (run / "samples" / "0000004.png").is_file()
 
 
+def test_the_same_steps_in_other_ways(run: Path, data: Path, tmp_path: Path) -> None:
+    """Micro-batches, and activations that are computed again: weights within a hundredth of a step of AdamW."""
+    words = ("--data", data, *MODEL, *EVERY, *ALIGNED, "--batch", "4")
+    assert call(train, *words, "--steps", "4", "--accumulate", "2", "--checkpointing", "true", "--out", tmp_path / "other") == 0
+    one, two = (tensors(folder / "checkpoints" / "0000004") for folder in (run, tmp_path / "other"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-4, msg=name)
+
+
+def test_in_bf16_it_is_resumed_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    words = ("--data", data, *MODEL, *("bf16" if word == "no" else word for word in EVERY), *ALIGNED, "--batch", "4")
+    for out, stops in (("whole", ("4",)), ("resumed", ("2", "4"))):
+        for steps in stops:
+            assert call(train, *words, "--steps", steps, "--out", tmp_path / out, "--resume") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed", 4)
+
+
 def test_samples_of_prompts_and_of_held_out_captions(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red seven\n\n a blue café \na red seven a red seven a red seven\n")
@@ -88,7 +106,34 @@ def test_samples_of_prompts_and_of_held_out_captions(run: Path, data: Path, tmp_
     assert drawn.shape == (4, 16, 16, 3)
 
 
+def test_prompts_where_others_prepared_the_states(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """U-ViT's folder names no text encoder: the one that is named has to say of the empty caption what lies in the model."""
+    states = text.encode(str(encoder), ["", *CAPTIONS]).numpy()
+    for split, numbers in (("train", range(6)), ("val", range(6, 9))):
+        (tmp_path / "coco" / split).mkdir(parents=True)
+        for place, k in enumerate(numbers):
+            np.save(tmp_path / "coco" / split / f"{place}.npy", np.random.default_rng(k).normal(size=(8, 2, 2)).astype(np.float32))
+            np.save(tmp_path / "coco" / split / f"{place}_0.npy", states[k + 1])
+    np.save(tmp_path / "coco" / "empty_context.npy", states[0])
+    few = ("--batch", "4", "--steps", "1", "--sample-every", "0", "--gsnr-every", "0", "--out", tmp_path / "run")
+    assert call(train, "--data", tmp_path / "coco", "--data.vae", "demo", *MODEL, *EVERY, *few) == 0
+    (tmp_path / "prompts.txt").write_text("a red seven\n")
+    drawing = ("--ckpt", tmp_path / "run", "--sampler", "euler", "--sampling-steps", "1", "--per-class", "1", "--out", tmp_path / "one.png")
+    from_file = (*drawing, "--prompts", tmp_path / "prompts.txt")
+    other = text_encoder(tmp_path / "other", seed=1)
+    for words, said in (
+        (from_file, "does not say which text encoder it reads; name it with --text-encoder"),
+        ((*from_file, "--text-encoder", other), "other' is not the one that the data of .* were made with"),
+        ((*drawing, "--text-encoder", encoder), "--text-encoder .*: encodes captions of --prompts FILE"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call(sample.main, *words)
+    assert call(sample.main, *from_file, "--text-encoder", encoder) == 0 and "row 0: a red seven" in capsys.readouterr().out
+
+
 def test_a_pipeline_reads_states(run: Path, encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--labels: .* reads captions, and has no classes to name"):
+        save_pipeline(checkpoint.load(run), tmp_path / "made", id2label={0: "seven"})
     save_pipeline(checkpoint.load(run), tmp_path / "made")
     pipe = SiTPipeline.from_pretrained(tmp_path / "made")
     pipe.set_progress_bar_config(disable=True)
@@ -113,6 +158,12 @@ def test_probes_and_the_held_out_loss(run: Path, tmp_path: Path) -> None:
         "MMDiT depth 2 width 16 patch 1"
     }
     assert table[(table["control"] == "none") & (table["group"] == "all")]["gsnr"].notna().all()
+    assert {"none", "shuffled"} == set(table["control"]), "captions are no classes, and of what is fitted to a constant nothing is left"
+    with pytest.raises(ValueError, match=r"--controls shuffled_class: .* reads captions, and has no classes; choose shuffled"):
+        call(probe, "--ckpt", run, *few, "--controls", "shuffled_class", "--out", tmp_path / "other")
+    with pytest.raises(ValueError, match=r"--probe representation: .*: holds neither classes nor a teacher's features"):
+        call(probe, "--ckpt", run, "--probe", "representation", "--n-images", "8", "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     found = evaluate.evaluate(run, n_images=4)
     assert 0 < found["velocity_loss"] < 10
 
@@ -122,6 +173,7 @@ def test_probes_and_the_held_out_loss(run: Path, tmp_path: Path) -> None:
     [
         (("--model.num-classes", "10"), "--model.num-classes 10: is of --model.kind sit"),
         (("--model.text-width", "7"), "--model.text-tokens 6, --model.text-width 7: the cache's text has 6 and 32"),
+        (("--data.control", "shuffled_class"), "--data.control shuffled_class: --model.kind mmdit reads captions, which are no classes"),
         (("--model.kind", "sit"), "--model.text-width 32: is of --model.kind mmdit"),
     ],
 )

@@ -57,11 +57,12 @@ def sheet(rows_RKHWC: np.ndarray, names: list[str], heads: list[str]) -> Image.I
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The columns: classes, or numbers of prompts; words, prompts: --classes and --prompts as they were given."""
+    """The columns: classes, or numbers of prompts; words, prompts, encoder: --classes, --prompts and --text-encoder as given."""
 
     classes: tuple[int, ...]
     words: str | None = None
     prompts: Path | None = None
+    encoder: str | None = None
 
 
 def comparison(paths: list[Path], steps: list[int | None], by: Recipe, asked: Asked, weights: str, vae: str | None, device: str) -> Image.Image:
@@ -70,7 +71,7 @@ def comparison(paths: list[Path], steps: list[int | None], by: Recipe, asked: As
     rows, names, side = [], [], 0
     for path in tqdm(paths, desc="sampling", unit="method", leave=False):
         found = (open_subject(at_step(path, step), weights, vae, other=True) for step in steps)
-        opened = [with_prompts(subject, asked.prompts, None, asked.words) for subject in found]
+        opened = [with_prompts(subject, asked.prompts, None, asked.words, asked.encoder) for subject in found]
         for subject in opened:
             subject.check(by.guidance, () if subject.reads_text else asked.classes)
             side = side or subject.side

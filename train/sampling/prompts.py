@@ -10,25 +10,31 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsnr.train.config import ModelConfig
-from gsnr.train.data.cache import Header, Split
+from gsnr.train.data.cache import Split
 from gsnr.train.data.heldout import order
+from gsnr.train.runs.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from gsnr.train.text import FrozenText
 
 LONGEST = 10_000  # characters of a prompt
+SAME = 0.01  # of the norm of the empty caption's states: versions, GPUs and float16 differ by less, other encoders by more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """texts: the captions; states_of: their numbers -> (n,L,C) float32."""
+    """texts: the captions; states_of: their numbers -> (n,L,C) float32; encoder_sha: of a text encoder that was named."""
 
     texts: tuple[str, ...]
     states_of: Callable[[NDArray[np.int64]], Tensor]
+    encoder_sha: str = ""
 
     def states(self, numbers_B: NDArray[np.int64]) -> Tensor:
         """(B,L,C) of samples: prompts in turn."""
@@ -44,7 +50,8 @@ class Prompts:
     def about(self) -> dict[str, str | int]:
         """For the record: in place of classes."""
         told = hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
-        return {"classes": "prompts", "prompts": len(self.texts), "prompts_sha256": told}
+        named = {"text_encoder_sha": self.encoder_sha} if self.encoder_sha else {}
+        return {"classes": "prompts", "prompts": len(self.texts), "prompts_sha256": told, **named}
 
 
 def read(path: Path) -> tuple[str, ...]:
@@ -60,21 +67,34 @@ def read(path: Path) -> tuple[str, ...]:
     return found
 
 
-def of_file(path: Path, model: ModelConfig, header: Header | None) -> Prompts:
-    """By the text encoder that the checkpoint's data name. Raises ValueError where there is none, or it is another one now."""
+def of_file(path: Path, loaded: Checkpoint, encoder: str | None = None) -> Prompts:
+    """encoder: the text encoder's name; None for the one that the checkpoint's data name. Raises ValueError where there is none, or it is not the one
+    that the checkpoint was trained with."""
     from gsnr.train import text  # brings transformers, which takes seconds
 
     texts = read(path)
-    if header is None or not header.text_encoder:
-        raise ValueError(f"--prompts {path}: the checkpoint does not say which text encoder it reads; name data of it with --data instead")
-    frozen = text.load(header.text_encoder)
-    if frozen.sha != header.text_sha or frozen.shape != (model.text_tokens, model.text_width):
-        raise ValueError(f"--prompts {path}: text encoder {header.text_encoder!r} is not the one that the checkpoint's data were made with")
+    named = encoder or ("" if loaded.header is None else loaded.header.text_encoder)
+    if not named:
+        raise ValueError(f"--prompts {path}: {loaded.folder} does not say which text encoder it reads; name it with --text-encoder")
+    frozen = text.load(named)
+    if not _is_its_own(frozen, loaded):
+        raise ValueError(f"--prompts {path}: text encoder {named!r} is not the one that the data of {loaded.folder} were made with")
     if cut := frozen.too_long(texts):
-        said = f"{len(cut)} of {len(texts)} prompts are longer than {model.text_tokens} tokens, and cut off there"
+        said = f"{len(cut)} of {len(texts)} prompts are longer than {frozen.shape[0]} tokens, and cut off there"
         print(f"note: --prompts {path}: {said}", file=sys.stderr)
     frozen.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Prompts(texts=texts, states_of=lambda numbers_B: frozen.encode([texts[k] for k in numbers_B]))
+    sha = frozen.sha if encoder is not None else ""
+    return Prompts(texts=texts, states_of=lambda numbers_B: frozen.encode([texts[k] for k in numbers_B]), encoder_sha=sha)
+
+
+def _is_its_own(frozen: FrozenText, loaded: Checkpoint) -> bool:
+    """By its hash; where others prepared the states and there is none, by what it says of the empty caption, which lies in the model."""
+    null_LC = loaded.model.get_buffer("null_text").cpu().float()
+    if frozen.shape != null_LC.shape:
+        return False
+    if loaded.header is not None and loaded.header.text_sha:
+        return frozen.sha == loaded.header.text_sha
+    return bool((frozen.encode([""])[0].cpu() - null_LC).norm() <= SAME * null_LC.norm())
 
 
 def of_split(split: Split, shuffled: bool = False) -> Prompts:

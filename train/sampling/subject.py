@@ -65,13 +65,13 @@ def open_subject(path: Path, weights: str, name: str | None, other: bool = False
     return subject_of(opening.last_checkpoint(path, weights), name, other)
 
 
-def with_prompts(subject: Subject, path: Path | None, data: str | None, classes: str | None) -> Subject:
-    """The subject with the prompts of a file, or of the held-out images of `data` (default: of its own), where it reads text. path, data, classes:
-    the flags --prompts, --data and --classes. Raises ValueError naming a flag that does not go with this checkpoint."""
+def with_prompts(subject: Subject, path: Path | None, data: str | None, classes: str | None, encoder: str | None = None) -> Subject:
+    """The subject with the prompts of a file, or of the held-out images of `data` (default: of its own), where it reads text. path, data, classes,
+    encoder: the flags --prompts, --data, --classes and --text-encoder. Raises ValueError naming a flag that does not go with this checkpoint."""
     folder = subject.loaded.folder
     if not subject.reads_text:
-        flag = "--prompts" if path is not None else "--data" if data is not None else None
-        if flag is not None:
+        given = {"--prompts": path, "--data": data, "--text-encoder": encoder}
+        if flag := next((name for name, value in given.items() if value is not None), None):
             raise ValueError(f"{flag}: {folder} reads no text, but classes; name them with --classes")
         return subject
     if classes is not None:
@@ -79,7 +79,9 @@ def with_prompts(subject: Subject, path: Path | None, data: str | None, classes:
     if path is not None and data is not None:
         raise ValueError("--prompts, --data: two sources of captions; name one of them")
     if path is not None:
-        return replace(subject, prompts=prompts.of_file(path, subject.loaded.config.model, subject.loaded.header))
+        return replace(subject, prompts=prompts.of_file(path, subject.loaded, encoder))
+    if encoder is not None:
+        raise ValueError(f"--text-encoder {encoder}: encodes captions of --prompts FILE; the states of others lie in the data")
     _, splits = opening.data_of(subject.loaded, data, features=False)
     return replace(subject, prompts=prompts.of_split(splits["heldout"]))
 
