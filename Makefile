@@ -160,10 +160,9 @@ probed-sit: # every target, on a backbone that none of them trained
 probed-%: # the target that a run was aligned to, on its own backbone
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --resume
 
-targets: $(RUNS) ## every target on a vanilla backbone, without the other methods of make figures: two figures and a table; runs/targets, goes on where it stopped
-	$(BIN)/gsnr train --preset sit-demo --save-every 200 --sample-every 0 --out $(TARGETS)/vanilla --resume
+targets: vanilla ## every target on a vanilla backbone, without the other methods of make figures: two figures and a table; runs/targets, goes on where it stopped
 	$(BIN)/gsnr train --preset demo --sample-every 0 --out $(TARGETS)/demo --resume
-	$(BIN)/gsnr probe --ckpt $(TARGETS)/vanilla --align-from $(TARGETS)/demo --probe alignment --targets all --controls shuffled --projector fit --resume
+	$(BIN)/gsnr probe --ckpt $(FORKS)/vanilla --align-from $(TARGETS)/demo --probe alignment --targets all --controls shuffled --projector fit --resume --out $(TARGETS)/vanilla
 	$(BIN)/gsnr figures --run $(TARGETS)/vanilla --figure fig2_gsnr,fig_direction
 	$(BIN)/gsnr tables --run $(TARGETS)/vanilla --summary
 

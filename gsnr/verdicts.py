@@ -78,10 +78,13 @@ class Verdict:
     def sentences(self) -> tuple[str, str]:
         """Where targets help, as far as gradients tell, and where they do not."""
         resolved = "resolved, above its control" if self.controls else "resolved (no control was measured)"
-        helps, fights, alone = self._where(WITH, self.least), self._where(AGAINST, self.least), self._where(WITH, 1)
-        first = f"With denoising, {resolved}: {helps}." if helps else f"No target's gradient is {resolved} and with denoising, at any t."
-        if alone and not helps:
+        fights = self._where(AGAINST, self.least)
+        if helps := self._where(WITH, self.least):
+            first = f"With denoising, {resolved}: {helps}."
+        elif alone := self._where(WITH, 1):
             first = f"With denoising in single bins alone, which may be chance: {alone}."
+        else:
+            first = f"No target's gradient is {resolved} and with denoising, at any t."
         if fights:
             return first, f"Against denoising: {fights}. Aligning there pulls the other way."
         silent = [target for target, own in groupby(self.ranges, key=lambda r: r.target) if not _spans([r for r in own if r.says], self.least)]

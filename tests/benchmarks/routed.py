@@ -109,21 +109,28 @@ def _cell(frame: pd.DataFrame, column: str, digits: int, row: str, other: str, m
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]{mark}"
 
 
-def compared(frame: pd.DataFrame, steps: dict[str, int]) -> list[str]:
-    """Markdown. A star: Holm's step-down over the rows says that it differs."""
-    heads = [head for name, _ in METRICS.values() for head in (name, "minus sit")]
-    lines = [f"| row | steps | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
+def against(frame: pd.DataFrame, rows: tuple[str, ...], other: str, said: dict[str, dict[str, int]]) -> list[str]:
+    """Markdown: each row's metrics, and what they are minus those of `other`. A star: Holm's step-down over the rows says that it differs. said:
+    head of a column to stand before them -> row -> what it says there."""
+    heads = ["row", *said, *(head for name, _ in METRICS.values() for head in (name, f"minus {other}"))]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     starred: dict[str, list[str]] = {}
     for column in METRICS:
-        p = sorted((paired(frame, column, row, "sit")[3], row) for row in ROWS[1:])
+        p = sorted((paired(frame, column, row, other)[3], row) for row in rows if row != other)
         starred[column] = [row for _, row in p[: holm([one for one, _ in p], 0.05)]]
-    for row in ROWS:
-        cells = []
+    for row in rows:
+        cells = [row, *(str(of[row]) for of in said.values())]
         for column, (_, digits) in METRICS.items():
             mark = "*" if row in starred[column] else ""
             cells.append(f"{frame.loc[frame['row'] == row, column].mean():.{digits}f}")
-            cells.append("" if row == "sit" else _cell(frame, column, digits, row, "sit", mark))
-        lines.append(f"| {row} | {steps[row]} | {' | '.join(cells)} |")
+            cells.append("" if row == other else _cell(frame, column, digits, row, other, mark))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def compared(frame: pd.DataFrame, steps: dict[str, int]) -> list[str]:
+    """Markdown: all rows against the plain stream, and the comparison that was planned."""
+    lines = against(frame, ROWS, "sit", {"steps": steps})
     planned = [_cell(frame, column, digits, "dar-dynamic", "sit-plus") for column, (_, digits) in METRICS.items()]
     return [*lines, f"| dar-dynamic minus sit-plus | | | {planned[0]} | | {planned[1]} |"]
 

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from gsnr import files, logs
-from gsnr.stopping.rho import holm
-from tests.benchmarks.routed import METRICS, paired
+from tests.benchmarks.routed import against
 
 REFERENCE, ROWS, LEARNED = (
     "uniform-both",
@@ -35,25 +34,6 @@ def evaluations(runs: Path, seeds: int) -> pd.DataFrame:
             found = files.read_json(runs / f"{row}-s{seed}" / "evaluation.json")
             lines.append({"row": row, "seed": seed} | dict(found.get("result", found)))
     return pd.DataFrame(lines)
-
-
-def compared(frame: pd.DataFrame) -> list[str]:
-    """Markdown: each row minus the uniform mixture."""
-    lines = [f"| row | {' | '.join(f'{name} | minus {REFERENCE}' for name, _ in METRICS.values())} |", "|---" * (1 + 2 * len(METRICS)) + "|"]
-    found = {(column, row): paired(frame, column, row, REFERENCE) for column in METRICS for row in ROWS if row != REFERENCE}
-    differs = []
-    for column in METRICS:
-        p = sorted((value[3], row) for (of, row), value in found.items() if of == column)
-        differs += [(column, row) for _, row in p[: holm([one for one, _ in p], 0.05)]]
-    for row in ROWS:
-        cells = []
-        for column, (_, digits) in METRICS.items():
-            cells.append(f"{frame.loc[frame['row'] == row, column].mean():.{digits}f}")
-            mean, low, high, _ = found.get((column, row), (0.0,) * 4)
-            said = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]{'*' if (column, row) in differs else ''}"
-            cells.append("" if row == REFERENCE else said)
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return lines
 
 
 def said_of(line: dict[str, Any]) -> str:
@@ -83,7 +63,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
-    lines = [*compared(evaluations(args.runs, args.seeds)), "", *routed(args.runs, args.seeds)]
+    lines = [*against(evaluations(args.runs, args.seeds), ROWS, REFERENCE, {}), "", *routed(args.runs, args.seeds)]
     files.write_text(args.runs / "routers.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
