@@ -18,7 +18,8 @@ STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs
 FIGURES := runs/figures
 PROBES := alignment,controls,router,vae_pca
-COMPARED := sit repa sra2 uniform-mid uniform-deep ahpa-standardise
+# of Fig. 2: its three panels on the vanilla run
+SHOWN := ahpa,repa,sra2,uniform_G1,uniform_G2,uniform_mid,uniform_deep,uniform_both
 EACH = $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + $(JOBS) - 1) / $(JOBS))))
 COMMA := ,
 SPACE := $(subst ,, )
@@ -91,7 +92,7 @@ export MPLBACKEND := agg
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help announced demo demo-text captions figures probed-sit targets ablations methods handover routing routers vanilla power forks balance test gpu check docs hashes notebooks clean
+.PHONY: help announced demo demo-text captions figures targets ablations methods handover routing routers vanilla power forks balance test gpu check docs hashes notebooks clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -143,22 +144,28 @@ demo-text: $(RUNS) ## the demo with captions: trains a text-to-image MMDiT, asks
 captions: $(RUNS) ## does a text model read its captions? own ones in training against shuffled ones, three seeds; runs/captions, half an hour, goes on where it stopped
 	$(foreach seed,0 1 2,$(foreach which,own shuffled,$(call captioned,$(which),$(seed))))
 
-figures: $(RUNS) ## every figure, from nothing: trains the demo at full length and its other methods, probes all, draws them, writes one page; under an hour, goes on where it stopped
+figures: $(RUNS) ## the figures of the paper, from nothing: trains the demo at full length, vanilla and AHPA on standardised features, measures them, draws all, writes one page; under half an hour, goes on where it stopped
+	@echo "Three trainings of 2800 steps, $(JOBS) commands at once, then their probes, figures and a page in $(FIGURES): under half an hour on two cores."
+	OMP_NUM_THREADS=$(EACH) $(MAKE) --no-print-directory -j $(JOBS) trained-demo trained-sit measured-ahpa-standardise measured-demo measured-sit
+	$(BIN)/gsnr figures --run $(FIGURES)/sit --out $(FIGURES)/drawn
+	$(BIN)/gsnr figures --run $(FIGURES)/demo --run $(FIGURES)/sit --run $(FIGURES)/ahpa-standardise --out $(FIGURES)/drawn
+	$(BIN)/gsnr tables --run $(FIGURES)/sit --out $(FIGURES)/drawn
+	$(BIN)/gsnr report --run $(FIGURES)/demo --run $(FIGURES)/sit --run $(FIGURES)/ahpa-standardise --out $(FIGURES)/report.html
+
+trained-demo:
 	$(BIN)/gsnr train --preset demo --out $(FIGURES)/demo --resume
-	$(BIN)/gsnr grid --out $(FIGURES) --rows $(subst $(SPACE),$(COMMA),$(COMPARED)) --jobs $(JOBS)
-	OMP_NUM_THREADS=$(EACH) $(MAKE) --no-print-directory -j $(JOBS) $(COMPARED:%=probed-%)
-	$(BIN)/gsnr probe --ckpt $(FIGURES)/ahpa-standardise-s0 --probe controls,router --resume
+
+trained-%:
+	$(BIN)/gsnr train --preset $*-demo --out $(FIGURES)/$* --resume
+
+measured-demo: trained-demo
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/demo --resume
-	$(BIN)/gsnr figures --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
-	$(BIN)/gsnr figures --run $(FIGURES)/demo $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/drawn
-	$(BIN)/gsnr tables --run $(FIGURES)/sit-s0 --out $(FIGURES)/drawn
-	$(BIN)/gsnr report --run $(FIGURES)/demo $(COMPARED:%=--run $(FIGURES)/%-s0) --out $(FIGURES)/report.html
 
-probed-sit: # every target, on a backbone that none of them trained
-	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit-s0 --align-from $(FIGURES)/demo --probe alignment --targets all --controls shuffled --resume
+measured-sit: trained-demo trained-sit # on a backbone that none of these targets trained
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/sit --align-from $(FIGURES)/demo --probe alignment --targets $(SHOWN) --controls shuffled --projector fit --resume
 
-probed-%: # the target that a run was aligned to, on its own backbone
-	$(BIN)/gsnr probe --ckpt $(FIGURES)/$*-s0 --probe alignment --targets own --projector fit --bins 5 --resume
+measured-ahpa-standardise: trained-ahpa-standardise
+	$(BIN)/gsnr probe --ckpt $(FIGURES)/ahpa-standardise --probe controls,router --resume
 
 targets: vanilla ## every target on a vanilla backbone, without the other methods of make figures: two figures and a table; runs/targets, goes on where it stopped
 	$(BIN)/gsnr train --preset demo --sample-every 0 --out $(TARGETS)/demo --resume
@@ -241,7 +248,7 @@ hashes: $(STAMP) ## writes .ci/hashes.txt, after a change of constraints.txt, on
 	$(BIN)/python .ci/hashes.py
 
 notebooks: $(STAMP) ## executes the notebooks in place, on the runs of `make figures`, or on RUN where there are none
-	GSNR_RUN=$(abspath $(if $(wildcard $(FIGURES)/demo/probes),$(FIGURES)/demo,$(RUN))) GSNR_VANILLA=$(patsubst %/probes,%,$(abspath $(wildcard $(FIGURES)/sit-s0/probes))) \
+	GSNR_RUN=$(abspath $(if $(wildcard $(FIGURES)/demo/probes),$(FIGURES)/demo,$(RUN))) GSNR_VANILLA=$(patsubst %/probes,%,$(abspath $(wildcard $(FIGURES)/sit/probes))) \
 		GSNR_ROUTED=$(patsubst %/probes,%,$(abspath $(wildcard $(ROUTING)/dar-dynamic-s0/probes))) \
 		$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False analysis_notebooks/*.ipynb
 

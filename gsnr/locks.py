@@ -10,12 +10,15 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
 from gsnr import files
 
+HELD = (errno.EACCES, errno.EAGAIN)  # a file that another process has locked
 PATIENCE_SEC = 1.0  # another process may have a lock file that was deleted for as long as it takes to be refused elsewhere
 
 
@@ -51,12 +54,29 @@ def take(path: Path) -> TextIO:
         except OSError as error:
             who = _holder(handle)
             handle.close()
-            held = error.errno in (errno.EACCES, errno.EAGAIN)
-            why = f"another process is at work there{who}" if held else f"{path.name!r} in it cannot be locked ({error.strerror})"
+            why = f"another process is at work there{who}" if error.errno in HELD else f"{path.name!r} in it cannot be locked ({error.strerror})"
             raise ValueError(f"{path.parent}: {why}") from error
         if _same(path, handle):
             return handle
         handle.close()  # deleted between opening and locking
+
+
+@contextmanager
+def turn(path: Path, what: str) -> Iterator[None]:
+    """Locks a file, made if need be, waiting for whoever has it, and removes it: of several processes that would make the same thing one does, and
+    the others find it made. what: what is waited for, for the note that says so. Raises OSError where the file system has no locks."""
+    with path.open("a") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in HELD:
+                raise
+            print(f"note: another process makes {what}; waiting for it", file=sys.stderr)
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class Lock:

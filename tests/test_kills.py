@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gsnr import files
+from gsnr import files, locks
 from gsnr.train.config import resolve
 from gsnr.train.demo.cache import demo_cache
+from gsnr.train.prepare import shards
 from gsnr.train.presets import find
 from gsnr.train.runs import folder
 from tests.attack._commands import COMMANDS
@@ -63,6 +64,25 @@ def test_demo_data_that_are_killed_in_the_making_leave_nothing(tmp_path: Path, m
         demo_cache(8, 8, "adaptive")
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2  # a lock that nobody holds, and what was begun
     made = demo_cache(8, 8, "adaptive")
+    assert list(tmp_path.iterdir()) == [made]
+
+
+def test_demo_data_are_made_by_one_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The other waits for them and says so."""
+    monkeypatch.setenv("GSNR_CACHE", str(tmp_path))
+    (begun, begins), (told, tells) = os.pipe(), os.pipe()
+    first = os.fork()
+    if not first:
+        finish = shards.finish
+        monkeypatch.setattr(shards, "finish", lambda *args, **options: (os.write(begins, b"."), os.read(told, 1), finish(*args, **options)))
+        demo_cache(8, 8, "adaptive")
+        os._exit(0)
+    os.read(begun, 1)
+    monkeypatch.setattr(shards, "finish", None)
+    monkeypatch.setattr(locks, "print", lambda *words, **options: (print(*words, **options), os.write(tells, b".")), raising=False)
+    made = demo_cache(8, 8, "adaptive")
+    assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 0
+    assert "note: another process makes the demo cache; waiting for it" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == [made]

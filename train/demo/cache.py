@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gsnr import files
+from gsnr import files, locks
 from gsnr.train import vae as vaes
 from gsnr.train.cache_root import TEXT_DEMO, cache_root
 from gsnr.train.data import cache, statistics
@@ -85,8 +85,10 @@ def _cache(
     if (folder / cache.HEADER).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder(vae, header, "cpu", teacher, captions=captions)  # on every machine: a run goes on where its rows are the same, to the last bit
-    _build(folder, encoder, images)
+    with files.naming(folder), locks.turn(folder.parent / f".{folder.name}.lock", f"the {name} cache"):
+        if not (folder / cache.HEADER).is_file():
+            encoder = Encoder(vae, header, "cpu", teacher, captions=captions)  # the CPU everywhere: a run goes on where its rows have the same bits
+            _build(folder, encoder, images)
     return folder
 
 
