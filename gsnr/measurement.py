@@ -63,7 +63,7 @@ def measure(
     draws       rows of a batch that belong to one sample and follow one another (draws of t and noise for one image): g_i is
                 their mean gradient, n counts samples, and the noise is split into a part between and a part within samples.
     chunk       samples whose gradients are taken at once; default: from `memory_bytes`, or whole batches ("ghost"); halved until the first pass fits.
-    memory_bytes    what per-sample gradients may take; default an eighth of a CPU's memory, a quarter of the free memory of a GPU.
+    memory_bytes    what per-sample gradients may take; default a quarter: of a GPU's free memory, of all that a CPU has.
     device      where batches are moved before they are used (the model stays); default: nowhere.
     distributed     where torch.distributed is initialised, every rank brings batches of its own, and all get the result of all; False: this alone.
     index       who a sample is: the name of a batch entry, or a function batch -> (B,) integers, with its number in the data (one for all

@@ -7,12 +7,12 @@ validate.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gsnr.commandline import no_path
+from gsnr.memory import memory_of_process
 from gsnr.options import build, check_ranges, option, plugged
 
 DEEPEST, LARGEST, LONGEST = 2**10, 2**20, 10**9  # nobody means a deeper or larger model, or a longer run
@@ -225,7 +225,7 @@ def resolve(preset: dict[str, Any], *layers: dict[str, Any]) -> TrainConfig:
 
 def check_size(model: ModelConfig) -> None:
     """Raises ValueError for a model whose weights alone would not fit the memory of this machine, before any of it is taken."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_of_process()
     if 4 * model.parameters > memory:
         raise ValueError(
             f"--model.depth {model.depth}, --model.hidden-size {model.hidden_size}: about {model.parameters:.2g} parameters, of 4 bytes each; "

@@ -8,7 +8,6 @@ the loss does not touch it), as soon as they are known, and returns the C detach
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from gsnr.batches import Batch
 from gsnr.gradients import PerSample
+from gsnr.memory import memory_of_process
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 Visit = Callable[[str, PerSample], None]
@@ -55,11 +55,11 @@ def find(name: str) -> Engine:
 
 
 def default_memory(selected: dict[str, nn.Parameter]) -> int:
-    """Bytes that per-sample gradients may take all together: a quarter of what is free on a GPU, an eighth of all memory on a CPU."""
+    """Bytes that per-sample gradients may take all together: a quarter of what is free on a GPU, of all memory on a CPU."""
     device = next(iter(selected.values())).device
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8 if hasattr(os, "sysconf") else 1 << 30
+    return memory_of_process() // 4
 
 
 def chunk_within(memory_bytes: int, selected: dict[str, nn.Parameter], limit: int = 32) -> int:
