@@ -146,10 +146,11 @@ captions: $(RUNS) ## does a text model read its captions? own ones in training a
 
 figures: $(RUNS) ## the figures of the paper, from nothing: trains the demo at full length, vanilla and AHPA on standardised features, measures them, draws all, writes one page; under half an hour, goes on where it stopped
 	@echo "Three trainings of 2800 steps, $(JOBS) commands at once, then their probes, figures and a page in $(FIGURES): under half an hour on two cores."
-	OMP_NUM_THREADS=$(EACH) $(MAKE) --no-print-directory -j $(JOBS) trained-demo trained-sit measured-ahpa-standardise measured-demo measured-sit
-	$(BIN)/gsnr figures --run $(FIGURES)/sit --out $(FIGURES)/drawn
+	OMP_NUM_THREADS=$(EACH) $(MAKE) --no-print-directory -j $(JOBS) trained-demo trained-sit measured-ahpa-standardise measured-sit measured-demo
+	$(BIN)/gsnr figures --run $(FIGURES)/demo
+	$(BIN)/gsnr figures --run $(FIGURES)/sit
 	$(BIN)/gsnr figures --run $(FIGURES)/demo --run $(FIGURES)/sit --run $(FIGURES)/ahpa-standardise --out $(FIGURES)/drawn
-	$(BIN)/gsnr tables --run $(FIGURES)/sit --out $(FIGURES)/drawn
+	$(BIN)/gsnr tables --run $(FIGURES)/sit
 	$(BIN)/gsnr report --run $(FIGURES)/demo --run $(FIGURES)/sit --run $(FIGURES)/ahpa-standardise --out $(FIGURES)/report.html
 
 trained-demo:

@@ -86,7 +86,6 @@ def _target(subject: Subject, options: Options, shared: dict[str, Any], index: i
     assert own is not None
     low, high = options.edges(index)
     name, alignment = own[0], own[1].to(subject.device)
-    subject.checkpoint.model.to(subject.device)
     easiness = Easiness()
     heldout, needs = subject.splits["heldout"], tuple(dict.fromkeys((*alignment.needs, *subject.checkpoint.config.model.reads)))
     for _, batch in heldout_batches(heldout, options.n_images, options.seed, "heldout", low, high, needs, first=options.first_image):

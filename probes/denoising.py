@@ -73,7 +73,7 @@ def _bin(subject: Subject, options: Options, place: int) -> Rows:
 def _measured(subject: Subject, options: Options, place: int, batches: list[Batch], target: str, name: str) -> Rows:
     """One loss in one bin. target: as tables call it."""
     low, high = options.edges(place)
-    model = subject.checkpoint.model.to(subject.device).eval()
+    model = subject.checkpoint.model.eval()
     result = gsnr.measure(
         model,
         loss_of(name),

@@ -129,7 +129,7 @@ def _heldout(subject: Subject, options: Options, low: float, high: float) -> Pai
 
 def _hidden(subject: Subject, batch: Batch) -> dict[int, Tensor]:
     """block -> (B,T,D)."""
-    model = subject.checkpoint.model.to(subject.device)
+    model = subject.checkpoint.model
     batch = {key: x.to(subject.device) for key, x in batch.items()}
     blocks = tuple(range(1, subject.checkpoint.config.model.depth + 1))
     x_t, extra = noised(model, batch)

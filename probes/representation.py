@@ -131,7 +131,7 @@ class _Images:
 @torch.inference_mode()
 def _hidden(subject: Subject, batch: Batch) -> Tensor:
     """(K,N,D) hidden states of all K blocks, averaged over tokens."""
-    model = subject.checkpoint.model.to(subject.device)
+    model = subject.checkpoint.model
     batch = {key: x.to(subject.device, non_blocking=True) for key, x in batch.items() if key != TEACHER}
     blocks = tuple(range(1, subject.checkpoint.config.model.depth + 1))
     nothing = model.null(model.condition(batch))

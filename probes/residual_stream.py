@@ -94,7 +94,7 @@ def of_trace(trace: Trace, loss_B: Tensor) -> dict[str, Tensor]:
 def _bin(subject: Subject, options: Options, place: int) -> dict[str, Tensor]:
     """name -> numbers of all images of a bin, float64."""
     low, high = options.edges(place)
-    model = subject.checkpoint.model.to(subject.device).eval()
+    model = subject.checkpoint.model.eval()
     parts: list[dict[str, Tensor]] = []
     for _, drawn in heldout_batches(subject.splits["heldout"], options.n_images, options.seed, "heldout", low, high, (), first=options.first_image):
         batch = {key: x.to(subject.device) for key, x in drawn.items()}

@@ -23,8 +23,8 @@ class Costs:
     call: float
 
 
-# float32. CPU: one sample's gradient stays in cache; 8 (AVX512, quiet) to 33 (AVX2, five others at work) an element, 80 to 130 to unfold one.
-CPU = Costs(element=16, unfold=100, convolve=2.4, convolve_all=1.5, call=2e5)
+# float32. CPU: one sample's gradient stays in cache; 8 (AVX512, quiet) to 33 (AVX2, five others at work) an element, 20 (quiet) to 110 to unfold one.
+CPU = Costs(element=16, unfold=60, convolve=2.4, convolve_all=1.5, call=2e5)
 # H200, where forming is memory traffic: 46 an element (widths 768 to 4608); convolutions and calls were not measured apart.
 CUDA = Costs(element=46, unfold=46, convolve=1, convolve_all=1, call=0)
 

@@ -48,12 +48,36 @@ class Patches(Factored):
         x, b = wide(self.x[part]).flatten(0, 1), wide(self.b[part]).flatten(0, 1)
         return conv2d_weight(x, self.shape, b, self.stride, 0, self.dilation, self.groups)
 
-    def _formed(self) -> Iterator[tuple[int, Tensor]]:
-        """(number of the first, gradients (k, p, d / groups, kh, kw)), a few samples at a time."""
-        if cheapest(self._forming()) == "convolve":
+    def _factors(self, i: int, j: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of samples i..j, per group of channels: their unfolded inputs a_kGTK, whose K are (kh, kw, d / groups), and b_kGpT. Channels come last,
+        so whole rows of them are copied, into `out` where there is one; `F.unfold` gathers elements one by one, and takes five times as long."""
+        x, b = wide(self.x[i:j]).movedim(2, -1).contiguous(), wide(self.b[i:j])
+        (c, m, _, _, d), (n, o, h, w, e) = x.shape, x.stride()
+        (_, own, kh, kw), (ho, wo), g = self.shape, b.shape[-2:], self.groups
+        sizes = (c, g, m, ho, wo, kh, kw, d // g)
+        strides = (n, e * own, o, h * self.stride[0], w * self.stride[1], h * self.dilation[0], w * self.dilation[1], e)
+        windows = x.as_strided(sizes, strides)
+        a = windows.clone(memory_format=torch.contiguous_format) if out is None else out[: j - i].view(sizes).copy_(windows)
+        return a.view(c, g, m * ho * wo, -1), b.flatten(3).movedim(1, 2).reshape(c, g, -1, m * ho * wo)
+
+    def _formed(self, way: str) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first, gradients), a few samples at a time; each is to be used up before the next is asked for. "convolve": (k, p,
+        d / groups, kh, kw); "unfold": channels last, (k, p, kh, kw, d / groups)."""
+        if way == "convolve":
             yield from ((i, self._sum(slice(i, i + 1))[None]) for i in range(self.samples))
-        else:
-            yield from ((i, self.outer(i, j).dense()) for i, j in self._pieces())
+            return
+        pieces, (p, own, kh, kw) = list(self._pieces()), self.shape
+        most = max((j - i for i, j in pieces), default=0)
+        # the same memory for all pieces: new pages cost as much as what is written to them
+        unfold = wide(self.x[:0]).new_empty(most, self._sizes[1])
+        product = unfold.new_empty(most, self.groups, p // self.groups, kh * kw * own)
+        for i, j in pieces:
+            a, b = self._factors(i, j, unfold)
+            yield i, torch.matmul(b, a, out=product[: j - i]).view(j - i, p, kh, kw, own)
+
+    def _as_formed(self, direction: Tensor, way: str) -> Tensor:
+        """A tensor of the parameter's shape in the order of `_formed`."""
+        return direction.view(self.shape).movedim(1, -1).contiguous() if way == "unfold" else direction.view(self.shape)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """Samples that are unfolded at once."""
@@ -91,9 +115,14 @@ class Patches(Factored):
         if way == "pixels":
             return self._pixel_gram(other)
         pieces = self._pieces()
+
+        def outer(of: Patches, i: int, j: int) -> Outer:
+            a, b = of._factors(i, j)
+            return Outer(a, b.transpose(-1, -2), self.shape)
+
         if other is self:
-            return torch.cat([o.gram(o) for o in (self.outer(i, j) for i, j in pieces)])
-        return torch.cat([self.outer(i, j).gram(other.outer(i, j)) for i, j in pieces])
+            return torch.cat([o.gram(o) for o in (outer(self, i, j) for i, j in pieces)])
+        return torch.cat([outer(self, i, j).gram(outer(other, i, j)) for i, j in pieces])
 
     def _pixel_gram(self, other: Patches) -> Tensor:
         """From one Gram matrix over input pixels: that of the unfolded inputs is kh kw shifted copies of it, added up. M = 1."""
@@ -115,26 +144,35 @@ class Patches(Factored):
     def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
         way = self._way(sums=True)
         if way == "form":
-            return add_formed(self._formed(), plus, minus, signs)
+            forming = cheapest(self._forming())
+            if forming == "convolve":
+                return add_formed(self._formed(forming), plus, minus, signs)
+            positive, negative = (torch.zeros_like(self._as_formed(total, forming)) for total in (plus, minus))
+            norms = add_formed(self._formed(forming), positive, negative, signs)
+            for total, formed in ((plus, positive), (minus, negative)):
+                total.view(self.shape).add_(formed.movedim(-1, 1))
+            return norms
         for total, part in signs.sums(plus, minus):
             total.add_(self._sum(part).view_as(total))
         return self._gram(self, way)
 
     def square_norms(self) -> Tensor:
         way = self._way(sums=False)
-        return torch.cat([square(g) for _, g in self._formed()]) if way == "form" else self._gram(self, way)
+        return torch.cat([square(g) for _, g in self._formed(cheapest(self._forming()))]) if way == "form" else self._gram(self, way)
 
     def inner(self, other: Patches) -> Tensor:
         """(C,) float64: products with another's gradients, sample by sample."""
         way = self._way(False, other)
         if way == "form":
-            return torch.cat([dot(g, h) for (_, g), (_, h) in zip(self._formed(), other._formed(), strict=True)])
+            forming = cheapest(self._forming())
+            return torch.cat([dot(g, h) for (_, g), (_, h) in zip(self._formed(forming), other._formed(forming), strict=True)])
         return self._gram(other, way)
 
     def products(self, directions: Sequence[Tensor]) -> Tensor:
         (t, _, size), k, cost = self._sizes, len(directions), costs_of(self.x)
         if cheapest({"form": min(self._forming().values()) + k * cost.element * size, "turn": k * cost.convolve_all * t * size}) == "form":
-            return dots_formed(self._formed(), directions)
+            forming = cheapest(self._forming())
+            return dots_formed(self._formed(forming), [self._as_formed(direction, forming) for direction in directions])
         return super().products(directions)
 
     def dots(self, direction: Tensor) -> Tensor:

@@ -212,7 +212,6 @@ def _fitted(subject: Subject, options: TargetOptions, made: list[Candidate], res
 
 def measure_all(subject: Subject, options: TargetOptions, probe: str, resume: ResumeCache, sums: Path | None) -> tuple[Rows, dict[str, Any]]:
     """Rows of kind "cells", "samples" and "metrics" for every candidate; notes: how the projectors were fitted."""
-    subject.checkpoint.model.to(subject.device)
     made = candidates(subject, options)
     mean, how = _fitted(subject, options, made, resume)
     made = with_constants(made, mean)

@@ -49,7 +49,7 @@ def held_batches(case: Case, subject: Subject, rows: list[Row], low: float, high
 def hidden_at(subject: Subject, batch: Batch, blocks: tuple[int, ...], told: Tensor | None = None) -> dict[int, Tensor]:
     """block -> (B,T,D). told: to the model, in place of the images' own condition."""
     x_t = interpolate(batch["latent"], batch["noise"], batch["t"])
-    model = subject.checkpoint.model.to(subject.device)
+    model = subject.checkpoint.model
     y = model.condition(batch) if told is None else told
     return model.forward_with_taps(x_t, batch["t"], y, taps=blocks, stop=True)[1]
 

@@ -29,7 +29,7 @@ from gsnr.train.runs.checkpoint import Checkpoint, Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A loaded checkpoint with the cache it is measured on. again: reads the same checkpoint, with weights of choice.
+    """A loaded checkpoint, its model on `device`, with the cache it is measured on. again: reads the same checkpoint, with weights of choice.
 
     align_from: another checkpoint, whose alignment is measured in place of the checkpoint's own. at: a block, in place of the aligned one.
     """
@@ -41,6 +41,9 @@ class Subject:
     created: str
     align_from: Checkpoint | None = None
     at: int | None = None
+
+    def __post_init__(self) -> None:
+        self.checkpoint.model.to(self.device)
 
     @property
     def aligned(self) -> Checkpoint:
@@ -64,7 +67,7 @@ class Subject:
     def ema(self) -> Backbone:
         """The averaged backbone, whatever weights are probed: the teacher of alignments to it."""
         if self.checkpoint.weights == "ema":
-            return self.checkpoint.model.to(self.device)
+            return self.checkpoint.model
         return self.again("ema").model.to(self.device)
 
     def require_images(self, options: ProbeOptions) -> None:

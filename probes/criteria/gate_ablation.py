@@ -42,7 +42,7 @@ def _nothing(module: torch.nn.Module, given: Any, out: Any) -> Any:
 
 @torch.no_grad()
 def measure(case: Case) -> Mapping[str, Interval]:
-    model = case.subject.checkpoint.model.to(case.subject.device)
+    model = case.subject.checkpoint.model
     found: dict[str, Interval] = {}
     for (block, low, high), rows in case.groups("block", "low", "high").items():
         each = []

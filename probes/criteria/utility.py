@@ -61,7 +61,7 @@ def _gradient(case: Case, row: Row, candidate: Candidate, parameters: list[nn.Pa
 
 
 def measure(case: Case) -> Mapping[str, Interval]:
-    model = case.subject.checkpoint.model.to(case.subject.device)
+    model = case.subject.checkpoint.model
     found: dict[str, Interval] = {}
     held: dict[tuple[float, float], list[Batch]] = {}
     for row in case.rows:
