@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: each, and every process that a test starts, takes one (`tests.forked` needs that)
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or torch.compile starts processes, which import torch
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # what the CPU says it can do is taken, and no trial of it compiled
 REPO = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess]
 
@@ -47,12 +50,9 @@ def made_once(shared: Path, name: str, make: Callable[[Path], int]) -> Path:
 
 @pytest.fixture(autouse=True)
 def _new_accelerator() -> Iterator[None]:
-    """accelerate keeps the precision of a process's first run; every test is a process of its own to it."""
+    """Every test is a process of its own to accelerate."""
     yield
-    if "accelerate" in sys.modules:
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
+    forked.new_accelerator()
 
 
 def run_module(*words: str | Path) -> subprocess.CompletedProcess:

@@ -29,6 +29,14 @@ def imported(names: Iterable[str]) -> None:
         import_module(commands.COMMANDS[name].module)
 
 
+def new_accelerator() -> None:
+    """accelerate keeps the precision and the ranks of a process's first run; this makes the next one the first."""
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 class Forked:
     """A command that works in a process of its own, the leader of a group of its own. Its stderr comes through a pipe, which no disk can fill."""
 
@@ -74,8 +82,10 @@ class Forked:
         return self.said.decode(errors="replace")
 
 
-def ranks(many: int, words: list[str], folder: Path, main: Callable[[], object] = commands.main) -> None:
-    """A command, or `main`, in processes that know of each other as those of torchrun do. Fails with what the first that failed said."""
+def ranks(many: int, words: list[str], folder: Path, main: Callable[[], object] = commands.main, printed: Path = Path(os.devnull)) -> list[Forked]:
+    """A command, or `main`, in processes that know of each other as those of torchrun do. Fails with what the first that failed said.
+
+    printed: where the first one's stdout goes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -83,10 +93,12 @@ def ranks(many: int, words: list[str], folder: Path, main: Callable[[], object] 
     def place(rank: int) -> None:
         its = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": many, "LOCAL_WORLD_SIZE": many, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in its.items()})
+        new_accelerator()
 
-    started = [Forked(words, folder, ready=partial(place, rank), main=main) for rank in range(many)]
+    started = [Forked(words, folder, Path(os.devnull) if rank else printed, partial(place, rank), main) for rank in range(many)]
     for one in started:
         assert one.end(300) == 0, one.error
+    return started
 
 
 def _become(words: list[str], folder: Path, printed: Path, heard: int, ready: Callable[[], object], main: Callable[[], object]) -> None:
@@ -107,7 +119,7 @@ def _become(words: list[str], folder: Path, printed: Path, heard: int, ready: Ca
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        with suppress(OSError):
-            sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(code)

@@ -66,7 +66,8 @@ def test_routing_across_depth_by_hand() -> None:
     assert static - plain == 2 * 49 * 64 * 96 and dynamic - static == 13 * 64 * 96**2
 
 
-def test_the_command_measures_a_step(capsys: pytest.CaptureFixture) -> None:
+def test_the_command_measures_a_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(steps.SIDE, "cpu", 1024)  # an eighth of the work
     assert main(["--size", "demo", "--rows", "sit,ahpa,sra,repa", "--batch", "2", "--rounds", "1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     found = printed["rows"]
@@ -86,6 +87,7 @@ def test_peak_is_the_share_of_the_flops_that_run(monkeypatch: pytest.MonkeyPatch
         counted.append(counter.get_total_flops())
         return 0.25
 
+    monkeypatch.setitem(steps.SIDE, "cpu", 64)
     monkeypatch.setattr(steps.clock, "seconds", clock)
     monkeypatch.setattr(sampling, "sampling", lambda *_: None)
     monkeypatch.setattr(sampling, "forward_seconds", lambda *_: 0.25)

@@ -130,7 +130,8 @@ def test_released_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(batches, "assemble", noted)
     rule = ("--stop-rule", "haste_trigger", "--stop-rule.below", 1, "--stop-rule.ramp", 3)
-    words = (*SMALL, "--alignment", "repa", "--gsnr-every", 4, "--gsnr-images", 4, "--gsnr-bins", 2, "--schedule", "wiener", *rule, "--steps", 8)
+    measured = ("--gsnr-every", 4, "--gsnr-images", 32, "--gsnr-bins", 2, "--schedule", "wiener")
+    words = (*SMALL, "--alignment", "repa", "--alignment.projector-width", 16, *measured, *rule, "--steps", 8)
     assert call(main, *words, "--out", tmp_path / "whole") == 0
     state = json.loads((tmp_path / "whole" / "checkpoints" / "0000008" / "state.json").read_text())["feedback"]
     assert state["rule"]["released"] == 4 and state["schedule"]["edges"] == [0.0, 0.5, 1.0]

@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from gsnr.train.data import arrow, cache
 from gsnr.train.prepare import shards
 from gsnr.train.prepare.command import main
 from tests.conftest import REPO, call
+from tests.forked import ranks
 
 IMAGES = 48
 
@@ -83,18 +83,12 @@ def assert_same(a: Path, b: Path) -> None:
         assert arrow.read_folder(a / split).equals(arrow.read_folder(b / split))
 
 
-def torchrun(processes: int, *options: object) -> subprocess.CompletedProcess:
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "train.prepare")
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *launch, *map(str, options)], cwd=REPO, capture_output=True, text=True, env=env, timeout=300)
-
-
 def test_two_processes_make_what_one_makes(words: tuple[object, ...], whole: Path, tmp_path: Path) -> None:
-    done = torchrun(2, *words, "--out", tmp_path / "cache")
-    assert done.returncode == 0, done.stderr
+    first, _ = ranks(2, ["prepare", *map(str, words), "--out", str(tmp_path / "cache")], REPO, printed=tmp_path / "printed")
     assert_same(whole, tmp_path / "cache")
-    assert "46 images of 4 classes" in done.stdout and ", 2 left out; 48 read and encoded" in done.stdout
-    assert f"{IMAGES}/{IMAGES}" in done.stderr, "the bar of the first process counts the images of both"
+    printed = (tmp_path / "printed").read_text()
+    assert "46 images of 4 classes" in printed and ", 2 left out; 48 read and encoded" in printed
+    assert f"{IMAGES}/{IMAGES}" in first.error, "the bar of the first process counts the images of both"
 
 
 def test_workers_make_no_difference(words: tuple[object, ...], whole: Path, tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from gsnr.train.data.rng import draw
 from gsnr.train.demo.cache import demo_cache
 from gsnr.train.runs import checkpoint, training_state
 from tests.conftest import REPO, call
+from tests.forked import ranks
 from tests.gsnr import naive
 from tests.gsnr.problems import naive_gradients
 from tests.train.run_files import assert_same_run, hash_again, lines, tensors
@@ -266,12 +265,9 @@ MONITORED = ("--gsnr-every", "10", "--gsnr-images", "24")
 
 
 def test_two_processes_train_the_same_run(smoke_run: Path, monitored_run: Path, tmp_path: Path) -> None:
-    """torchrun with 2 ranks over gloo for 20 steps, resumed on 1: weights within 1e-5 of the uninterrupted run of one process, both times."""
+    """2 ranks over gloo for 20 steps, resumed on 1: weights within 1e-5 of the uninterrupted run of one process, both times."""
     out = tmp_path / "ddp"
-    words = ("--nproc-per-node", "2", "--standalone", "-m", "train", "--preset", "smoke", "--steps", "20", "--out", str(out), *MONITORED)
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], cwd=REPO, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
+    ranks(2, ["train", "--preset", "smoke", "--steps", "20", "--out", str(out), *MONITORED], REPO)
     assert call(main, "--preset", "smoke", "--out", out, "--resume", *MONITORED) == 0
     for step in ("0000020", "0000030"):
         one, two = (tensors(run / "checkpoints" / step) for run in (smoke_run, out))

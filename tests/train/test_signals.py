@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -9,12 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 
+from gsnr import commands
 from gsnr.train import opening
 from gsnr.train.config import TrainConfig
 from gsnr.train.runs import checkpoint
@@ -29,14 +32,15 @@ TINY = ("--log-every", "1", "--data.demo-train", "256", "--data.demo-heldout", "
 
 
 def _awake() -> None:
-    """In a child: no signal is ignored, as some are under nohup and in the background of a shell."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    """In a child: no signal is ignored, as some are under nohup and in the background of a shell; Ctrl-C raises KeyboardInterrupt."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _forked(words: list[str], out: Path) -> Forked:
-    """A command in a fork of this process, which has imported what it needs, as Python starts: Ctrl-C raises KeyboardInterrupt."""
-    return Forked(words, REPO, out.with_name("printed"), ready=lambda: (_awake(), signal.signal(signal.SIGINT, signal.default_int_handler)))
+    """A command in a fork of this process, which has imported what it needs, with signals as Python starts."""
+    return Forked(words, REPO, out.with_name("printed"), ready=_awake)
 
 
 def _until(there: Path, process: int) -> None:
@@ -69,26 +73,42 @@ def test_every_signal_asks_and_ignored_ones_stay_ignored() -> None:
 
 
 def test_streams_that_are_closed_are_no_error() -> None:
-    code = (
-        "import os, signal; from gsnr.train.runs.preemption import Preemption; os.close(1); preemption = Preemption(); preemption.__enter__(); "
-        "os.kill(os.getpid(), signal.SIGHUP); os._exit(0 if preemption.asked else 3)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, stderr=subprocess.PIPE, text=True, preexec_fn=_awake)
-    assert done.returncode == 0, done.stderr
+    def asked() -> None:
+        os.close(1)
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            sys.exit(0 if preemption.asked else 3)
+
+    process = Forked([], REPO, ready=_awake, main=asked)
+    assert process.end(60) == 0, process.error
 
 
 def test_a_run_saves_when_its_terminal_goes_away(tmp_path: Path) -> None:
     """A session of its own on a pseudo-terminal, which is closed: the kernel sends SIGHUP to all of it, workers too, and writing is an error."""
     out, (ours, its) = tmp_path / "run", pty.openpty()
-    words = [sys.executable, "-m", "train", *PLAIN, "--data.workers", "1", "--out", str(out)]
-    code = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words], cwd=REPO, stdin=its, stdout=its, stderr=its, start_new_session=True, preexec_fn=_awake
-    )
+
+    def at_the_terminal() -> None:
+        _awake()
+        os.close(ours)
+        fcntl.ioctl(its, termios.TIOCSCTTY, 0)
+        for number in range(3):
+            os.dup2(its, number)
+        os.close(its)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+
+    def whole() -> None:
+        """With what Python does at the end, where it fails if it cannot."""
+        try:
+            commands.main()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+    process = Forked(["train", *PLAIN, "--data.workers", "1", "--out", str(out)], REPO, ready=at_the_terminal, main=whole)
     os.close(its)
     _until(out / "metrics.jsonl", process.pid)
     os.close(ours)
-    assert process.wait(timeout=120) == 0
+    assert process.end(120) == 0
     assert (out / "checkpoints" / (out / "LAST").read_text().strip() / "state.json").is_file()
 
 

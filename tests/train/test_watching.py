@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gsnr.train import trainer
 from gsnr.train.command import main
 from gsnr.train.runs import folder as runfolder
 from tests.conftest import REPO, call
+from tests.forked import Forked
 from tests.train.run_files import assert_same_run
 
 RESUME = ("--preset", "smoke", "--trackers", "none", "--steps", 31, "--resume")
@@ -31,6 +33,28 @@ def another(code: str) -> Iterator[subprocess.Popen]:
         assert other.stdout is not None and other.stdout.readline()
         yield other
         other.kill()
+
+
+@contextmanager
+def holder(hold: Callable[[], object]) -> Iterator[None]:
+    """A fork of this process that keeps what `hold` gives."""
+    ready, its = os.pipe()
+
+    def keep() -> None:
+        held = hold()
+        os.write(its, b"x")
+        signal.pause()
+        del held
+
+    process = Forked([], REPO, main=keep)
+    os.close(its)
+    assert os.read(ready, 1), process.end(60) or process.error
+    os.close(ready)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.end(60) == -signal.SIGKILL
 
 
 def test_a_lock_names_its_holder_and_is_put_back(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -78,16 +102,21 @@ def test_a_run_is_held_before_it_is_read(smoke_run: Path, tmp_path: Path, monkey
     monkeypatch.setattr(runfolder, "restore", restored)
     assert call(main, "--preset", "smoke", "--trackers", "none", "--resume", "--out", out) == 0
     assert holds == [1]
-    with another(f"from gsnr.train.runs.folder import Hold; from pathlib import Path; held = Hold(Path({str(out)!r}))"):
+    with holder(lambda: runfolder.Hold(out)):
         pass  # no step was left, and it is free again
 
 
 def test_deleting_the_lock_admits_no_second_trainer(smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
-    holds = f"from gsnr.train.runs.folder import Hold; from pathlib import Path; held = Hold(Path({str(out)!r})); held.record({{}})"
     config = (out / "config.json").read_bytes()
-    with another(holds):
+
+    def hold() -> runfolder.Hold:
+        held = runfolder.Hold(out)
+        held.record({})
+        return held
+
+    with holder(hold):
         (out / "lock").unlink()
         (out / "config.json").write_bytes(config)  # in place, as the holder's
         with pytest.raises(ValueError, match=f"{out}: another process is at work there"):

@@ -14,6 +14,8 @@ from gsnr.benchmarks import clock
 from gsnr.train.config import TrainConfig
 from gsnr.train.costing.counts import objective_of, synthetic_batch
 
+SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices whose product is the machine's peak
+
 
 def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
     """A whole training step, warmed up, on the machine's accelerator or CPU."""
@@ -45,7 +47,8 @@ def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
 
 def matmul_peak(precision: str) -> float:
     """FLOP/s of one large square matrix product in the dtype that autocast to this precision takes; the best of ten."""
-    device, side = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = SIDE[device]
     a = torch.randn(side, side, device=device, dtype={"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
     return 2 * side**3 / min(clock.seconds(lambda: a @ a) for _ in range(11))  # the first is slow
