@@ -45,7 +45,7 @@ def stepper(config: TrainConfig, samples: int) -> Callable[[], None]:
 
 def matmul_peak(precision: str) -> float:
     """FLOP/s of one large square matrix product in the dtype that autocast to this precision takes; the best of ten."""
-    device, side = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    device, side = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
     a = torch.randn(side, side, device=device, dtype={"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
     return 2 * side**3 / min(clock.seconds(lambda: a @ a) for _ in range(11))  # the first is slow
