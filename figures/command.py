@@ -66,17 +66,21 @@ def table_of(runs: list[Path], figure: ModuleType) -> pd.DataFrame:
             how = BY_RECOMMEND.get(figure.TABLE, f"probe --ckpt {folder} --probe {figure.TABLE}")
             raise ValueError(f"{_path(folder, figure)}: no such table; measure it with `gsnr {how}`")
     paths = [_path(folder, figure) for folder in runs]
-    tables = [_read(path, figure.TABLE, path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
+    tables = [_read(path, figure.TABLE) for path in paths]
     together = pd.concat(tables, ignore_index=True)
     together.attrs["labels"] = {target: label for one in reversed(tables) for target, label in one.attrs["labels"].items()}
     beside = [tables_in(folder) / f"{figure.BESIDE}.parquet" for folder in runs] if hasattr(figure, "BESIDE") else []
-    together.attrs["beside"] = [row for path in beside if path.is_file() for row in table.read(path, figure.BESIDE).to_dict("records")]
+    together.attrs["beside"] = [row for path in beside if path.is_file() for row in _read(path, figure.BESIDE).to_dict("records")]
     return together
 
 
-@lru_cache
-def _read(path: Path, probe: str, inode: int, changed_ns: int) -> pd.DataFrame:
+def _read(path: Path, probe: str) -> pd.DataFrame:
     """A table, checked once for all figures of it."""
+    return _checked(path, probe, path.stat().st_ino, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _checked(path: Path, probe: str, inode: int, changed_ns: int) -> pd.DataFrame:
     return table.read(path, probe)
 
 
@@ -107,13 +111,14 @@ def main(argv: list[str]) -> int:
     files.check_writable(out, "--out")
     written, left_out = [], []
     modules = {name: find(name) for name in asked}
+    for name, figure in modules.items():
+        if len(runs) > 1 and not _several(figure):
+            raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
+        table_of(runs if args.figure else having(runs, figure), figure)  # a damaged one is an error, whatever else can be drawn
     with files.together() as replacing:  # all of them or none
         for name, figure in tqdm(modules.items(), desc="drawing", unit="figure", leave=False, delay=2):
-            if len(runs) > 1 and not _several(figure):
-                raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
-            rows = table_of(runs if args.figure else having(runs, figure), figure)  # a damaged one is an error, whatever else can be drawn
             try:
-                drawn = figure.draw(rows)
+                drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
             except ValueError as error:
                 if args.figure:
                     raise

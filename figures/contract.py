@@ -77,6 +77,9 @@ def _draw(figure: ModuleType, frame: pd.DataFrame) -> Figure:
 def _png(drawn: Figure) -> bytes:
     buffer = io.BytesIO()
     with paper():
+        if (layout := drawn.get_layout_engine()) is not None:
+            layout.execute(drawn)
+            drawn.set_layout_engine(None)  # with one, savefig draws twice
         drawn.savefig(buffer, format="png", dpi=60)
     return buffer.getvalue()
 

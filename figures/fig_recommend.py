@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from gsnr import ranking
 from gsnr.figures.style import COLOURS, CONTROL, PAGE, paper
@@ -60,7 +59,7 @@ def _ranks(values_R: Array) -> Array:
     """1 for the largest, 0 for the smallest; NaN where there is no value."""
     known = np.isfinite(values_R)
     places = np.full(len(values_R), np.nan)
-    places[known] = (rankdata(values_R[known]) - 1) / max(1, known.sum() - 1)
+    places[known] = (pd.Series(values_R[known]).rank().to_numpy() - 1) / max(1, known.sum() - 1)
     return places
 
 

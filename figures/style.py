@@ -41,6 +41,8 @@ _RC: Any = {
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
     "hatch.linewidth": 0.4,
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "svg.hashsalt": "gsnr",  # the same names inside, whenever it is drawn
     "legend.frameon": True,
     "legend.framealpha": 0.85,
@@ -59,7 +61,7 @@ def paper() -> Iterator[None]:
 def placed(figure: Figure) -> Bbox:
     """Places what a figure holds, once for all that it is written to; the box around it in inches. To be called within `paper`."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # "none" would draw it once more, unseen, for each file
     return figure.get_tightbbox().padded(PADDING)
 
 

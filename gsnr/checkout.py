@@ -40,7 +40,13 @@ class _SameModule(MetaPathFinder, InspectLoader):
         module.__spec__ = self.kept
 
     def get_code(self, fullname: str) -> CodeType | None:
-        """What runpy executes as __main__."""
+        """What runpy executes as __main__: of a command's module the command, which imports it where help is not all that is asked for."""
+        from gsnr.commands import COMMANDS
+
+        name = next((name for name, command in COMMANDS.items() if command.module == f"gsnr.{fullname}"), None)
+        if name is not None:
+            text = f"from gsnr import commands\n\nif __name__ == '__main__':\n    commands.run({name!r})"
+            return compile(text, f"<gsnr {name}>", "exec")
         real = find_spec(f"gsnr.{fullname}")
         loader: Loader | None = real.loader if real else None
         return loader.get_code(f"gsnr.{fullname}") if isinstance(loader, InspectLoader) else None

@@ -6,7 +6,6 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import chdtri, ndtr, stdtrit
 
 # Of a normal law, two-sided at 95 %, rounded as it is quoted (1.959964 is closer). It must stay: tr(Cov^2) is read off again from
@@ -52,6 +51,8 @@ def detectable_effect(sd: float, n: int, level: float = 0.95, power: float = 0.8
     (Cohen 1988; the noncentral t law, as a mean over quantiles of its chi-square, to 1e-3). NaN for fewer than two values or an unknown spread."""
     if n < 2 or not sd >= 0:
         return float("nan")
+    from scipy.optimize import brentq  # a quarter of a second to import, for every command
+
     points = (np.arange(POINTS) + 0.5) / POINTS
     threshold_q = student(n, level) * np.sqrt(chdtri(n - 1, points) / (n - 1))
 

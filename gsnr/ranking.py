@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
@@ -25,6 +24,8 @@ def ranked(criterion_R: Array) -> Array:
 
 def _correlations(x_KR: Array, y_KR: Array) -> Array:
     """(K,) rank correlations of K pairs of rows; NaN where either is all ties."""
+    from scipy.stats import rankdata  # half a second to import, for every command that draws
+
     a_KR, b_KR = (rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x_KR, y_KR))
     size_K = np.sqrt(np.square(a_KR).sum(1) * np.square(b_KR).sum(1))
     return np.where(size_K > 0, (a_KR * b_KR).sum(1) / np.where(size_K > 0, size_K, 1.0), np.nan)

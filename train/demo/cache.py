@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,10 @@ from gsnr.train.prepare import shards
 from gsnr.train.prepare.captions import Captions
 from gsnr.train.prepare.encode import Encoder, make_header
 from gsnr.train.priors import layers
+from gsnr.train.vaes import FrozenVAE
+
+if TYPE_CHECKING:
+    from gsnr.train.teacher import FrozenTeacher
 
 Made = Callable[[str, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]  # split, n -> images (n,64,64,3) and labels (n,)
 BATCH = 64
@@ -63,9 +69,7 @@ def _cache(
     """captions: of the train split's images, then of the held-out ones."""
     for split, n in sizes.items():
         demo.check(split, n)
-    from gsnr.train import teacher as teachers  # brings transformers, which takes seconds
-
-    vae, teacher = vaes.load("demo"), teachers.load("demo")
+    vae, teacher = _encoders()
     header = make_header(
         vae,
         teacher=teacher,
@@ -90,6 +94,14 @@ def _cache(
             encoder = Encoder(vae, header, "cpu", teacher, captions=captions)  # the CPU everywhere: a run goes on where its rows have the same bits
             _build(folder, encoder, images)
     return folder
+
+
+@lru_cache(maxsize=1)
+def _encoders() -> tuple[FrozenVAE, FrozenTeacher]:
+    """The demo's, for nobody but this file: whoever opens its cache needs their hashes, and a process may do so a hundred times."""
+    from gsnr.train import teacher as teachers  # brings transformers, which takes seconds
+
+    return vaes.load("demo"), teachers.load("demo")
 
 
 def _build(folder: Path, encoder: Encoder, images: Made) -> None:
