@@ -15,7 +15,7 @@ from gsnr.benchmarks import coverage
 from gsnr.engines import AUTO, ENGINES
 from gsnr.options import build
 from tests.conftest import REPO
-from tests.test_docs import first_column
+from tests.pages import first_column
 
 MAKEFILE = (REPO / "Makefile").read_text()
 NUMBERS = {"two": 2, "three": 3, "five": 5, "ten": 10, "thirteen": 13}
