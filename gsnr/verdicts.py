@@ -71,7 +71,7 @@ class Verdict:
             if spans == [(every[0].t_low, every[-1].t_high)]:
                 places.setdefault("at all t", []).append(target)
             elif spans:
-                places.setdefault("from t = " + " and ".join(f"{a:g} to {b:g}" for a, b in spans), []).append(target)
+                places.setdefault("from t = " + " and ".join(f"{a:.3g} to {b:.3g}" for a, b in spans), []).append(target)
         return "; ".join(f"{_listed(targets)} {where}" for where, targets in places.items())
 
     @property
@@ -100,7 +100,7 @@ class Verdict:
         rows = [("target", "t", "gradient", "denoising", "")]
         for r in self.ranges:
             notes = ", ".join(text for text, on in (("easy", r.easy), ("projector below a constant", r.underfit)) if on)
-            rows.append((r.target, f"{r.t_low:g}-{r.t_high:g}", r.gradient, r.denoising or "-", notes))
+            rows.append((r.target, f"{r.t_low:.3g}-{r.t_high:.3g}", r.gradient, r.denoising or "-", notes))
         widths = [max(len(row[k]) for row in rows) + 2 for k in range(len(rows[0]))]
         lines = ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([self.title, *(f"  {line}" for line in lines), *self.sentences, CAVEAT])

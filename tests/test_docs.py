@@ -18,6 +18,7 @@ from gsnr import plugins
 from gsnr.commands import COMMANDS
 from gsnr.declared import declared, file_of
 from tests.conftest import REPO
+from tests.pages import first_column
 
 PAGES = sorted((REPO / "docs").rglob("*.md"))
 ROOT = [REPO / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -163,13 +164,6 @@ def test_docstrings_in_columns_become_lists() -> None:
     assert module.markdown("Of <a, b> and `x < y`.\n\nGiven:\nname   what [it]\n       is\n\n    U = a * b") == (
         "Of &lt;a, b> and `x < y`.\n\nGiven:\n\n* `name`: what \\[it\\]\n  is\n\n```text\n    U = a * b\n```"
     )
-
-
-def first_column(text: str, heading: str) -> list[str]:
-    """The codes in the first cells of the table under that first cell of its header."""
-    table = re.search(rf"^\| {re.escape(heading)} \|.*\n\|[-| ]+\n((?:\|.*\n)+)", text, re.M)
-    assert table is not None, heading
-    return [name for line in table[1].splitlines() for name in re.findall(r"`([\w-]+)`", line.split("|")[1])]
 
 
 def test_tables_name_every_method_and_probe() -> None:

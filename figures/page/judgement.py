@@ -34,7 +34,7 @@ def judgement(folder: Path, run: str) -> list[Part]:
         ranges: pd.DataFrame = one.to_frame()
         name = run if len(found) == 1 else f"{run}, checkpoint {checkpoint}"
         shown = ranges.drop(columns=["t_low", "t_high", "bins"])
-        shown.insert(1, "t", [f"{r.t_low:g} to {r.t_high:g}" for r in one.ranges])
+        shown.insert(1, "t", [f"{r.t_low:.3g} to {r.t_high:.3g}" for r in one.ranges])
         body = paragraphs(*one.sentences, lead=True) + paragraphs(verdicts.CAVEAT) + listing(shown, f"{name} verdict", ranges)
         parts.append(Part(name, body + paragraphs(f"{one.title[0].upper()}{one.title[1:]}. {MARKS}")))
     return parts

@@ -59,7 +59,9 @@ th button::after { content: " \\2195"; color: #999; } [aria-sort=ascending] butt
 [aria-sort=descending] button::after { content: " \\2193"; color: #000; }
 .n { text-align: right; font-variant-numeric: tabular-nums; } .long { white-space: normal; min-width: 14rem; max-width: 40rem; }
 nav ul { padding-left: 1.2rem; margin: .2rem 0; } summary { cursor: pointer; }
-@media (max-width: 40rem) { body { padding: .6rem; } h1 { font-size: 1.5rem; } th, td { padding: .2rem .4rem; } }
+@media (max-width: 40rem) { body { padding: .6rem; } h1 { font-size: 1.5rem; } th, td { padding: .2rem .4rem; }
+  figure { overflow-x: auto; } .plot.wide { width: 42rem; max-width: none; } .plot.wide img { width: 100%; }
+  figcaption { position: sticky; left: 0; } }
 """
 # A column is sorted by its numbers (the first of each cell; cells without one come last), or by its texts. A second click turns it round.
 SCRIPT = """

@@ -23,7 +23,8 @@ QUALITY = 80  # of samples, which are photographs
 LARGEST = 50_000_000  # pixels of a picture that is read
 WIDEST = 1280  # pixels of one that is shown, at half its size
 _PICTURE = template(
-    """<figure><div class="plot"><img alt="{{ alt }}" width="{{ width }}" height="{{ height }}" src="data:image/webp;base64,{{ data }}">
+    """<figure><div class="plot{% if width > 640 %} wide{% endif %}">
+<img alt="{{ alt }}" width="{{ width }}" height="{{ height }}" src="data:image/webp;base64,{{ data }}">
 {% if marks %}<svg viewBox="0 0 {{ across }} {{ up }}" preserveAspectRatio="none" aria-hidden="true">{% for m in marks %}<rect x="{{ m[0] }}"
  y="{{ m[1] }}" width="{{ m[2] }}" height="{{ m[3] }}"><title>{{ m[4] }}</title></rect>{% endfor %}</svg>
 {% endif %}

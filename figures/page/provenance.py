@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -24,6 +23,7 @@ FIDELITY = (
     ("gradient clip", "2.0 (Table A.9)", "optim.clip"),
 )
 ESTIMATOR = ("G-SNR estimator", "plug-in (Eq. 6), biased by exactly 1/n", "unbiased U / V; the plug-in is a column of the tables")
+UNSET = {"alignment.split": "as the cache groups its layers"}  # what an option means that was not given
 _FOLDED = template("<details><summary>{{ summary }}</summary>{{ body }}</details>\n")
 
 
@@ -31,9 +31,10 @@ def _folded(summary: str, body: Markup) -> Markup:
     return render(_FOLDED, summary=summary, body=body)
 
 
-def _fidelity(config: dict[str, Any]) -> pd.DataFrame:
+def _fidelity(config: dict[str, str]) -> pd.DataFrame:
     """What the paper leaves open, beside what these runs did."""
-    rows = [(question, said, str(config[key])) for question, said, key in FIDELITY if config.get(key) not in (None, "")]
+    answers = [(question, said, config[key] or UNSET.get(key, "")) for question, said, key in FIDELITY if key in config]
+    rows = [row for row in answers if row[2]]
     return pd.DataFrame([*rows, ESTIMATOR], columns=["question", "the paper", "here"])
 
 
@@ -48,7 +49,7 @@ def provenance(folder: Path, run: str) -> list[Part]:
         rows.append((path.stem, checkpoints, first["weights"], first["gsnr_version"], first["torch_version"], written["created"]))
     what = pd.DataFrame(rows, columns=["probe", "checkpoints (SHA-256)", "weights", "gsnr", "torch", "measured"])
     config = pd.json_normalize(table.provenance(paths[0])["checkpoints"][0]["config"]).astype(object)
-    options = pd.DataFrame({"option": config.columns.astype(str), "value": config.iloc[0].astype(str).to_numpy()})
+    options = pd.DataFrame({"option": config.columns.astype(str), "value": ["" if x is None or x != x else str(x) for x in config.iloc[0]]})
     same = pd.DataFrame(settings).fillna("").rename_axis("setting").reset_index()
     return [
         Part("Provenance", listing(what, f"{run} provenance")),

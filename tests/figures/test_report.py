@@ -81,7 +81,9 @@ def test_it_is_self_contained_and_complete(page: Path, probed_run: Path) -> None
         assert image["alt"] and image["src"].startswith("data:image/webp;base64,")
         assert Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))).format == "WEBP"
     provenance = table.provenance(probed_run / "probes" / "alignment.parquet")
-    for said in (provenance["checkpoints"][0]["sha"][:12], "fit_samples", "adaptive pooling (Sec. 4.2)", "AHPA, shuffled", "optim.lr"):
+    sha = provenance["checkpoints"][0]["sha"][:12]
+    settled = ("adaptive pooling (Sec. 4.2)", "as the cache groups its layers", "optim.lr")
+    for said in (sha, "fit_samples", *settled, "AHPA, shuffled", 'class="plot wide"'):
         assert said in text
 
 

@@ -6,7 +6,6 @@ import errno
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -116,7 +115,7 @@ def test_last_that_cannot_be_written(run: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_machine_that_is_too_small_to_train(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads checkpoints nevertheless, or says itself that it cannot."""
-    monkeypatch.setattr(configs, "os", SimpleNamespace(sysconf=lambda name: 100))
+    monkeypatch.setattr(configs, "memory_of_process", lambda: 100 * 100)
     assert checkpoint.load(run).step == 30
     with pytest.raises(ValueError, match="parameters, of 4 bytes each; this machine has"):
         call(main, *RESUME, "--out", run)
