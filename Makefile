@@ -225,7 +225,7 @@ balanced.%:
 		$(BIN)/gsnr recommend --ckpt $$at --rows $(BALANCE_ROWS) --criteria cosine,balance --out $$out || exit 1; done
 
 test: $(STAMP) ## runs the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
 
 gpu: ## on a machine with CUDA and its own PyTorch: is it right there, and how fast? under eight minutes; runs/gpu
 	$(PYTHON) -m tests.gpu
