@@ -24,8 +24,8 @@ TITLE = "Does alignment pull the same way as denoising?"
 CAPTION = (
     "Left: the cosine between the alignment and the denoising gradient; orange: they agree, purple: they pull apart; bold: the 95 % interval "
     "does not hold 0; a triangle: the interval reaches beyond 1 or -1. Hatched: nothing can be said, as the alignment gradient is not detected "
-    "or not above its floor, or the interval is as wide as the range. Right, in the same cells: sign(cos) cos^2 G-SNR, times B: an unbiased "
-    "estimate without an interval, so a small one may have either sign. Projectors are fitted alike."
+    "or not above its floor, or the interval is as wide as the range. Right, where the angle's interval does not hold 0 (of others not even the "
+    "sign is known): sign(cos) cos^2 G-SNR, times B, an unbiased estimate. Projectors are fitted alike."
 )
 COSINE = ("cos_denoise", "cos_low", "cos_high")
 WIDEST = 2.0  # an interval wider than the range of a cosine says nothing
@@ -78,7 +78,8 @@ def draw(cells: pd.DataFrame) -> Figure:
     cells = resolved_only(cells[cells["control"] == "none"])
     cells = cells.assign(name=[named[key] for key in zip(cells["target"], cells["control"], cells["projector"], strict=True)])
     names, edges = list(named.values()), edges_of(cells)
-    part = batch_ref * by_bin(cells, "name", names, "gsnr_constructive")
+    sure = (cells["cos_low"] > 0) | (cells["cos_high"] < 0)
+    part = batch_ref * by_bin(cells.assign(gsnr_constructive=cells["gsnr_constructive"].where(sure)), "name", names, "gsnr_constructive")
     largest = max(10.0, float(np.nanmax(np.abs(part), initial=0.0)))
     norms = Normalize(-1, 1), SymLogNorm(linthresh=1.0, vmin=-largest, vmax=largest)
     with paper():
