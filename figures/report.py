@@ -1,7 +1,7 @@
 """`gsnr report`: everything that was measured of some runs, on one HTML page that needs no network.
 
     gsnr report --run runs/demo                                      into runs/demo/figures/report.html
-    gsnr report --run runs/figures/sit-s0 --run runs/demo --out report.html
+    gsnr report --run runs/figures/sit --run runs/demo --out report.html
 
 The page begins with the verdict on each run: what its gradients let one say. Figures that compare runs come next. Then, for each run: its
 samples and losses; every figure that its tables allow, with its caption; the tables of `figures.tables`; what was measured, with which settings

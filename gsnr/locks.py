@@ -65,18 +65,24 @@ def take(path: Path) -> TextIO:
 def turn(path: Path, what: str) -> Iterator[None]:
     """Locks a file, made if need be, waiting for whoever has it, and removes it: of several processes that would make the same thing one does, and
     the others find it made. what: what is waited for, for the note that says so. Raises OSError where the file system has no locks."""
-    with path.open("a") as handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in HELD:
-                raise
-            print(f"note: another process makes {what}; waiting for it", file=sys.stderr)
-            fcntl.lockf(handle, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    told = False
+    while True:
+        with path.open("a") as handle:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in HELD:
+                    raise
+                if not told:
+                    print(f"note: another process makes {what}; waiting for it", file=sys.stderr)
+                told = True
+                fcntl.lockf(handle, fcntl.LOCK_EX)
+            if _same(path, handle):  # else whoever had it has removed it
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
 
 
 class Lock:

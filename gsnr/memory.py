@@ -13,7 +13,7 @@ GROUPS, MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 def memory_of_process() -> int:
     """Bytes: the machine's memory, or what its control groups (a container, a job of Slurm) are limited to. 8 GiB where neither is known."""
     known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # no Linux, or lines of another form
         known += _limits(GROUPS.read_text(), MOUNTED)
     return min(known, default=8 << 30)
 
@@ -30,7 +30,7 @@ def _limits(groups: str, mounted: Path) -> Iterator[int]:
             continue
         own = Path(path.lstrip("/"))
         for group in (own, *own.parents):
-            with suppress(OSError):  # no such group under this mount, as in a container
+            with suppress(OSError, ValueError):  # no such group under this mount, as in a container
                 limit = (root / group / name).read_text().strip()
-                if limit.isdigit():  # else "max"
+                if limit.isdigit() and int(limit):  # else "max"
                     yield int(limit)

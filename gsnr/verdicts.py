@@ -27,6 +27,7 @@ TABLE, METRICS = "alignment.parquet", "alignment.metrics.parquet"
 FIVE_BINS = 5
 UNRESOLVED, NO_FLOOR, AT_FLOOR, ABOVE = "not resolved", "resolved, no control", "not above its control", "above its control"
 WITH, AGAINST, UNCLEAR = "with", "against", "unclear"
+BY_CONSTRUCTION = "A model that was trained with its target is so near its optimum, whether the target helped or not."
 CAVEAT = "An agreeing gradient is not yet a better model: that takes a run with and a run without."
 COLUMNS = ["target", "t_low", "t_high", "bins", "gradient", "denoising", "easy", "underfit", "sure"]
 
@@ -86,7 +87,7 @@ class Verdict:
         else:
             first = f"No target's gradient is {resolved} and with denoising, at any t."
         if fights:
-            return first, f"Against denoising: {fights}. Aligning there pulls the other way."
+            return first, f"Against denoising: {fights}. {BY_CONSTRUCTION}"
         silent = [target for target, own in groupby(self.ranges, key=lambda r: r.target) if not _spans([r for r in own if r.says], self.least)]
         if silent:
             return first, f"Of {_listed(silent)} nothing can be said: measure more images (--n-images), or another target."

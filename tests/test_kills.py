@@ -86,3 +86,25 @@ def test_demo_data_are_made_by_one_of_two_processes(tmp_path: Path, monkeypatch:
     assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 0
     assert "note: another process makes the demo cache; waiting for it" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == [made]
+
+
+def test_a_turn_that_failed_is_the_next_one_s_alone(tmp_path: Path) -> None:
+    """Who waited on the file that the first removes takes its turn on a new one, which nobody else has meanwhile."""
+    (begun, begins), (go, going) = os.pipe(), os.pipe()
+    path = tmp_path / "lock"
+    first = os.fork()
+    if not first:
+        try:
+            with locks.turn(path, "it"):
+                os.write(begins, b".")
+                os.read(go, 1)
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            os._exit(0)
+    os.read(begun, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locks, "print", lambda *words, **options: os.write(going, b"."), raising=False)
+        with locks.turn(path, "it"):
+            assert path.exists()
+    os.waitpid(first, 0)
+    assert not path.exists()

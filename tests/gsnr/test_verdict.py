@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import gsnr
-from gsnr.verdicts import ABOVE, AGAINST, AT_FLOOR, NO_FLOOR, UNCLEAR, UNRESOLVED, WITH
+from gsnr.verdicts import ABOVE, AGAINST, AT_FLOOR, BY_CONSTRUCTION, NO_FLOOR, UNCLEAR, UNRESOLVED, WITH
 
 NAN = float("nan")
 RESOLVED = {"gsnr": 1.0, "gsnr_high": 1.2, "below_detection": False, "floor": 0.0, "above_floor": True}
@@ -44,7 +44,7 @@ def test_two_adjacent_bins_are_spoken_of_and_a_lone_one_is_not() -> None:
 
 def test_a_lone_bin_that_would_be_found_among_all_is_spoken_of() -> None:
     lone = [RESOLVED | angle(SURELY[AGAINST])] + [NOTHING] * 4
-    assert gsnr.verdict(table(x=lone, y=lone)).sentences[1] == "Against denoising: x and y from t = 0 to 0.2. Aligning there pulls the other way."
+    assert gsnr.verdict(table(x=lone, y=lone)).sentences[1] == f"Against denoising: x and y from t = 0 to 0.2. {BY_CONSTRUCTION}"
     weak = [RESOLVED | {"gsnr_high": 1.99} | angle(SURELY[AGAINST])] + [NOTHING] * 4  # the angle is, the gradient is not
     assert "Against denoising" not in gsnr.verdict(table(x=weak)).sentences[1]
 

@@ -88,6 +88,7 @@ def _cache(
     folder = cache_root() / f"{name}-{key}"
     if (folder / cache.HEADER).is_file():
         return folder
+    files.check_writable(folder.parent, "GSNR_CACHE")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with files.naming(folder), locks.turn(folder.parent / f".{folder.name}.lock", f"the {name} cache"):
         if not (folder / cache.HEADER).is_file():
