@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ os.environ["MPLBACKEND"] = "agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: each, and every process that a test starts, takes one (`tests.forked` needs that)
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or torch.compile starts processes, which import torch
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # what the CPU says it can do is taken, and no trial of it compiled
+gc.set_threshold(200_000, 20, 20)  # a tenth of the tests' time went into looking for cycles, of which there are few
 REPO = Path(__file__).parent.parent
 Command = Callable[..., subprocess.CompletedProcess]
 
