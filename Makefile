@@ -18,6 +18,7 @@ STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs
 FIGURES := runs/figures
 PROBES := alignment,controls,router,vae_pca
+FIGURED := demo sit ahpa-standardise
 # of Fig. 2: its three panels on the vanilla run
 SHOWN := ahpa,repa,sra2,uniform_G1,uniform_G2,uniform_mid,uniform_deep,uniform_both
 EACH = $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + $(JOBS) - 1) / $(JOBS))))
@@ -149,9 +150,9 @@ figures: $(RUNS) ## the figures of the paper, from nothing: trains the demo at f
 	OMP_NUM_THREADS=$(EACH) $(MAKE) --no-print-directory -j $(JOBS) trained-demo trained-sit measured-ahpa-standardise measured-sit measured-demo
 	$(BIN)/gsnr figures --run $(FIGURES)/demo
 	$(BIN)/gsnr figures --run $(FIGURES)/sit
-	$(BIN)/gsnr figures --run $(FIGURES)/demo --run $(FIGURES)/sit --run $(FIGURES)/ahpa-standardise --out $(FIGURES)/drawn
+	$(BIN)/gsnr figures $(FIGURED:%=--run $(FIGURES)/%) --out $(FIGURES)/drawn
 	$(BIN)/gsnr tables --run $(FIGURES)/sit
-	$(BIN)/gsnr report --run $(FIGURES)/demo --run $(FIGURES)/sit --run $(FIGURES)/ahpa-standardise --out $(FIGURES)/report.html
+	$(BIN)/gsnr report $(FIGURED:%=--run $(FIGURES)/%) --out $(FIGURES)/report.html
 
 trained-demo:
 	$(BIN)/gsnr train --preset demo --out $(FIGURES)/demo --resume
@@ -168,7 +169,7 @@ measured-sit: trained-demo trained-sit # on a backbone that none of these target
 measured-ahpa-standardise: trained-ahpa-standardise
 	$(BIN)/gsnr probe --ckpt $(FIGURES)/ahpa-standardise --probe controls,router --resume
 
-targets: vanilla ## every target on a vanilla backbone, without the other methods of make figures: two figures and a table; runs/targets, goes on where it stopped
+targets: vanilla ## every target on a vanilla backbone, where make figures has those of Fig. 2: two figures and a table; runs/targets, goes on where it stopped
 	$(BIN)/gsnr train --preset demo --sample-every 0 --out $(TARGETS)/demo --resume
 	$(BIN)/gsnr probe --ckpt $(FORKS)/vanilla --align-from $(TARGETS)/demo --probe alignment --targets all --controls shuffled --projector fit --resume --out $(TARGETS)/vanilla
 	$(BIN)/gsnr figures --run $(TARGETS)/vanilla --figure fig2_gsnr,fig_direction

@@ -111,14 +111,15 @@ def main(argv: list[str]) -> int:
     files.check_writable(out, "--out")
     written, left_out = [], []
     modules = {name: find(name) for name in asked}
+    rows = {}  # all of them first: a damaged one is an error, whatever else can be drawn
     for name, figure in modules.items():
         if len(runs) > 1 and not _several(figure):
             raise ValueError(f"figure {name!r} is of one run; {len(runs)} were named with --run")
-        table_of(runs if args.figure else having(runs, figure), figure)  # a damaged one is an error, whatever else can be drawn
+        rows[name] = table_of(runs if args.figure else having(runs, figure), figure)
     with files.together() as replacing:  # all of them or none
         for name, figure in tqdm(modules.items(), desc="drawing", unit="figure", leave=False, delay=2):
             try:
-                drawn = figure.draw(table_of(runs if args.figure else having(runs, figure), figure))
+                drawn = figure.draw(rows[name])
             except ValueError as error:
                 if args.figure:
                     raise

@@ -35,10 +35,12 @@ BEYOND: dict[str, Any] = {"marker": "^", "ls": "", "color": "black", "markersize
 
 def resolved_only(cells: pd.DataFrame) -> pd.DataFrame:
     """The same without the angles that say nothing: those of an alignment gradient that is not detected, or not above its floor, and those with an
-    interval as wide as the range."""
+    interval as wide as the range; and without a constructive G-SNR where the angle's interval holds 0."""
     own = ~cells["below_detection"].astype(bool) & (cells["floor"].isna() | cells["above_floor"].astype(bool))
     said = (cells["cos_high"] - cells["cos_low"] < WIDEST) & own
-    return cells.assign(**{column: cells[column].where(said) for column in (*COSINE, "gsnr_constructive")})
+    sure = (cells["cos_low"] > 0) | (cells["cos_high"] < 0)
+    angles = {column: cells[column].where(said) for column in COSINE}
+    return cells.assign(**angles, gsnr_constructive=cells["gsnr_constructive"].where(said & sure))
 
 
 def _order(cells: pd.DataFrame) -> list[Key]:
@@ -78,8 +80,7 @@ def draw(cells: pd.DataFrame) -> Figure:
     cells = resolved_only(cells[cells["control"] == "none"])
     cells = cells.assign(name=[named[key] for key in zip(cells["target"], cells["control"], cells["projector"], strict=True)])
     names, edges = list(named.values()), edges_of(cells)
-    sure = (cells["cos_low"] > 0) | (cells["cos_high"] < 0)
-    part = batch_ref * by_bin(cells.assign(gsnr_constructive=cells["gsnr_constructive"].where(sure)), "name", names, "gsnr_constructive")
+    part = batch_ref * by_bin(cells, "name", names, "gsnr_constructive")
     largest = max(10.0, float(np.nanmax(np.abs(part), initial=0.0)))
     norms = Normalize(-1, 1), SymLogNorm(linthresh=1.0, vmin=-largest, vmax=largest)
     with paper():

@@ -26,6 +26,7 @@ from gsnr import files, recomputation, schema
 from gsnr.estimates import Estimate
 from gsnr.intervals import NORMAL_95
 
+AGAIN = "measure again (gsnr probe --overwrite)"
 SCHEMA_VERSION = 1
 RUN_COLUMNS = {
     "run": "string",
@@ -213,11 +214,11 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({_line(error)}); measure again (gsnr probe --overwrite)") from error
+        raise ValueError(f"{path}: not a readable parquet file ({_line(error)}); {AGAIN}") from error
     if b"gsnr" not in metadata:
         raise ValueError(f"{path}: not a gsnr table (its parquet metadata has no 'gsnr' entry)")
     if metadata.get(b"gsnr_sha256", sha := hashlib.sha256(metadata[b"gsnr"]).hexdigest().encode()) != sha:
-        raise ValueError(f"{path}: damaged (its metadata are not those that were written); measure again (gsnr probe --overwrite)")
+        raise ValueError(f"{path}: damaged (its metadata are not those that were written); {AGAIN}")
     try:
         header = files.parse_json(metadata[b"gsnr"])
         version = header["schema_version"]
@@ -244,21 +245,21 @@ def _rows(path: Path, header: dict[str, Any]) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path, page_checksum_verification=True)  # before a damaged page is decoded, which can crash
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError) as error:  # pandas' own notes in the file, changed
-        raise ValueError(f"{path}: damaged ({_line(error)}); measure again (gsnr probe --overwrite)") from error
+        raise ValueError(f"{path}: damaged ({_line(error)}); {AGAIN}") from error
     if frame.empty:
         raise ValueError(f"{path}: the table has no rows")
     lacking = [column for column in columns if column not in frame]
     if lacking:
-        raise ValueError(f"{path}: lacks column {lacking[0]!r}: another version of gsnr measured it; measure again (gsnr probe --overwrite)")
+        raise ValueError(f"{path}: lacks column {lacking[0]!r}: another version of gsnr measured it; {AGAIN}")
     for column, dtype in columns.items():
         if dtype != "string" and not pd.api.types.is_numeric_dtype(frame[column]):
             raise ValueError(f"{path}: damaged (column {column!r} holds {frame[column].dtype}, not {dtype})")
     try:
         schema.check(header["kind"], frame, columns, _bins(header["provenance"]))
     except schema.Fault as fault:
-        raise ValueError(f"{path}: damaged ({fault}); measure again (gsnr probe --overwrite)") from fault
+        raise ValueError(f"{path}: damaged ({fault}); {AGAIN}") from fault
     if "rows_sha256" in header and header["rows_sha256"] != _sha_of_rows(frame):
-        raise ValueError(f"{path}: damaged (its rows are not those that were written, by their SHA-256); measure again (gsnr probe --overwrite)")
+        raise ValueError(f"{path}: damaged (its rows are not those that were written, by their SHA-256); {AGAIN}")
     return frame
 
 
@@ -282,14 +283,14 @@ def _check_samples(path: Path, cells: pd.DataFrame, header: dict[str, Any], besi
     """Raises ValueError where cells are not what their samples make, or the two files are of different measurements."""
     of_samples = _header(beside)
     if of_samples["provenance"] != header["provenance"]:
-        raise ValueError(f"{beside}: of another measurement than {path.name} beside it; measure again (gsnr probe --overwrite)")
+        raise ValueError(f"{beside}: of another measurement than {path.name} beside it; {AGAIN}")
     keys = [*schema.WHICH, "bin"]
     samples = _rows(beside, of_samples)[[*keys, "q", "r", "loss"]]
     by_row = cells[keys].assign(row=np.arange(len(cells))).merge(samples, on=keys).sort_values("row", kind="stable")
     try:
         recomputation.check(cells, by_row["row"].to_numpy(), by_row, beside.name)
     except recomputation.Fault as fault:
-        raise ValueError(f"{path}: damaged ({fault}); measure again (gsnr probe --overwrite)") from fault
+        raise ValueError(f"{path}: damaged ({fault}); {AGAIN}") from fault
 
 
 def provenance(path: Path) -> dict[str, Any]:

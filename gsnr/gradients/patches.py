@@ -95,6 +95,10 @@ class Patches(Factored):
         many = not self.x.is_cuda and self.b.shape[-2:].numel() >= CONVOLVED_PIXELS
         return {"convolve": cost.convolve * t * size if many else math.inf, "unfold": t * size + cost.unfold * unfolded}
 
+    def _forming_way(self) -> str:
+        """The cheaper of them."""
+        return cheapest(self._forming())
+
     def _way(self, sums: bool, other: Patches | None = None) -> str:
         """ "form" gradients, "unfold" for a Gram matrix over patches, or take it over "pixels": for square norms or products with another's.
         sums: their sum is asked for as well, which forming yields for free."""
@@ -144,7 +148,7 @@ class Patches(Factored):
     def accumulate(self, plus: Tensor, minus: Tensor, signs: Signs) -> Tensor:
         way = self._way(sums=True)
         if way == "form":
-            forming = cheapest(self._forming())
+            forming = self._forming_way()
             if forming == "convolve":
                 return add_formed(self._formed(forming), plus, minus, signs)
             positive, negative = (torch.zeros_like(self._as_formed(total, forming)) for total in (plus, minus))
@@ -158,20 +162,20 @@ class Patches(Factored):
 
     def square_norms(self) -> Tensor:
         way = self._way(sums=False)
-        return torch.cat([square(g) for _, g in self._formed(cheapest(self._forming()))]) if way == "form" else self._gram(self, way)
+        return torch.cat([square(g) for _, g in self._formed(self._forming_way())]) if way == "form" else self._gram(self, way)
 
     def inner(self, other: Patches) -> Tensor:
         """(C,) float64: products with another's gradients, sample by sample."""
         way = self._way(False, other)
         if way == "form":
-            forming = cheapest(self._forming())
+            forming = self._forming_way()
             return torch.cat([dot(g, h) for (_, g), (_, h) in zip(self._formed(forming), other._formed(forming), strict=True)])
         return self._gram(other, way)
 
     def products(self, directions: Sequence[Tensor]) -> Tensor:
         (t, _, size), k, cost = self._sizes, len(directions), costs_of(self.x)
         if cheapest({"form": min(self._forming().values()) + k * cost.element * size, "turn": k * cost.convolve_all * t * size}) == "form":
-            forming = cheapest(self._forming())
+            forming = self._forming_way()
             return dots_formed(self._formed(forming), [self._as_formed(direction, forming) for direction in directions])
         return super().products(directions)
 
