@@ -62,6 +62,12 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, SEAL: _digest(json.loads(json.dumps(values)))}
 
 
+def sealed_text(values: Mapping[str, Any]) -> str:
+    """JSON of the same with its checksum, written out once: for large ones. All keys, of mappings inside too, are strings."""
+    text = json.dumps(values, sort_keys=True)
+    return f'{{"{SEAL}": "{hashlib.sha256(text.encode()).hexdigest()}"{", " if values else ""}{text[1:]}'
+
+
 def unseal(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """What was sealed; `values` were read from `path`. Raises ValueError where it was changed since."""
     if SEAL not in values:

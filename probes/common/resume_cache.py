@@ -107,14 +107,15 @@ class ResumeCache:
         """A piece's rows, measured if they are not there. Raises ValueError for rows that no table takes, as soon as they are measured, and naming
         a piece that is damaged."""
         path = self.folder / f"{key}.json"
-        if not path.is_file():
-            rows = measure()
+        if path.is_file():
+            rows: Rows = _unsealed(path, "delete it")
             _check(rows, path)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_text(path, json.dumps(checksums.seal(rows)))
-        kept: Rows = _unsealed(path, "delete it")
-        _check(kept, path)
-        return kept
+            return rows
+        rows = measure()
+        _check(rows, path)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, checksums.sealed_text(rows))
+        return rows
 
     def _of_tensors(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

@@ -69,6 +69,18 @@ def test_a_disk_that_does_not_read_is_not_called_damage(tmp_path: Path, monkeypa
     assert error.value.filename == str(path)
 
 
+def test_a_large_mapping_is_sealed_in_one_pass(tmp_path: Path) -> None:
+    """Its text is what `seal` makes of it, and a changed number is seen."""
+    path = tmp_path / "bin0.json"
+    for values in ({"cells": [{"b": 0.1, "a": float("inf")}], "Cells": "ü"}, {}):
+        path.write_text(checksums.sealed_text(values))
+        assert json.loads(path.read_text()) == checksums.seal(values)
+        assert checksums.read_sealed(path) == values
+    path.write_text(checksums.sealed_text({"cells": [1.5]}).replace("1.5", "1.25"))
+    with pytest.raises(ValueError, match=r"bin0.json: damaged \(changed"):
+        checksums.read_sealed(path)
+
+
 def test_json_without_end_is_damage(tmp_path: Path) -> None:
     deep = "[" * 10**5
     for name in ("config.json", checksums.MANIFEST, "piece.safetensors"):
