@@ -284,7 +284,7 @@ def _several(args: argparse.Namespace) -> int:
 def _one(args: argparse.Namespace) -> int:
     """A PNG of the first classes of one checkpoint."""
     text = args.classes or "10"
-    if not text.isdigit() or not 1 <= int(text[:9]) <= MOST_IMAGES:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MOST_IMAGES:
         raise ValueError(f"--classes {text}: must be at least 1 and at most {MOST_IMAGES} (balanced, random and lists go with --n and --grid)")
     classes = int(text)
     if args.per_class * classes > MOST_IMAGES:
