@@ -192,9 +192,12 @@ def _guidance(args: argparse.Namespace) -> Guidance:
             f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: LOW,HIGH and all or a whole number are needed"
         ) from None
     try:
-        return Guidance(weight=args.cfg, low=low, high=high, channels=channels, token=token)
+        made = Guidance(weight=args.cfg, low=low, high=high, channels=channels, token=token)
     except ValueError as error:
         raise ValueError(f"--cfg {args.cfg}, --cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: {error}") from error
+    if not made.used and (low, high, channels) != (0, 1, None):
+        raise ValueError(f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: change nothing without guidance; add --cfg W")
+    return made
 
 
 def _steps(args: argparse.Namespace) -> int | None:
