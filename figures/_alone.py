@@ -15,6 +15,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 from traceback import format_exception_only
+from types import FrameType
 from typing import IO, TextIO
 
 import gsnr
@@ -57,7 +58,12 @@ def _end(started: subprocess.Popen[str], asked_by: int) -> None:
 
 def _end_with(parent: int) -> None:
     """Kills this process and its forks within a second of its parent's end, for which it looks: stdin may stay open for longer."""
-    signal.signal(signal.SIGALRM, lambda *_: os.getppid() == parent or os.killpg(0, signal.SIGKILL))
+
+    def look(number: int, frame: FrameType | None) -> None:
+        if os.getppid() != parent:
+            os.killpg(0, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
 
 
