@@ -1,7 +1,7 @@
 """Is a figure drawn without torch? In processes of their own, forked from one that has imported what all figures do, and nothing else.
 
-It starts with the first figure and ends with the process that asks. A question is a line of JSON, [environment, folder, figure, runs]; its answer is
-one, too.
+It starts with the first figure and ends with the process that asks, however that ends. A question is a line of JSON, [environment, folder, figure,
+runs]; its answer is one, too.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
 from traceback import format_exception_only
+from types import FrameType
 from typing import IO, TextIO
 
 import gsnr
@@ -33,9 +35,15 @@ def wrong(name: str, runs: list[Path]) -> str:
 @lru_cache(maxsize=1)
 def _server(place: str, asked_by: int) -> tuple[IO[str], IO[str]]:
     """Where it reads and writes. One for each PYTHONPATH, and for each process: forks of one that asks must not share its answers."""
-    words = [sys.executable, "-P", "-m", "gsnr.figures._alone"]
+    words = [sys.executable, "-P", "-m", "gsnr.figures._alone", str(asked_by)]
     started = subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"PYTHONPATH": place}
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": place},
+        start_new_session=True,
     )
     assert started.stdin is not None and started.stdout is not None
     atexit.register(_end, started, asked_by)
@@ -44,7 +52,19 @@ def _server(place: str, asked_by: int) -> tuple[IO[str], IO[str]]:
 
 def _end(started: subprocess.Popen[str], asked_by: int) -> None:
     if os.getpid() == asked_by:
+        os.killpg(started.pid, signal.SIGKILL)  # forks of this process may hold its stdin open
         started.communicate()
+
+
+def _end_with(parent: int) -> None:
+    """Kills this process and its forks within a second of its parent's end, for which it looks: stdin may stay open for longer."""
+
+    def look(number: int, frame: FrameType | None) -> None:
+        if os.getppid() != parent:
+            os.killpg(0, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
 
 
 def serve(questions: TextIO) -> None:
@@ -83,4 +103,5 @@ def _drawn(name: str, runs: list[Path]) -> str:
 
 
 if __name__ == "__main__":
+    _end_with(int(sys.argv[1]))
     serve(sys.stdin)

@@ -68,13 +68,14 @@ _LIVES_IN = {
     "pool": "gsnr.pooling",
     "verdict": "gsnr.verdicts",
 }
+MODULES = ("comparison", "estimates", "integrations", "intervals", "table", "verdicts")
 __all__ = [*sorted(_LIVES_IN), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Loads the names that need torch on first use, so that reading tables and drawing figures never imports it."""
-    if name == "integrations":
-        return import_module("gsnr.integrations")
+    if name in MODULES:
+        return import_module(f"gsnr.{name}")
     if name not in _LIVES_IN:
         raise AttributeError(f"module 'gsnr' has no attribute {name!r}")
     try:

@@ -52,10 +52,10 @@ def double(batch: Batch) -> Batch:
 
 
 def device_named(device: str | torch.device | None) -> torch.device | None:
-    """Raises ValueError for a device that torch does not know."""
+    """Raises ValueError for a device that torch does not know, or that this machine has not."""
     try:
-        return None if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
+        return None if device is None else torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {device!r}: {str(error).splitlines()[0]}") from error
 
 
@@ -70,6 +70,12 @@ def _name(path: Any) -> str:
         return "a batch"
     keys = [getattr(step, "key", getattr(step, "idx", getattr(step, "name", step))) for step in path]
     return f"batch entry {'.'.join(map(str, keys))!r}"
+
+
+def versions(batch: Batch) -> dict[str, int]:
+    """Of each tensor, by its name, how often it was changed in place; those made under inference mode do not say."""
+    named = pytree.tree_flatten_with_path(_registered(batch))[0]
+    return {_name(path): x._version for path, x in named if isinstance(x, Tensor) and not x.is_inference()}
 
 
 def batch_size(batch: Batch) -> int:

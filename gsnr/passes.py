@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gsnr.batches import Batch, batch_size, moved, rows
+from gsnr.batches import Batch, batch_size, moved, rows, versions
 from gsnr.coupling import losses_of, require_steady_buffers, spot_check
 from gsnr.engines import Engine, Losses, NotCovered, Visit, chunk_within, ghost, loop
 from gsnr.estimates import Array
@@ -74,10 +74,15 @@ class Plan:
             yield from (rows(batch, i, min(i + size, b)) for i in range(0, b, size))
 
     def gradients(self, chunk: Batch, visits: Sequence[Visit]) -> list[Tensor]:
-        """Visits the gradients of every loss, and returns their values, (B,) each."""
+        """Visits the gradients of every loss, and returns their values, (B,) each. Raises ValueError where a loss changes the batch."""
+        before = versions(chunk)
         if self.losses.common is not None and self.engine is ghost.per_sample:
-            return ghost.several(self.model, self.losses, chunk, self.selected, visits)
-        return [self.engine(self.model, self.losses.alone(k), chunk, self.selected, visit) for k, visit in enumerate(visits)]
+            found = ghost.several(self.model, self.losses, chunk, self.selected, visits)
+        else:
+            found = [self.engine(self.model, self.losses.alone(k), chunk, self.selected, visit) for k, visit in enumerate(visits)]
+        if changed := [name for name, version in versions(chunk).items() if before.get(name, version) != version]:
+            raise ValueError(f"the loss changes {changed[0]} in place, and is called several times for it; work on a copy")
+        return found
 
 
 @dataclass

@@ -41,7 +41,7 @@ def make_plan(
     if engine != "auto":
         find(engine)
     for value, name, least in ((draws, "draws", 1), (chunk, "chunk", 1), (memory_bytes, "memory_bytes", 0)):
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
     check_kinds(parameters, groups)
     precision = ALSO.get(precision, precision)

@@ -26,7 +26,7 @@ def _matching(patterns: Any, names: list[str], where: str) -> set[str]:
     found: set[str] = set()
     for pattern in several:
         if not isinstance(pattern, str):
-            raise ValueError(f"{where}: {pattern!r} is not a name or glob of parameters")
+            raise ValueError(f"{where}: a {type(pattern).__name__} is no name or glob of parameters")
         matched = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
         if not matched:
             inside = [f"{pattern}.*"] if any(name.startswith(pattern + ".") for name in names) else []

@@ -263,11 +263,12 @@ def _rows(path: Path, header: dict[str, Any]) -> pd.DataFrame:
     return frame
 
 
-def read(path: Path, probe: str | None = None) -> pd.DataFrame:
+def read(path: str | Path, probe: str | None = None) -> pd.DataFrame:
     """The rows of a table; attrs["labels"]: target -> name for people, where the table brings one.
 
     Raises ValueError, naming the file, for a missing, damaged, foreign or other-version one, one of no rows, one that another probe than
     `probe` wrote, and cells that are not what their samples (in the file beside, where there is one) say, or have none there."""
+    path = Path(path)
     header = _header(path)
     frame = _rows(path, header)
     if probe is not None and "probe" in frame and set(frame["probe"]) != {probe}:
@@ -293,10 +294,10 @@ def _check_samples(path: Path, cells: pd.DataFrame, header: dict[str, Any], besi
         raise ValueError(f"{path}: damaged ({fault}); {AGAIN}") from fault
 
 
-def provenance(path: Path) -> dict[str, Any]:
+def provenance(path: str | Path) -> dict[str, Any]:
     """What was measured, with which settings: the `provenance` the table was written with. Raises ValueError, naming the file, for a missing,
     foreign or other-version one and damaged metadata; the rows are not looked at."""
-    return _header(path)["provenance"]
+    return _header(Path(path))["provenance"]
 
 
 def target_name(target: str, control: str, projector: str, *, labels: Mapping[str, str] = MappingProxyType({})) -> str:

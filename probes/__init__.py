@@ -10,6 +10,7 @@
                                               provenance; resume: a ResumeCache, where finished pieces are kept; sums: folder for gradient
                                               sums, or None
     identity(subject, options) -> str         what else the measurement depends on (optional)
+    SUMS = True                               where it writes gradient sums, for --save-sums (optional)
 
 Rows are checked as they are made, piece by piece. Probes never import one another; what they share is in `gsnr.probes.common`.
 """

@@ -15,6 +15,7 @@ from gsnr.probes.common.targets import check, chosen, left_out, own_target, unme
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
+SUMS = True
 SCALES = ("bins", "n_images", "draws", "fit_samples")
 Options = TargetOptions
 

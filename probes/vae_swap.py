@@ -24,6 +24,7 @@ from gsnr.train.opening import open_prepared
 
 SUMMARY = "G-SNR of the router's target and of the uniform mixture with the features of other VAEs (--swap CACHE)"
 KIND = "cells"
+SUMS = True
 SCALES = ("bins", "n_images", "draws", "fit_samples")
 
 

@@ -192,9 +192,12 @@ def _guidance(args: argparse.Namespace) -> Guidance:
             f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: LOW,HIGH and all or a whole number are needed"
         ) from None
     try:
-        return Guidance(weight=args.cfg, low=low, high=high, channels=channels, token=token)
+        made = Guidance(weight=args.cfg, low=low, high=high, channels=channels, token=token)
     except ValueError as error:
         raise ValueError(f"--cfg {args.cfg}, --cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: {error}") from error
+    if not made.used and (low, high, channels) != (0, 1, None):
+        raise ValueError(f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: change nothing without guidance; add --cfg W")
+    return made
 
 
 def _steps(args: argparse.Namespace) -> int | None:
@@ -284,7 +287,7 @@ def _several(args: argparse.Namespace) -> int:
 def _one(args: argparse.Namespace) -> int:
     """A PNG of the first classes of one checkpoint."""
     text = args.classes or "10"
-    if not text.isdigit() or not 1 <= int(text[:9]) <= MOST_IMAGES:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MOST_IMAGES:
         raise ValueError(f"--classes {text}: must be at least 1 and at most {MOST_IMAGES} (balanced, random and lists go with --n and --grid)")
     classes = int(text)
     if args.per_class * classes > MOST_IMAGES:

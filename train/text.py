@@ -92,7 +92,8 @@ def load(name: str) -> FrozenText:
             model, tokenizer = _stored(str(text_encoder.folder()) if name == DEMO else name)
     except Exception as error:  # the libraries raise a dozen kinds for a missing, damaged or foreign folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"text encoder {name!r} cannot be loaded (name a CLIP text model's folder or hub id): {reason}") from error
+        what_then = f"delete {text_encoder.place()}, and it is made anew" if name == DEMO else "name a CLIP text model's folder or hub id"
+        raise ValueError(f"text encoder {name!r} cannot be loaded ({what_then}): {reason}") from error
     model = model.float().eval().requires_grad_(False)
     vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
     shape = model.config.max_position_embeddings, model.config.hidden_size

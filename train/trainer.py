@@ -166,7 +166,7 @@ def _set_up(accelerator: Accelerator, config: TrainConfig, out: Path, resume: bo
     check_aligned(config, raw.alignment)
     feedback = Feedback(config, accelerator)
     raw.alignment.calibrate(splits["train"])
-    if config.init and not resume:
+    if config.init and not runfolder.has_checkpoint(out):
         start_from(Path(config.init), raw, config)
     set_null(raw.model, splits["train"])
     raw.model.checkpointing = config.checkpointing

@@ -188,10 +188,17 @@ def _check_outputs(todo: list[Measurement]) -> None:
 def _measure(chosen: list[Measurement], args: Namespace) -> None:
     """Writes the tables that are not there yet."""
     for one in chosen:
-        if one.is_there(args.overwrite):
+        if one.is_there(args.overwrite, args.save_sums):
             print(f"{one.path}: there already, with these settings")
         else:
             one.run(resume=args.resume, overwrite=args.overwrite, save_sums=args.save_sums)
+
+
+def _check_sums(chosen: list[Measurement]) -> None:
+    """Raises ValueError where --save-sums would change nothing."""
+    if not any(getattr(one.probe, "SUMS", False) for one in chosen):
+        having = [name for name in names() if plugins.constant("probes", name, "SUMS")]
+        raise ValueError(f"--save-sums: {', '.join(one.name for one in chosen) or 'no probe'} writes no gradient sums; {', '.join(having)} do")
 
 
 def _repeated(chosen: list[Measurement]) -> dict[str, dict[str, Measurement]]:
@@ -258,9 +265,11 @@ def main(argv: list[str]) -> int:
     chosen = _choose(asked, options, subjects, out)
     for subject in subjects:
         print(f"{subject.checkpoint.folder}: step {subject.checkpoint.step}, {args.weights} weights; tables in {out}")
+    if args.save_sums:
+        _check_sums(chosen)
     repeated = _repeated(chosen) if args.check else {}
     everything = [*chosen, *(again for of_one in repeated.values() for again in of_one.values())]
-    todo = [one for one in everything if not one.is_there(args.overwrite)]
+    todo = [one for one in everything if not one.is_there(args.overwrite, args.save_sums)]
     if args.dry_run:
         _say(everything, todo)
         return 0

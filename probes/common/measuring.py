@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,11 @@ class Measurement:
         return self.out / f"{self.name}.parquet"
 
     @property
+    def sums(self) -> Path:
+        """Where --save-sums writes."""
+        return self.out / f"{self.name}.sums"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the table depends on, as JSON gives it back."""
         made = {"weights": self.subjects[0].checkpoint.weights, "checkpoints": [self._identity(subject) for subject in self.subjects]}
@@ -51,8 +57,8 @@ class Measurement:
         aligned = {"align_from": subject.align_from.sha} if subject.align_from else {}
         return {"run": c.run_name, "sha": c.sha, "step": c.step, "data": hashlib.sha256(data.encode()).hexdigest()} | aligned
 
-    def is_there(self, overwrite: bool) -> bool:
-        """True where the table has these settings already. Raises ValueError where it has others and may not be replaced."""
+    def is_there(self, overwrite: bool, save_sums: bool = False) -> bool:
+        """True where the table has these settings already. Raises ValueError where it has others, or no sums, and may not be replaced."""
         if not self.path.exists() or overwrite:
             return False
         was = self._defaults | table.provenance(self.path).get("settings", {})
@@ -62,6 +68,8 @@ class Measurement:
                 f"{self.path}: measured with other settings ({changed[0]} was {was.get(changed[0])!r}, now {self.settings[changed[0]]!r}); "
                 "add --overwrite, or name another folder with --out"
             )
+        if save_sums and getattr(self.probe, "SUMS", False) and not self.sums.is_dir():
+            raise ValueError(f"--save-sums: {self.path} was measured without; add --overwrite, or name another folder with --out")
         return True
 
     def run(self, *, resume: bool, overwrite: bool, save_sums: bool) -> None:
@@ -70,7 +78,9 @@ class Measurement:
         with kept.held():
             if overwrite and not resume:
                 kept.clear()
-            kept.begin(self.settings, resume, self._defaults)
+            kept.begin(self.settings | {"save_sums": save_sums}, resume, self._defaults | {"save_sums": False})
+            if save_sums and not kept.finished:
+                shutil.rmtree(self.sums, ignore_errors=True)  # of an earlier measurement
             try:
                 rows, notes = self._measured(kept, save_sums)
             except KeyboardInterrupt as stop:
@@ -79,6 +89,8 @@ class Measurement:
                 if not kept.finished:
                     kept.remove()
             self._write(rows, notes)
+            if not save_sums:
+                shutil.rmtree(self.sums, ignore_errors=True)
             kept.remove()
         print(f"{self.path}: {len(rows[self.probe.KIND])} rows")
 
@@ -88,7 +100,7 @@ class Measurement:
         notes = []
         for index, subject in enumerate(self.subjects):
             of_one = subject.checkpoint.run_name if len(self.subjects) > 1 else ""
-            sums = self.out / f"{self.name}.sums" / of_one if save_sums else None
+            sums = self.sums / of_one if save_sums else None
             found, its_notes = self.probe.run(subject, self.options, ResumeCache(kept.folder / f"ckpt{index}"), sums)
             notes.append(self._identity(subject) | {"config": asdict(subject.checkpoint.config), "notes": its_notes})
             for kind, values in found.items():

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gsnr import plugins, table
 from gsnr.figures import _examples, command, contract
-from tests.conftest import call
+from tests.conftest import REPO, call
 
 STRANGER = '''"""Mean loss of each target."""
 
@@ -119,3 +125,48 @@ def test_a_broken_figure_is_refused(stranger: Path, was: str, now: str, message:
 def test_a_table_that_no_probe_writes_is_asked_of_the_command_that_does(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"judged.parquet: no such table; measure it with `gsnr recommend --ckpt RUN --forks FORKS`"):
         command.table_of([tmp_path], command.find("fig_criteria"))
+
+
+PATIENCE_SEC = 120  # a machine may be busy; what is waited for takes two seconds on one that is not
+# Asks for a figure that is never done, while a fork holds all its pipes.
+ASKS = """
+import os, sys, time
+from gsnr.figures import _alone
+answered = _alone.wrong("fig_quick", [])
+if not os.fork():
+    time.sleep(600)
+    os._exit(0)
+if sys.argv[1] == "in the midst":
+    _alone.wrong("fig_slow", [])
+"""
+
+
+@pytest.mark.parametrize(("when", "number"), [("at the end", 0), ("in the midst", signal.SIGKILL), ("in the midst", signal.SIGTERM)])
+def test_who_draws_ends_with_who_asks(when: str, number: int, tmp_path: Path) -> None:
+    """It would wait for the end of its stdin, which a fork of who asks still holds; and who asks, at its own end, for it."""
+    says = "import os\nfrom pathlib import Path\nPath('{}').write_text(str(os.{}()))\n{}\ndef draw(): pass\n"
+    (tmp_path / "fig_quick.py").write_text(says.format("server", "getppid", ""))
+    (tmp_path / "fig_slow.py").write_text(says.format("drawing", "getpid", "os.read(os.pipe()[0], 1)"))
+    there = os.environ | {"PYTHONPATH": str(REPO), "GSNR_PLUGINS": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", ASKS, when], cwd=tmp_path, env=there, start_new_session=True) as asks:
+        try:
+            if number:
+                _until(lambda: (tmp_path / "drawing").is_file() and bool((tmp_path / "drawing").read_text()))
+                asks.send_signal(number)
+            assert asks.wait(PATIENCE_SEC) == -number
+            pids = [(tmp_path / name).read_text() for name in ("server", "drawing")[: 1 + bool(number)]]
+            _until(lambda: not any(_runs(pid) for pid in pids))
+        finally:
+            os.killpg(asks.pid, signal.SIGKILL)
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SEC
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(pid: str) -> bool:
+    said = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout
+    return bool(said) and not said.startswith("Z")

@@ -35,8 +35,9 @@ def test_draws_are_averaged_per_sample(engine: str, name: str) -> None:
     assert np.isnan(single.noise_within)
     with pytest.raises(ValueError, match="no multiple of draws = 4"):
         gsnr.measure(model, loss, [data], engine=engine, draws=4)
-    with pytest.raises(ValueError, match="draws must be a whole number of at least 1"):
-        gsnr.measure(model, loss, [data], engine=engine, draws=0)
+    for draws in (0, True):
+        with pytest.raises(ValueError, match="draws must be a whole number of at least 1"):
+            gsnr.measure(model, loss, [data], engine=engine, draws=draws)
 
 
 def test_draws_split_the_noise_without_bias() -> None:

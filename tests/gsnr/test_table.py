@@ -81,7 +81,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert list(back.columns) == list(table.CELL_COLUMNS)
     assert np.isnan(back["gsnr"][0])
     assert np.isinf(back["logsnr_high"][0])
-    assert table.provenance(path) == {"settings": {"bins": 1}}
+    assert table.provenance(path) == table.provenance(str(path)) == {"settings": {"bins": 1}}
+    assert table.read(str(path)).equals(back)
     assert [p.name for p in path.parent.iterdir()] == ["alignment.parquet"]
 
 

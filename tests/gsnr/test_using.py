@@ -90,6 +90,19 @@ def test_device_moves_batches() -> None:
     assert gsnr.measure(model, loss, [data], device="cpu")["all"].n == 13
     with pytest.raises(ValueError, match="device 'abacus'"):
         gsnr.measure(model, loss, [data], device="abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda': "):
+            gsnr.measure(model, loss, [data], device="cuda")
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap", "ghost"])
+def test_a_loss_that_changes_its_batch_is_refused(engine: str) -> None:
+    """It is called again for the checks and for the second look, and each time would see another batch."""
+    model, loss, data = in_double()
+    for changes in (lambda x: x.mul_(2.0), lambda x: x[:, 0].zero_()):
+        batch = {key: x.clone() for key, x in data.items()}
+        with pytest.raises(ValueError, match="the loss changes batch entry 'x' in place, and is called several times for it; work on a copy"):
+            gsnr.measure(model, lambda m, b, changes=changes: (changes(b["x"]), loss(m, b))[1], [batch], engine=engine)
 
 
 def test_parameters_by_name_and_glob() -> None:
@@ -104,6 +117,8 @@ def test_parameters_by_name_and_glob() -> None:
         gsnr.measure(model, loss, [data], parameters="2")
     with pytest.raises(ValueError, match="parameters must be a function, a glob or a list of globs, not int"):
         gsnr.measure(model, loss, [data], parameters=2)
+    with pytest.raises(ValueError, match=r"^parameters: a Parameter is no name or glob of parameters$"):
+        gsnr.measure(model, loss, [data], parameters=list(model.parameters()))
 
 
 def test_groups_by_name_and_glob() -> None:

@@ -239,6 +239,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             commandline.run(lambda pieces=pieces: measure(pieces), "gsnr probe", "")  # type: ignore[misc]
         assert end.value.code == 130 and capsys.readouterr().err == f"\ninterrupted{said}\n"
         assert (tmp_path / ".alignment.resume").is_dir() == bool(pieces)
+    with pytest.raises(ValueError, match=r"other settings \(save_sums was False, now True\); --overwrite drops it"):
+        one.run(resume=True, overwrite=False, save_sums=True)
 
 
 @pytest.mark.parametrize(("word", "meant"), [("bf16", "bfloat16"), ("fp32", "float32"), ("tf32", "tf32")])

@@ -217,6 +217,20 @@ def test_draws_and_saved_sums(probed_run: Path, tmp_path: Path) -> None:
         call(main, "--ckpt", probed_run, "--draws", "0")
 
 
+def test_sums_that_would_not_be_saved(probed_run: Path, tmp_path: Path) -> None:
+    """Of a table that is there, of pieces that were measured without them, and of a probe that has none; those of before go with their table."""
+    words = ("--ckpt", probed_run, "--bins", "1", "--n-images", "4", "--fit-samples", "64", "--probe", "alignment", "--controls", "none")
+    words += ("--targets", "own", "--projector", "ckpt", "--out", tmp_path)
+    assert call(main, *words) == 0
+    with pytest.raises(ValueError, match=r"--save-sums: .*alignment\.parquet was measured without; add --overwrite"):
+        call(main, *words, "--save-sums")
+    for again, saved in ((("--save-sums",), True), ((), False)):
+        assert call(main, *words, "--overwrite", *again) == 0
+        assert (tmp_path / "alignment.sums").is_dir() == saved
+    with pytest.raises(ValueError, match="--save-sums: denoising writes no gradient sums; alignment, vae_swap do"):
+        call(main, "--ckpt", probed_run, "--probe", "denoising", "--save-sums", "--out", tmp_path)
+
+
 def test_denoising_splits_its_noise_too(probed_run: Path, tmp_path: Path) -> None:
     assert call(main, "--ckpt", probed_run, "--bins", "1", "--n-images", "8", "--probe", "denoising", "--draws", "2", "--out", tmp_path) == 0
     cells, variance = (table.read(tmp_path / f"denoising{kind}.parquet") for kind in ("", ".metrics"))

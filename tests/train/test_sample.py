@@ -27,7 +27,7 @@ def test_bad_input_is_refused_before_anything_is_sampled(smoke_run: Path, tmp_pa
     ):
         with pytest.raises(ValueError, match=message):
             call(sample.main, "--ckpt", smoke_run, *QUICK, *words)
-    for bounds in (("--cfg", "nan"), ("--cfg", "1e300"), ("--classes", 0)):
+    for bounds in (("--cfg", "nan"), ("--cfg", "1e300"), ("--classes", 0), ("--classes", "²")):
         with pytest.raises(ValueError, match=f"{bounds[0]} .*: must be at least"):
             call(sample.main, "--ckpt", smoke_run, *QUICK, *bounds)
     for words in (("--seed", -1), ("--seed", 2**63)):

@@ -281,6 +281,8 @@ def test_a_grid_of_several_checkpoints_has_the_same_noise(smoke_run: Path, plain
         (("--cfg-interval", "0.8,0.2"), "guidance interval 0.8 to 0.2: must be 0 <= LOW <= HIGH"),
         (("--cfg-interval", "0,1.2"), "guidance interval 0.0 to 1.2"),
         (("--cfg-interval", "half"), "--cfg-interval half, .*: LOW,HIGH and all or a whole number are needed"),
+        (("--cfg-interval", "0,0.7"), "--cfg-interval 0,0.7, .*: change nothing without guidance; add --cfg W"),
+        (("--guide-channels", 3), ".*--guide-channels 3: change nothing without guidance"),
         (("--guide-channels", 5, "--cfg", 2), "--guide-channels 5: the latents of .* have 4"),
         (("--classes", "3,10"), "--classes 10: .* has classes 0 to 9"),
         (("--classes", "equal"), "--classes 'equal': 'equal' is no whole number"),

@@ -57,6 +57,15 @@ def test_the_hash_is_of_weights_and_vocabulary(folder: Path, tmp_path: Path) -> 
     assert text.load(str(text_encoder(tmp_path / "words", words=words))).sha != frozen.sha
 
 
+def test_a_damaged_encoder_of_the_demo_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSNR_CACHE", str(tmp_path))
+    text.load("demo")
+    (place,) = tmp_path.glob("demo-text-encoder-*")
+    (place / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=f"^text encoder 'demo' cannot be loaded .delete {place}, and it is made anew.: "):
+        text.load("demo")
+
+
 def test_what_is_no_text_encoder_is_named(folder: Path, tmp_path: Path) -> None:
     def fails(match: str | None, name: Path) -> None:
         with pytest.raises(ValueError, match=match) as raised:

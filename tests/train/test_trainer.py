@@ -222,3 +222,10 @@ def _installed(name: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(name) is not None
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_from_init(smoke_run: Path, tmp_path: Path) -> None:
+    """And so does --resume where there is no run yet."""
+    for out, words in ((tmp_path / "begun", ()), (tmp_path / "resumed", ("--resume",))):
+        assert call(main, "--preset", "smoke", "--init", smoke_run, "--steps", 1, "--log-every", 1, "--out", out, *words) == 0
+    assert_same_run(tmp_path / "begun", tmp_path / "resumed", 1)

@@ -56,11 +56,16 @@ def model() -> transformers.CLIPTextModel:
     return made
 
 
-def folder() -> Path:
-    """Where it lies, made if it is not there; the name is a hash of what it is made from."""
+def place() -> Path:
+    """Where it lies; the name is a hash of what it is made from."""
     made_of = {"version": VERSION, "shape": SHAPE, "seed": SEED, "spread": SPREAD, "words": vocabulary(), "transformers": transformers.__version__}
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
-    path = cache_root() / f"demo-text-encoder-{key}"
+    return cache_root() / f"demo-text-encoder-{key}"
+
+
+def folder() -> Path:
+    """The same, made if it is not there."""
+    path = place()
     if not path.is_dir():
         with files.making(path) as aside, quiet():
             model().save_pretrained(aside)

@@ -148,6 +148,11 @@ def log_router(out: Path, step: int, objective: Objective) -> None:
         runlog.append(out / "router.jsonl", {"step": step, "t": [round(t, 6) for t in t_K.tolist()]} | lists)
 
 
+def has_checkpoint(out: Path) -> bool:
+    """Whether `restore` goes on from one."""
+    return (out / "LAST").is_file() or next(checkpoint.whole(out), None) is not None
+
+
 def restore(out: Path, config: TrainConfig, header: Header, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """state.json of the last checkpoint, its weights put back; {} for a new run.
 
@@ -155,11 +160,10 @@ def restore(out: Path, config: TrainConfig, header: Header, objective: Objective
     a kill left behind the newest is put right. Raises ValueError where anything is damaged, and where configuration or data are others than those
     of the checkpoint.
     """
+    if not has_checkpoint(out):
+        return {}
     if not (out / "LAST").is_file():
-        newest = next(checkpoint.whole(out), None)
-        if newest is None:
-            return {}
-        files.write_text(out / "LAST", newest.name + "\n")
+        files.write_text(out / "LAST", next(checkpoint.whole(out)).name + "\n")
     folder = checkpoint.locate(out)
     try:
         state = training_state.restore(folder, objective, ema, optimizer)
