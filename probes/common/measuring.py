@@ -79,7 +79,7 @@ class Measurement:
             if overwrite and not resume:
                 kept.clear()
             kept.begin(self.settings | {"save_sums": save_sums}, resume, self._defaults | {"save_sums": False})
-            if save_sums and not kept.finished:
+            if overwrite and not kept.finished:
                 shutil.rmtree(self.sums, ignore_errors=True)  # of an earlier measurement
             try:
                 rows, notes = self._measured(kept, save_sums)
@@ -89,8 +89,6 @@ class Measurement:
                 if not kept.finished:
                     kept.remove()
             self._write(rows, notes)
-            if not save_sums:
-                shutil.rmtree(self.sums, ignore_errors=True)
             kept.remove()
         print(f"{self.path}: {len(rows[self.probe.KIND])} rows")
 
