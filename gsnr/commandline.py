@@ -66,6 +66,21 @@ def choose(what: str, word: str, known: Iterable[str]) -> None:
         raise ValueError(unknown(what, word, names))
 
 
+def check_list(what: str, names: tuple[str, ...], known: Iterable[str] = ()) -> None:
+    """Raises ValueError for a list of names that names one twice, or nothing. known: the valid ones, to be said."""
+    for name in names:
+        if not name or names.count(name) > 1:
+            needed = f"choose from {', '.join(known)}" if known else "a list such as A,B is needed"
+            raise ValueError(f"{what} {','.join(names)!r}: names {'nothing' if not name else f'{name!r} twice'}; {needed}")
+
+
+def listed(flag: str, text: str, known: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names in the value of a flag that takes A,B. Raises ValueError for one that is named twice, and for nothing. known: the valid ones."""
+    names = tuple(text.split(","))
+    check_list(flag, names, known)
+    return names
+
+
 def unknown_flag(word: str, known: Iterable[str]) -> str:
     """ "; did you mean --optim.lr?", or "" where no flag is near. known: flags without their dashes."""
     near = meant(word.lstrip("-").partition("=")[0].replace("_", "-"), known)

@@ -78,6 +78,12 @@ def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], message: 
         (("sample", "--ckpt", "nowhere"), "nowhere: no such run"),
         (("evaluate", "--ckpt", "nowhere"), "nowhere: no such run"),
         (("convert", "--ckpt", "nowhere.pt", "--out", "x"), "nowhere.pt: no such file"),
+        (("figures", "--run", "x", "--figure", ""), "--figure '': names nothing; choose from fig2_gsnr, "),
+        (("figures", "--run", "x", "--figure", "fig_beta,fig_beta"), "names 'fig_beta' twice"),
+        (("recommend", "--ckpt", "x", "--criteria", ""), "--criteria '': names nothing; choose from balance, "),
+        (("bench", "--methods", ""), "--methods '': names nothing; choose from "),
+        (("cost", "--rows", "sit,sit"), "--rows 'sit,sit': names 'sit' twice"),
+        (("evaluate", "--ckpt", "x", "--metrics", ""), "--metrics '': names nothing; choose from "),
         (("convert", "--ckpt", "nowhere.pt"), "the following arguments are required: --out"),
     ],
 )

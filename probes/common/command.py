@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsnr import files, plugins
-from gsnr.commandline import Parser, a_path, choose, tell
-from gsnr.options import build, check_list, check_ranges, declared_options, help_of_several, kinds, values_of
+from gsnr.commandline import Parser, a_path, choose, listed, tell
+from gsnr.options import build, check_ranges, declared_options, help_of_several, kinds, values_of
 from gsnr.train.cache_root import DEMOS
 
 if TYPE_CHECKING:
@@ -82,11 +82,10 @@ def _parser() -> Parser:
 
 def _asked(text: str | None) -> tuple[str, ...]:
     """The names of --probe. Raises ValueError for one that is unknown, empty or named twice."""
-    listed = () if text is None else tuple(text.split(","))
-    check_list("--probe", listed)
-    for name in listed:
+    asked = () if text is None else listed("--probe", text, names())
+    for name in asked:
         plugins.get("probes", name)
-    return listed
+    return asked
 
 
 def _given(asked: tuple[str, ...], words: list[str]) -> dict[str, dict[str, str]]:
