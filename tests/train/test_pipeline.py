@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gsnr.train import samplers, vae
+from gsnr.train import samplers, vae, verify
 from gsnr.train.convert.command import main as convert
 from gsnr.train.guidance import Guidance
 from gsnr.train.pipeline import SiTPipeline, save_pipeline
@@ -77,6 +77,7 @@ def test_a_scaling_by_channel_goes_through_save_and_load(loaded: checkpoint.Chec
     header = replace(loaded.header, scale=1.0, channel_scale=(0.5, 2.0, 1.0, 3.0), channel_bias=(0.1, 0.0, -0.2, 0.3))
     scaled = replace(loaded, header=header, config=replace(loaded.config, label_dropout=0.0))
     save_pipeline(scaled, tmp_path / "made")
+    assert call(verify.main, tmp_path / "made") == 0
     read = SiTPipeline.from_pretrained(tmp_path / "made")
     assert read.scaling == header.scaling and not read.unconditional
     read.set_progress_bar_config(disable=True)
