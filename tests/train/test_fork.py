@@ -42,6 +42,8 @@ def test_the_vanilla_fork_is_the_run_that_goes_on(parent: Path, tmp_path: Path) 
     """Bit for bit: weights, moving average and optimizer, with the run's own seed."""
     train([*VANILLA, "--steps", "7", "--save-every", "4", "--out", str(tmp_path / "whole")])
     assert fork.main(words(parent, tmp_path / "forks", "--rows none --seeds 0")) == 0
+    said = (tmp_path / "forks" / tables.WORDS).read_text()
+    assert "none alone; there is nothing to compare" in said and "|" not in said and "two or more with --seeds" in said
     one, two = (tensors(run / "checkpoints/0000007") for run in (tmp_path / "whole", tmp_path / "forks/none-s0"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
