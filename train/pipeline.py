@@ -219,7 +219,7 @@ def of_subject(subject: Subject, id2label: dict[int, str] | None = None) -> SiTP
 
 
 def save_pipeline(ckpt: checkpoint.Checkpoint, folder: Path, vae: str | None = None, id2label: dict[int, str] | None = None) -> SiTPipeline:
-    """Writes the pipeline's folder, with checksums (`gsnr verify`), whole or not at all. vae: hub id or folder; default the one that the checkpoint names.
+    """Writes the pipeline's folder, with checksums, whole or not at all. vae: hub id or folder; default the one that the checkpoint names.
 
     Raises ValueError for a VAE that does not fit, for names of classes that there are not, and where the folder exists."""
     if id2label and ckpt.config.model.text:
