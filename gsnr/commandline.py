@@ -99,7 +99,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_runs(self) -> None:
         """--run, which several commands have."""
-        self.add_argument("--run", type=a_path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables")
+        self.add_argument("--run", type=a_folder, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables")
 
     def add_number(self, flag: str, default: float | None, text: str, *, low: float, high: float, of: type = int, metavar: str = "N") -> None:
         """A number between two ends. What is out of them is refused before it takes memory, processes or time."""
@@ -169,6 +169,20 @@ def a_path(text: str) -> Path:
         if error.errno == errno.ELOOP:
             raise argparse.ArgumentTypeError(f"{text!r} is a link that leads to itself") from error
     return Path(text)
+
+
+def a_folder(text: str) -> Path:
+    """The type of a folder that is to be there."""
+    path = a_path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: {'no folder' if path.exists() else 'no such folder'}")
+    return path
+
+
+def a_cache(text: str) -> str:
+    """The type of --data: a cache folder, or the name of one that is made on first use."""
+    a_path(text)
+    return text
 
 
 def seed(text: str) -> int:

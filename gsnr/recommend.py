@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsnr import commands, files, plugins
-from gsnr.commandline import Parser, a_path, listed, seed
+from gsnr.commandline import Parser, a_cache, a_path, listed, seed
 
 if TYPE_CHECKING:
     from gsnr.probes.common.case import Case, Row
@@ -35,7 +35,7 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr recommend", __doc__)
     parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder, best of a run without alignment")
-    parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
+    parser.add_argument("--data", type=a_cache, metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
     parser.add_argument("--rows", metavar="A,B", help="rows (default: the targets that the data allow at four blocks, two ranges of t, controls)")
     parser.add_argument("--criteria", metavar="A,B", help=f"of {', '.join(plugins.names('criteria'))} (default: all)")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: RUN/recommended)")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gsnr import commands, files, plugins
-from gsnr.commandline import Parser, a_path, listed, seed
+from gsnr.commandline import Parser, a_cache, a_path, listed, seed
 
 if TYPE_CHECKING:
     from gsnr.train.data.cache import Header, Split
@@ -181,7 +181,7 @@ def _parser() -> Parser:
     parser = Parser("gsnr evaluate", __doc__)
     parser.add_argument("--ckpt", type=a_path, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
-    parser.add_argument("--data", metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
+    parser.add_argument("--data", type=a_cache, metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
     parser.add_number("--n-images", None, "held-out images (default: all)", low=2, high=10**9)
     parser.add_number("--frechet", 0, "also draw N samples for the Fréchet distance; 0 for none", low=0, high=10**6)
     parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and samples (default: 0)")

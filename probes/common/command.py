@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsnr import files, plugins
-from gsnr.commandline import Parser, a_path, choose, listed, tell
+from gsnr.commandline import Parser, a_cache, a_path, choose, listed, tell
 from gsnr.options import build, check_ranges, declared_options, help_of_several, kinds, values_of
 from gsnr.train.cache_root import DEMOS
 
@@ -63,7 +63,7 @@ def _parser() -> Parser:
     parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
-    parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
+    parser.add_argument("--data", type=a_cache, metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
     parser.add_argument(
         "--align-from", type=a_path, metavar="RUN", help="checkpoint whose alignment is target `own`, for a backbone trained without it"
     )
