@@ -132,6 +132,9 @@ def test_what_becomes_no_pipeline(smoke_run: Path, loaded: checkpoint.Checkpoint
         (("--to", "pipeline", "--weights", "best"), "--weights 'best' does not exist"),
         (("--to", "pipeline", "--labels", tmp_path / "none.json"), "--labels .*none.json: not JSON"),
         (("--vae", "demo", "--resolution", 128), "--vae: of a pipeline alone"),
+        (("--to", "pipeline", "--vae", ""), "--vae '': names nothing"),
+        (("--to", "pipeline", "--from", "sit"), "--from sit: is of a file"),
+        (("--resolution", 128, "--model", "SiT-B/2"), "--model SiT-B/2: is of a file"),
     ):
         with pytest.raises(ValueError, match=said):
             call(convert, *words, *more)
