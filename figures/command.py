@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gsnr import files, plugins, table
-from gsnr.commandline import Parser, a_path
+from gsnr.commandline import Parser, a_path, listed
 from gsnr.figures.style import FORMATS, save
 
 BY_RECOMMEND = {"recommend": "recommend --ckpt RUN", "judged": "recommend --ckpt RUN --forks FORKS"}  # tables that no probe writes
@@ -104,7 +104,8 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     runs: list[Path] = args.run
     distinct(runs)
-    asked = args.figure.split(",") if args.figure else [name for name in names() if having(runs, find(name))]
+    every = names()
+    asked = [name for name in every if having(runs, find(name))] if args.figure is None else listed("--figure", args.figure, every)
     if not asked:
         raise ValueError(f"{tables_in(runs[0])}: no tables; measure first with `gsnr probe --ckpt {runs[0]}`")
     out = args.out or runs[0] / "figures"

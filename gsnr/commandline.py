@@ -66,6 +66,21 @@ def choose(what: str, word: str, known: Iterable[str]) -> None:
         raise ValueError(unknown(what, word, names))
 
 
+def check_list(what: str, names: tuple[str, ...], known: Iterable[str] = ()) -> None:
+    """Raises ValueError for a list of names that names one twice, or nothing. known: the valid ones, to be said."""
+    for name in names:
+        if not name or names.count(name) > 1:
+            needed = f"choose from {', '.join(known)}" if known else "a list such as A,B is needed"
+            raise ValueError(f"{what} {','.join(names)!r}: names {'nothing' if not name else f'{name!r} twice'}; {needed}")
+
+
+def listed(flag: str, text: str, known: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names in the value of a flag that takes A,B. Raises ValueError for one that is named twice, and for nothing. known: the valid ones."""
+    names = tuple(text.split(","))
+    check_list(flag, names, known)
+    return names
+
+
 def unknown_flag(word: str, known: Iterable[str]) -> str:
     """ "; did you mean --optim.lr?", or "" where no flag is near. known: flags without their dashes."""
     near = meant(word.lstrip("-").partition("=")[0].replace("_", "-"), known)
@@ -84,7 +99,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_runs(self) -> None:
         """--run, which several commands have."""
-        self.add_argument("--run", type=a_path, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables")
+        self.add_argument("--run", type=a_folder, required=True, nargs="+", action="extend", metavar="DIR", help="run folders, or folders of tables")
 
     def add_number(self, flag: str, default: float | None, text: str, *, low: float, high: float, of: type = int, metavar: str = "N") -> None:
         """A number between two ends. What is out of them is refused before it takes memory, processes or time."""
@@ -154,6 +169,20 @@ def a_path(text: str) -> Path:
         if error.errno == errno.ELOOP:
             raise argparse.ArgumentTypeError(f"{text!r} is a link that leads to itself") from error
     return Path(text)
+
+
+def a_folder(text: str) -> Path:
+    """The type of a folder that is to be there."""
+    path = a_path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: {'no folder' if path.exists() else 'no such folder'}")
+    return path
+
+
+def a_cache(text: str) -> str:
+    """The type of --data: a cache folder, or the name of one that is made on first use."""
+    a_path(text)
+    return text
 
 
 def seed(text: str) -> int:

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gsnr import plugins
-from gsnr.commandline import meant, unknown, unknown_flag
+from gsnr.commandline import check_list, meant, unknown, unknown_flag
 from gsnr.declared import declared
 
 LARGEST = 2**63  # what numpy and torch take for a whole number
@@ -94,18 +94,11 @@ def _json_list(value: str, where: str) -> Any:
         raise ValueError(f"{where}: {value!r} is not a JSON list ({error})") from error
 
 
-def check_list(what: str, names: tuple[str, ...]) -> None:
-    """Raises ValueError for a list of names that names one twice, or nothing."""
-    for name in names:
-        if not name or names.count(name) > 1:
-            raise ValueError(f"{what} {','.join(names)!r}: names {'nothing' if not name else f'{name!r} twice'}; a list such as A,B is needed")
-
-
 def _check_names(value: Any, of: Field, path: str) -> None:
     """Raises ValueError for a name that is not valid, and for a list of names that names one twice, or nothing."""
     names, valid = value if isinstance(value, tuple) else (value,), choices(of)
     if isinstance(value, tuple) and all(isinstance(name, str) for name in value):
-        check_list(path, value)
+        check_list(path, value, valid)
     for name in names:
         if valid and name not in valid:
             raise plugins.missing(path, name, valid) if isinstance(of.metadata["choices"], str) else ValueError(unknown(path, name, valid))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsnr import commands, files, plugins
-from gsnr.commandline import Parser, a_path, seed
+from gsnr.commandline import Parser, a_cache, a_path, listed, seed
 
 if TYPE_CHECKING:
     from gsnr.probes.common.case import Case, Row
@@ -35,7 +35,7 @@ def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr recommend", __doc__)
     parser.add_argument("--ckpt", type=a_path, required=True, metavar="DIR", help="run folder or checkpoint folder, best of a run without alignment")
-    parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
+    parser.add_argument("--data", type=a_cache, metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
     parser.add_argument("--rows", metavar="A,B", help="rows (default: the targets that the data allow at four blocks, two ranges of t, controls)")
     parser.add_argument("--criteria", metavar="A,B", help=f"of {', '.join(plugins.names('criteria'))} (default: all)")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder to write to (default: RUN/recommended)")
@@ -87,9 +87,7 @@ def _case(args: Namespace, out: Path, subject: Subject) -> Case:
     if args.rows is None:
         rows = usual(subject)
     else:
-        words = [word for word in args.rows.split(",") if word != VANILLA]
-        if len(set(words)) < len(words):
-            raise ValueError("--rows: names one of them twice")
+        words = [word for word in listed("--rows", args.rows) if word != VANILLA]
         rows = [row_of(parse(word), subject, 1, {}) for word in words]
     if len(rows) < 2:
         raise ValueError("--rows: name two rows or more, to choose between")
@@ -138,7 +136,9 @@ def _recommended(args: Namespace, criteria: list[str], out: Path) -> Recommendat
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    criteria = args.criteria.split(",") if args.criteria else [name for name in plugins.names("criteria") if name != "lookahead" or args.lookahead]
+    every = plugins.names("criteria")
+    usual_ones = [name for name in every if name != "lookahead" or args.lookahead]
+    criteria = usual_ones if args.criteria is None else list(listed("--criteria", args.criteria, every))
     for name in criteria:
         plugins.get("criteria", name)
     if "lookahead" in criteria and not args.lookahead:
@@ -153,8 +153,6 @@ def main(argv: list[str]) -> int:
 
         seeds_of(args.seeds)
         check_frechet(args.frechet)
-    if len(set(criteria)) < len(criteria):
-        raise ValueError("--criteria: names one of them twice")
     if args.benefit is not None and not args.validate and args.forks is None:
         raise ValueError("--benefit: is of forks; name them with --forks, or train them with --validate")
     from gsnr.train.runs import checkpoint

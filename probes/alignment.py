@@ -11,7 +11,7 @@ from gsnr.probes.common.candidates import candidates
 from gsnr.probes.common.options import TargetOptions
 from gsnr.probes.common.resume_cache import ResumeCache, Rows
 from gsnr.probes.common.subject import Subject
-from gsnr.probes.common.targets import check, chosen, left_out, own_target, unmeasured
+from gsnr.probes.common.targets import check, chosen, left_out, own_target, unfit, unmeasured
 
 SUMMARY = "G-SNR of the alignment gradient per bin of t, target and parameter group, its angle to denoising, and the controls"
 KIND = "cells"
@@ -37,6 +37,7 @@ def plan(subject: Subject, options: Options) -> list[str]:
     own = own_target(subject)
     first += [f"left out: the checkpoint's own alignment {why}"] if own is not None and (why := unmeasured(own[1])) else []
     apart = [f"left out: {name} {why}" for name, why in left_out().items()] if options.targets == ("all",) else []
+    apart += [f"left out: control {control} ({why})" for control, why in unfit(subject, options).items()]
     return [
         *first,
         f"targets: {', '.join(c.name for c in made)}",

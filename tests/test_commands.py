@@ -56,8 +56,9 @@ def test_a_link_that_leads_to_itself_is_no_path(tmp_path: Path, monkeypatch: pyt
         (("train", "--preset", "sit-b2", "--data.path", "nowhere", "--out", "x"), "nowhere: not a gsnr cache"),
         (("train", "--config", "nowhere.json", "--out", "x"), "--config nowhere.json: cannot be read"),
         (("train", "--preset", "smoke", "--out", ""), "argument --out: names nothing"),
-        (("figures", "--run", "nowhere"), "no tables; measure first with `gsnr probe --ckpt nowhere`"),
-        (("figures", "--run", "nowhere", "--figure", "fig9"), "figure 'fig9' does not exist; choose from "),
+        (("figures", "--run", "nowhere"), "argument --run: nowhere: no such folder"),
+        (("figures", "--run", "."), "no tables; measure first with `gsnr probe --ckpt .`"),
+        (("figures", "--run", ".", "--figure", "fig9"), "figure 'fig9' does not exist; choose from "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -78,6 +79,14 @@ def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], message: 
         (("sample", "--ckpt", "nowhere"), "nowhere: no such run"),
         (("evaluate", "--ckpt", "nowhere"), "nowhere: no such run"),
         (("convert", "--ckpt", "nowhere.pt", "--out", "x"), "nowhere.pt: no such file"),
+        (("figures", "--run", ".", "--figure", ""), "--figure '': names nothing; choose from fig2_gsnr, "),
+        (("figures", "--run", ".", "--figure", "fig_beta,fig_beta"), "names 'fig_beta' twice"),
+        (("recommend", "--ckpt", "x", "--data", ""), "argument --data: names nothing"),
+        (("evaluate", "--ckpt", "x", "--data", ""), "argument --data: names nothing"),
+        (("recommend", "--ckpt", "x", "--criteria", ""), "--criteria '': names nothing; choose from balance, "),
+        (("bench", "--methods", ""), "--methods '': names nothing; choose from "),
+        (("cost", "--rows", "sit,sit"), "--rows 'sit,sit': names 'sit' twice"),
+        (("evaluate", "--ckpt", "x", "--metrics", ""), "--metrics '': names nothing; choose from "),
         (("convert", "--ckpt", "nowhere.pt"), "the following arguments are required: --out"),
     ],
 )

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gsnr import commands, files, plugins
-from gsnr.commandline import Parser, a_path, seed
-from gsnr.options import check_list
+from gsnr.commandline import Parser, a_cache, a_path, listed, seed
 
 if TYPE_CHECKING:
     from gsnr.train.data.cache import Header, Split
@@ -123,7 +122,6 @@ def velocity_losses(model: Backbone, splits: dict[str, Split], images: int, seed
 
 def check_metrics(names: tuple[str, ...]) -> None:
     """Raises ValueError for metrics that do not exist, or that a teacher's features cannot give. Imports none."""
-    check_list("--metrics", names)
     for name in names:
         if plugins.constant("metrics", name, "KIND") != "pool" or plugins.constant("metrics", name, "FEATURES"):
             raise ValueError(f"--metrics {name}: is of other features than a teacher's; of samples on a disk it is taken with --samples")
@@ -138,7 +136,7 @@ def check_frechet(samples: int) -> None:
 def asked_of_samples(frechet: int, metrics: str | None) -> tuple[str, ...]:
     """The names in --metrics, which are of the samples of --frechet. Raises ValueError for either that cannot be, and for one without the other."""
     check_frechet(frechet)
-    names = tuple(metrics.split(",")) if metrics is not None else ()
+    names = () if metrics is None else listed("--metrics", metrics, plugins.names("metrics"))
     check_metrics(names)
     if names and not frechet:
         raise ValueError("--metrics: are of the samples of --frechet N; name a number of samples")
@@ -183,7 +181,7 @@ def _parser() -> Parser:
     parser = Parser("gsnr evaluate", __doc__)
     parser.add_argument("--ckpt", type=a_path, metavar="DIR", help="run folder or checkpoint folder")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights (default: ema)")
-    parser.add_argument("--data", metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
+    parser.add_argument("--data", type=a_cache, metavar="CACHE", help="cache to evaluate on (default: the one the checkpoint was trained on)")
     parser.add_number("--n-images", None, "held-out images (default: all)", low=2, high=10**9)
     parser.add_number("--frechet", 0, "also draw N samples for the Fréchet distance; 0 for none", low=0, high=10**6)
     parser.add_argument("--seed", type=seed, default=0, help="seed of times, noise and samples (default: 0)")
@@ -222,7 +220,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     _check_together(parser, args)
-    metrics = tuple(args.metrics.split(",")) if args.metrics is not None else None
+    metrics = None if args.metrics is None else listed("--metrics", args.metrics, plugins.names("metrics"))
     if args.out is not None:
         files.check_output(args.out, "--out", ".json")
     if args.ckpt is not None:

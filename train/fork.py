@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from gsnr import commands, files, plugins
-from gsnr.commandline import Parser, a_path
+from gsnr.commandline import Parser, a_path, listed
 from gsnr.train.children import Children
 from gsnr.train.evaluate import asked_of_samples
 from gsnr.train.grid import seeds_of
@@ -57,10 +57,7 @@ def _row_words(text: str) -> list[str]:
     """What --rows says, vanilla first."""
     from gsnr.train.forking.rows import VANILLA
 
-    words = text.split(",")
-    if len(set(words)) < len(words):
-        raise ValueError("--rows: names one of them twice")
-    return list(dict.fromkeys([VANILLA, *words]))
+    return list(dict.fromkeys([VANILLA, *listed("--rows", text)]))
 
 
 def _changes(args: Namespace, options: list[str]) -> dict[str, Any]:
@@ -88,8 +85,6 @@ def jobs_of(args: Namespace, options: list[str], loaded: Checkpoint) -> list[Job
     start.require_training_state(loaded)
     changes, seeds = _changes(args, options), seeds_of(args.seeds)
     resolve(asdict(loaded.config), changes)
-    if len(set(seeds)) < len(seeds):
-        raise ValueError("--seeds: names one of them twice")
     asked = Asked(images=args.n_images, frechet=args.frechet, metrics=tuple(args.metrics.split(",")) if args.metrics else ())
     jobs = []
     for seed in seeds:

@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gsnr import commands, files, plugins
-from gsnr.commandline import Parser, a_path, choose, seed
+from gsnr.commandline import Parser, a_path, check_list, choose, listed, seed
 from gsnr.train.children import Children
 from gsnr.train.evaluate import asked_of_samples
 from gsnr.train.text_presets import OF_DEMO as OF_TEXT
@@ -123,11 +123,13 @@ def summary(runs: pd.DataFrame) -> str:
 
 
 def seeds_of(text: str) -> list[int]:
-    """What --seeds says. Raises ValueError for something else than a list of seeds."""
+    """What --seeds says. Raises ValueError for something else than a list of seeds, and for one that is named twice."""
     try:
-        return [seed(part) for part in text.split(",")]
+        seeds = [seed(part) for part in text.split(",")]
     except ArgumentTypeError as error:
         raise ValueError(f"--seeds {text!r}: a list of whole numbers below 2^63, such as 0,1,2") from error
+    check_list("--seeds", tuple(map(str, seeds)))
+    return seeds
 
 
 def _check_options(rows: list[str], options: list[str]) -> None:
@@ -180,16 +182,15 @@ def main(argv: list[str]) -> int:
     from gsnr.train import presets
 
     args, options = _parser().parse_known_args(argv)
-    rows = [name for name, row in presets.ROWS.items() if row.runs_on_demo] if args.rows is None else args.rows.split(",")
+    rows = [name for name, row in presets.ROWS.items() if row.runs_on_demo]
+    if args.rows is not None:
+        rows = list(listed("--rows", args.rows, (*presets.ROWS, *OF_TEXT)))
     for row in rows:
         choose("--rows", row, (*presets.ROWS, *OF_TEXT))
     known = OF_TEXT if rows[0] in OF_TEXT else tuple(presets.ROWS)
     if other := [row for row in rows if row not in known]:
         raise ValueError(f"--rows {rows[0]},{other[0]}: one of them reads captions and one classes; a grid compares rows of one kind")
     seeds = seeds_of(args.seeds)
-    for flag, values in (("--rows", rows), ("--seeds", seeds)):
-        if len(set(values)) < len(values):
-            raise ValueError(f"{flag}: names one of them twice")
     metrics = asked_of_samples(args.frechet, args.metrics)
     _check_options(rows, options)
     files.check_writable(args.out, "--out")

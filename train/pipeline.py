@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from gsnr import files
+from gsnr import checksums, files
 from gsnr.commandline import unknown
 from gsnr.train import samplers
 from gsnr.train.data.latents import Scaling
@@ -219,7 +219,7 @@ def of_subject(subject: Subject, id2label: dict[int, str] | None = None) -> SiTP
 
 
 def save_pipeline(ckpt: checkpoint.Checkpoint, folder: Path, vae: str | None = None, id2label: dict[int, str] | None = None) -> SiTPipeline:
-    """Writes the pipeline's folder, whole or not at all. vae: hub id or folder; default the one that the checkpoint names.
+    """Writes the pipeline's folder, with checksums, whole or not at all. vae: hub id or folder; default the one that the checkpoint names.
 
     Raises ValueError for a VAE that does not fit, for names of classes that there are not, and where the folder exists."""
     if id2label and ckpt.config.model.text:
@@ -230,4 +230,5 @@ def save_pipeline(ckpt: checkpoint.Checkpoint, folder: Path, vae: str | None = N
     made = of_subject(subject_of(ckpt, vae), id2label)
     with files.making(folder) as aside:
         made.save_pretrained(aside)
+        (aside / checksums.MANIFEST).write_text(checksums.Manifest.of(aside).text())
     return made

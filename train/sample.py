@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsnr import commands, files
-from gsnr.commandline import Parser, a_path, choose, seed
+from gsnr.commandline import Parser, a_cache, a_path, choose, seed
 from gsnr.train import samplers
 from gsnr.train.config import ModelConfig
 from gsnr.train.data.latents import Scaling
@@ -153,7 +153,7 @@ def _parser() -> Parser:
     parser.add_argument("--classes", metavar="N", help="the first N (default: 10, or all); --n: balanced, random or A,B,...; --grid: A,B,...")
     parser.add_argument("--prompts", type=a_path, metavar="FILE", help="captions, one a line, of a model that reads text (docs/text.md)")
     parser.add_argument("--text-encoder", metavar="ID", help="of --prompts: folder or hub id (default: the one that the checkpoint's data name)")
-    parser.add_argument("--data", metavar="CACHE", help="of a model that reads text: held-out captions of this cache (default: its own)")
+    parser.add_argument("--data", type=a_cache, metavar="CACHE", help="of a model that reads text: held-out captions of it (default: its own)")
     parser.add_number("--per-class", 8, "images a class, or caption", low=1, high=MOST_IMAGES)
     parser.add_argument("--grid", action="store_true", help="one PNG of several checkpoints from the same noise: a row each, a column a class")
     parser.add_argument("--at-steps", metavar="A,B", help="--grid: a column for each of these steps of the runs, too")

@@ -21,7 +21,7 @@ from gsnr.commandline import Parser, a_path
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr verify", __doc__)
-    parser.add_argument("path", nargs="+", type=a_path, metavar="PATH", help="run, checkpoint, cache, tables, or a folder that holds some")
+    parser.add_argument("path", nargs="+", type=a_path, metavar="PATH", help="run, checkpoint, cache, pipeline, tables, or a folder that holds some")
     return parser
 
 

@@ -42,7 +42,7 @@ from gsnr.batches import batch_size
 from gsnr.benchmarks import peers
 from gsnr.benchmarks.methods import METHODS, OURS, STEP, Method, errors, memory_of, prepare, reference, seconds
 from gsnr.benchmarks.subjects import ON_A_GPU, SUBJECTS, Subject, build
-from gsnr.commandline import Parser, choose, tell
+from gsnr.commandline import Parser, choose, listed, tell
 from gsnr.estimates import Array
 
 TOLERANCE = 1e-3  # what a peer may be off by; ours are held to far less by the tests
@@ -146,7 +146,7 @@ def _computes(name: str) -> str:
 
 def _chosen(flag: str, asked: str | None, known: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
     """The names of a comma list. Raises ValueError listing the valid ones."""
-    chosen = list(default) if asked is None else asked.split(",")
+    chosen = list(default if asked is None else listed(flag, asked, known))
     for name in chosen:
         choose(flag, name, known)
     return chosen

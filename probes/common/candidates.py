@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gsnr.probes.common.options import CONSTANT, NONE, SHUFFLED, WITHIN_CLASS, TargetOptions
 from gsnr.probes.common.streaming import OWN, Steps, streamed
 from gsnr.probes.common.subject import Subject
-from gsnr.probes.common.targets import chosen, own_target
+from gsnr.probes.common.targets import chosen, own_target, trained_target
 from gsnr.train.alignments import AlignmentModule, TargetAlignment
 from gsnr.train.data.batches import Batch
 from gsnr.train.data.cache import Split
@@ -92,7 +92,7 @@ def candidates(subject: Subject, options: TargetOptions) -> list[Candidate]:
     """For each kind of projector the targets, each followed by its controls; with the checkpoint's projector its own target alone.
     Alignments without a target have no controls, and are there once."""
     own, targets = own_target(subject), chosen(subject, options.targets)
-    trained = [own[0]] if own is not None and own[0] in targets and subject.align_from is None else []
+    trained = [name for name in targets if name == trained_target(subject, targets)]
     made: list[Candidate] = []
     for projector in options.projector:
         names = trained if projector == CKPT else list(targets)

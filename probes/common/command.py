@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsnr import files, plugins
-from gsnr.commandline import Parser, a_path, choose, tell
-from gsnr.options import build, check_list, check_ranges, declared_options, help_of_several, kinds, values_of
+from gsnr.commandline import Parser, a_cache, a_path, choose, listed, tell
+from gsnr.options import build, check_ranges, declared_options, help_of_several, kinds, values_of
 from gsnr.train.cache_root import DEMOS
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _parser() -> Parser:
     parser.add_argument("--probe", metavar="A,B", help=f"probes to run (default: all that apply): {', '.join(names())}")
     parser.add_argument("--out", type=a_path, metavar="DIR", help="folder for the tables (default: RUN/probes; needed for several)")
     parser.add_argument("--weights", default="ema", metavar="ema|raw", help="which weights of the checkpoint (default: ema)")
-    parser.add_argument("--data", metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
+    parser.add_argument("--data", type=a_cache, metavar="CACHE", help="cache to measure on (default: the one the checkpoint was trained on)")
     parser.add_argument(
         "--align-from", type=a_path, metavar="RUN", help="checkpoint whose alignment is target `own`, for a backbone trained without it"
     )
@@ -82,11 +82,10 @@ def _parser() -> Parser:
 
 def _asked(text: str | None) -> tuple[str, ...]:
     """The names of --probe. Raises ValueError for one that is unknown, empty or named twice."""
-    listed = () if text is None else tuple(text.split(","))
-    check_list("--probe", listed)
-    for name in listed:
+    asked = () if text is None else listed("--probe", text, names())
+    for name in asked:
         plugins.get("probes", name)
-    return listed
+    return asked
 
 
 def _given(asked: tuple[str, ...], words: list[str]) -> dict[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
@@ -98,14 +99,29 @@ def labels(subject: Subject) -> dict[str, str]:
     return {target: label for target, label in found.items() if label}
 
 
+def trained_target(subject: Subject, targets: Iterable[str]) -> str | None:
+    """Which of the targets the checkpoint has a projector of; None for none."""
+    own = own_target(subject)
+    return own[0] if own is not None and own[0] in targets and subject.align_from is None else None
+
+
+def unfit(subject: Subject, options: TargetOptions) -> dict[str, str]:
+    """Control -> why there is none here, of those in the options."""
+    found = {}
+    if subject.checkpoint.config.model.text:
+        found[WITHIN_CLASS] = f"{subject.checkpoint.folder} reads captions, and has no classes"
+    if "fresh" not in options.projector and ("ckpt" not in options.projector or trained_target(subject, chosen(subject, options.targets)) is None):
+        found[CONSTANT] = "a projector that is fitted to a constant learns it, and all are fitted"
+    return {control: why for control, why in found.items() if control in options.controls}
+
+
 def check(subject: Subject, options: TargetOptions) -> None:
     """Raises ValueError for targets that there are not, a projector that the checkpoint has not, or controls that are none and some."""
     if NONE in options.controls and len(options.controls) > 1:
         raise ValueError(f"--controls {','.join(options.controls)}: none stands alone")
-    if options.controls == (CONSTANT,) and options.projector == ("fit",):
-        raise ValueError("--controls constant: a projector that is fitted to a constant learns it; choose shuffled, or --projector ckpt or fresh")
-    if options.controls == (WITHIN_CLASS,) and subject.checkpoint.config.model.text:
-        raise ValueError(f"--controls {WITHIN_CLASS}: {subject.checkpoint.folder} reads captions, and has no classes; choose shuffled")
-    targets, own = chosen(subject, options.targets), own_target(subject)
-    if set(options.projector) == {"ckpt"} and (own is None or own[0] not in targets or subject.align_from is not None):
+    targets = chosen(subject, options.targets)
+    for control, why in unfit(subject, options).items():
+        if options.controls != type(options).controls:  # of the usual ones those that fit are taken, and `plan` says which are not
+            raise ValueError(f"--controls {control}: {why}; choose shuffled{', or --projector fresh' if control == CONSTANT else ''}")
+    if set(options.projector) == {"ckpt"} and trained_target(subject, targets) is None:
         raise ValueError(f"--projector ckpt: {subject.checkpoint.folder} has none for the targets {', '.join(targets)}; choose fit")

@@ -96,6 +96,7 @@ def test_a_damaged_piece_is_named_and_nothing_is_left_of_a_measurement_that_did_
     for words, message in (
         (("--targets", "own,magic"), "--targets magic: it does not exist, or the data lack its features; " + choose_from(f"all, own, {TARGETS}")),
         (("--controls", "magic"), "--controls 'magic' does not exist; choose from shuffled, shuffled_class, constant"),
+        (("--controls", "shuffled,constant", "--projector", "fit"), "--controls constant: a projector that is fitted to a constant learns it"),
         (("--controls", "shuffled,none"), "--controls shuffled,none: none stands alone"),
         (("--projector", "magic"), "--projector 'magic' does not exist; choose from fit, ckpt, fresh"),
         (("--projector", "ckpt", "--targets", "sra2"), "has none for the targets sra2; choose fit"),

@@ -42,6 +42,8 @@ def test_the_vanilla_fork_is_the_run_that_goes_on(parent: Path, tmp_path: Path) 
     """Bit for bit: weights, moving average and optimizer, with the run's own seed."""
     train([*VANILLA, "--steps", "7", "--save-every", "4", "--out", str(tmp_path / "whole")])
     assert fork.main(words(parent, tmp_path / "forks", "--rows none --seeds 0")) == 0
+    said = (tmp_path / "forks" / tables.WORDS).read_text()
+    assert "none alone; there is nothing to compare" in said and "|" not in said and "two or more with --seeds" in said
     one, two = (tensors(run / "checkpoints/0000007") for run in (tmp_path / "whole", tmp_path / "forks/none-s0"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
@@ -128,8 +130,8 @@ def test_a_fork_that_was_stopped_goes_on(parent: Path, tmp_path: Path, monkeypat
         ("--rows shuffled:sra2@1", "its target is no feature of the cache, so that it has no control 'shuffled'"),
         ("--rows shufled:repa", "control 'shufled' does not exist; choose from shuffled"),
         ("--rows va-repa:0-0.5", "has the schedule 't_sigmoid' already"),
-        ("--rows repa,repa", "--rows: names one of them twice"),
-        ("--rows repa --seeds 0,0", "--seeds: names one of them twice"),
+        ("--rows repa,repa", "--rows 'repa,repa': names 'repa' twice"),
+        ("--rows repa --seeds 00,0", "--seeds '0,0': names '0' twice"),
         ("--rows repa --metrics recall", "name a number of samples"),
         ("--rows repa --model.depth 2", "--model.depth: a fork has it from the checkpoint"),
         ("--rows repa --only repa,7", "--only 'repa,7': is none of the forks"),

@@ -128,9 +128,9 @@ def test_grid_says_what_is_wrong(tmp_path: Path) -> None:
         call(grid.main, "--out", tmp_path / "g", "--seeds", "a")
     for words, message in (
         (("--rows", "sit", "--colour", "red"), "unknown option 'colour'"),
-        (("--rows", "sit,sit"), "--rows: names one of them twice"),
+        (("--rows", "sit,sit"), "--rows 'sit,sit': names 'sit' twice"),
         (("--rows", "sit,mmdit-demo"), "--rows sit,mmdit-demo: one of them reads captions and one classes"),
-        (("--seeds", "1,1"), "--seeds: names one of them twice"),
+        (("--seeds", "1,1"), "--seeds '1,1': names '1' twice"),
         (("--seeds", "²"), "--seeds '²'"),
         (("--seeds", str(2**64)), "a list of whole numbers below"),
         (("--seed", "3"), "--seed: the grid sets it itself"),

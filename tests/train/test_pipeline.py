@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gsnr.train import samplers, vae
+from gsnr.train import samplers, vae, verify
 from gsnr.train.convert.command import main as convert
 from gsnr.train.guidance import Guidance
 from gsnr.train.pipeline import SiTPipeline, save_pipeline
@@ -77,6 +77,7 @@ def test_a_scaling_by_channel_goes_through_save_and_load(loaded: checkpoint.Chec
     header = replace(loaded.header, scale=1.0, channel_scale=(0.5, 2.0, 1.0, 3.0), channel_bias=(0.1, 0.0, -0.2, 0.3))
     scaled = replace(loaded, header=header, config=replace(loaded.config, label_dropout=0.0))
     save_pipeline(scaled, tmp_path / "made")
+    assert call(verify.main, tmp_path / "made") == 0
     read = SiTPipeline.from_pretrained(tmp_path / "made")
     assert read.scaling == header.scaling and not read.unconditional
     read.set_progress_bar_config(disable=True)
@@ -131,6 +132,9 @@ def test_what_becomes_no_pipeline(smoke_run: Path, loaded: checkpoint.Checkpoint
         (("--to", "pipeline", "--weights", "best"), "--weights 'best' does not exist"),
         (("--to", "pipeline", "--labels", tmp_path / "none.json"), "--labels .*none.json: not JSON"),
         (("--vae", "demo", "--resolution", 128), "--vae: of a pipeline alone"),
+        (("--to", "pipeline", "--vae", ""), "--vae '': names nothing"),
+        (("--to", "pipeline", "--from", "sit"), "--from sit: is of a file"),
+        (("--resolution", 128, "--model", "SiT-B/2"), "--model SiT-B/2: is of a file"),
     ):
         with pytest.raises(ValueError, match=said):
             call(convert, *words, *more)

@@ -202,6 +202,8 @@ def test_bad_input_is_named(pictures: Path, vae_folder: Path, tmp_path: Path) ->
     fails("no images in sub-folders", data=vae_folder)
     fails("multiple of 8", resolution=36)
     fails("--heldout 30", heldout=30)
+    fails("--teacher '': names nothing", teacher="")
+    fails("--latent-scale '': names nothing", latent_scale="")
     for named in ("G9", "G3,G3", "G3, G4", ""):
         fails(f"--features '{named}': name groups of G1, G2, G3, G4, each once", features=named)
     fails("--resolution 65536: must be at least 1 and at most 4096", resolution=65536)

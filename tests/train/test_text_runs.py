@@ -150,7 +150,7 @@ def test_a_pipeline_reads_states(run: Path, encoder: Path, tmp_path: Path) -> No
             pipe(**bad)
 
 
-def test_probes_and_the_held_out_loss(run: Path, tmp_path: Path) -> None:
+def test_probes_and_the_held_out_loss(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("--bins", "1", "--n-images", "6", "--fit-samples", "64", "--fit-steps", "2", "--targets", "sra2", "--probe", "alignment,denoising")
     assert call(probe, "--ckpt", run, *few, "--out", tmp_path / "tables") == 0
     table = pd.read_parquet(tmp_path / "tables" / "alignment.parquet")
@@ -160,7 +160,8 @@ def test_probes_and_the_held_out_loss(run: Path, tmp_path: Path) -> None:
     assert table[(table["control"] == "none") & (table["group"] == "all")]["gsnr"].notna().all()
     assert {"none", "shuffled"} == set(table["control"]), "captions are no classes, and of what is fitted to a constant nothing is left"
     with pytest.raises(ValueError, match=r"--controls shuffled_class: .* reads captions, and has no classes; choose shuffled"):
-        call(probe, "--ckpt", run, *few, "--controls", "shuffled_class", "--out", tmp_path / "other")
+        call(probe, "--ckpt", run, *few, "--controls", "shuffled,shuffled_class", "--out", tmp_path / "other")
+    assert call(probe, "--ckpt", run, *few, "--dry-run") == 0 and "left out: control shuffled_class" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--probe representation: .*: holds neither classes nor a teacher's features"):
         call(probe, "--ckpt", run, "--probe", "representation", "--n-images", "8", "--out", tmp_path / "other")
     assert not (tmp_path / "other").exists()

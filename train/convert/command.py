@@ -65,6 +65,8 @@ def _to_pipeline(args: argparse.Namespace) -> None:
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     choose("--to", args.to, ("checkpoint", "pipeline"))
+    if args.vae == "":
+        raise ValueError("--vae '': names nothing; leave it out, or name one")
     if args.null_text is not None and (args.resolution is not None or args.to == "pipeline"):
         raise ValueError("--null-text: convert the file first, and then its folder with --resolution or --to pipeline")
     if args.to == "pipeline":

@@ -35,6 +35,9 @@ class Source:
 def source_of(path: Path, kind: str, model: str | None) -> Source:
     """path: a run folder, a checkpoint folder or a foreign file; kind, model: see `gsnr convert`. Raises ValueError where it is none of them."""
     if path.is_dir():
+        for flag, value, usual in (("--from", kind, "auto"), ("--model", model, None)):
+            if value != usual:
+                raise ValueError(f"{flag} {value}: is of a file; {path} is a folder of ours, which says itself what it holds; leave it out")
         folder = checkpoint.locate(path)
         kept: tuple[Weights, ...] = ("raw", "ema")
         there = tuple(weights for weights in kept if checkpoint.weight_files(folder, weights)[0].is_file())

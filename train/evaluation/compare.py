@@ -10,7 +10,6 @@ from typing import Any
 
 import gsnr
 from gsnr import plugins
-from gsnr.options import check_list
 from gsnr.train.evaluation import captions
 from gsnr.train.evaluation.features import Form, extract, of_reference
 from gsnr.train.evaluation.images import ImageSet, check_alike, open_images
@@ -37,8 +36,7 @@ class Asked:
 
 
 def found(names: Iterable[str]) -> dict[str, ModuleType]:
-    """The metrics of these names. Raises ValueError for one that there is not, or that is named twice."""
-    check_list("--metrics", tuple(names))
+    """The metrics of these names. Raises ValueError for one that there is not."""
     return {name: plugins.find("metrics", name) for name in names}
 
 

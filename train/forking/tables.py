@@ -58,9 +58,12 @@ def markdown(about: dict[str, Any], found: list[Difference], lines: list[Power])
     """about: the "about" of forks.json."""
     whole = [d for d in found if (d.t_low, d.t_high) == (0.0, 1.0)]
     metrics = list(dict.fromkeys(d.metric for d in whole))
+    length = f"Forks of {about['checkpoint']} (step {about['step']}), {about['steps']} steps each, learning rate {about['lr']:g}"
+    if not whole:
+        few = [] if lines else ["One seed says nothing of what chance does: name two or more with --seeds, or rows beside none."]
+        return "\n".join([f"{length}: {', '.join(about['rows'])} alone; there is nothing to compare.", "", *few, *_said(whole, lines)]) + "\n"
     text = [
-        f"Forks of {about['checkpoint']} (step {about['step']}), {about['steps']} steps each, learning rate {about['lr']:g}: each row minus the "
-        "fork without alignment of the same seed, which has the same batches, times, noise and optimizer state.",
+        f"{length}: each row minus the fork without alignment of the same seed, which has the same batches, times, noise and optimizer state.",
         "In brackets the 95 % interval over seeds, in braces that over images (or samples) with these seeds.",
         "",
         "| row | seeds | " + " | ".join(label(metric) for metric in metrics) + " |",

@@ -71,6 +71,9 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least} and at most {most}")
+    for name in ("vae", "teacher", "latent_scale", "captions", "text_encoder"):
+        if getattr(args, name) == "":
+            raise ValueError(f"--{name.replace('_', '-')} '': names nothing; leave it out, or name one")
     how, named = _features(args.features)
     if len(set(named)) < len(named) or not set(named) <= set(layers.GROUPS):
         valid = ", ".join(layers.GROUPS)
