@@ -65,7 +65,7 @@ def _called(command: Command, words: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:18}{command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:20}{command.summary}" for name, command in COMMANDS.items()]
     last = "every command takes --plugins PATH, a file or folder with alignments, probes, figures, ... of your own"
     return "\n".join(["usage: gsnr COMMAND ...    (gsnr COMMAND --help says what it takes)", "", *lines, "", last])
 
