@@ -175,7 +175,8 @@ def a_folder(text: str) -> Path:
     """The type of a folder that is to be there."""
     path = a_path(text)
     if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: {'no folder' if path.exists() else 'no such folder'}")
+        name = text if text.isprintable() else repr(text)
+        raise argparse.ArgumentTypeError(f"{name}: {'no folder' if path.exists() else 'no such folder'}")
     return path
 
 

@@ -123,7 +123,7 @@ def test_help_of_a_preset_shows_its_values() -> None:
         ("sample --ckp x --ckpt y", "unrecognized arguments: --ckp x; did you mean --ckpt?"),
         ("bench --methods gost", "--methods 'gost' does not exist; choose from ... (did you mean ghost?)"),
         ("coverage --only clam", "--only 'clam' does not exist; choose from ... (did you mean claim?)"),
-        ("figures --run x --figure fig5_ruter", "figure 'fig5_ruter' does not exist; choose from ... (did you mean fig5_router?)"),
+        ("figures --run . --figure fig5_ruter", "figure 'fig5_ruter' does not exist; choose from ... (did you mean fig5_router?)"),
     ],
 )
 def test_what_was_meant(words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -183,20 +183,18 @@ def _of_token(args: argparse.Namespace) -> Guidance | None:
 
 def _guidance(args: argparse.Namespace) -> Guidance:
     """Raises ValueError naming the flag."""
-    token = _of_token(args)
+    token, flags = _of_token(args), f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}"
     try:
         low, high = (float(word) for word in args.cfg_interval.split(","))
         channels = None if args.guide_channels == "all" else int(args.guide_channels)
     except ValueError:
-        raise ValueError(
-            f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: LOW,HIGH and all or a whole number are needed"
-        ) from None
+        raise ValueError(f"{flags}: LOW,HIGH and all or a whole number are needed") from None
     try:
         made = Guidance(weight=args.cfg, low=low, high=high, channels=channels, token=token)
     except ValueError as error:
-        raise ValueError(f"--cfg {args.cfg}, --cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: {error}") from error
+        raise ValueError(f"--cfg {args.cfg}, {flags}: {error}") from error
     if not made.used and (low, high, channels) != (0, 1, None):
-        raise ValueError(f"--cfg-interval {args.cfg_interval}, --guide-channels {args.guide_channels}: change nothing without guidance; add --cfg W")
+        raise ValueError(f"{flags}: change nothing without guidance; add --cfg W")
     return made
 
 

@@ -113,8 +113,9 @@ def test_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "metrics.jsonl", [{"step": 10 * k, "align": 1.0 if k < 9 else 0.0, "skipped": 0} for k in range(1, 12)])
     assert call(verdict.main, "--run", tmp_path, "--stop-rule", "plateau", "--stop-rule.after", 40) == 0
     assert "at step 50 (8 checks up to step 80)" in capsys.readouterr().out
+    (empty := tmp_path / "none").mkdir()
     for words, message in (
-        (("--stop-rule", "rho", "--run", tmp_path / "none"), r"none: has no balance.jsonl .* --gsnr-every"),
+        (("--stop-rule", "rho", "--run", empty), r"none: has no balance.jsonl .* --gsnr-every"),
         (("--stop-rule", "none", "--run", tmp_path), "never releases"),
         (("--stop-rule", "pleateau", "--run", tmp_path), "stop rule|rule 'pleateau' does not exist"),
         (("--stop-rule", "rho", "--run", tmp_path, "--stop-rule.limt", 3), r"stop_rule.limt"),
