@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -18,9 +19,13 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from tqdm import tqdm
+
 from gsnr import commands
 
 os.environ["OMP_NUM_THREADS"] = "1"
+tqdm.set_lock(threading.RLock())  # its own is shared with forks: one that is killed while it draws a bar would hold it for ever
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 def imported(names: Iterable[str]) -> None:

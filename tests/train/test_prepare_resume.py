@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,31 @@ def shards_of(out: Path) -> list[Path]:
 
 
 def forked(work: Callable[[], object]) -> multiprocessing.process.BaseProcess:
-    child = multiprocessing.get_context("fork").Process(target=work)
+    """It leads a group of its own, of which it is the only one but for its workers."""
+
+    def apart() -> None:
+        os.setsid()
+        work()
+
+    child = multiprocessing.get_context("fork").Process(target=apart)
     child.start()
     return child
 
 
-def test_kill_minus_9_and_the_same_command_again(words: tuple[object, ...], whole: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def children() -> Iterator[list[multiprocessing.process.BaseProcess]]:
+    """For what a test forks. In the end their workers are killed: one whose parent died before it had looked who that is waits for ever."""
+    found: list[multiprocessing.process.BaseProcess] = []
+    yield found
+    for child in found:
+        assert child.pid
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def test_kill_minus_9_and_the_same_command_again(
+    words: tuple[object, ...], whole: Path, tmp_path: Path, children: list[multiprocessing.process.BaseProcess]
+) -> None:
     """Killed at random moments until it ends by itself: some time after its start and, every other time, after it finished a shard; with and
     without workers (which outlive their parent by seconds)."""
     out, rng, reached = tmp_path / "cache", random.Random(0), [0]
@@ -123,7 +143,7 @@ def test_kill_minus_9_and_the_same_command_again(words: tuple[object, ...], whol
         call(main, *words, "--workers", len(reached) // 2 % 2, "--out", out)
 
     while True:
-        child = forked(work)
+        children.append(child := forked(work))
         until = time.monotonic() + 60  # a forked child may find a lock that a thread of its parent held: then it is killed as well
         while len(reached) % 2 and child.is_alive() and len(shards_of(out)) == reached[-1] and time.monotonic() < until:
             time.sleep(0.005)
