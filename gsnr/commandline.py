@@ -81,6 +81,15 @@ def listed(flag: str, text: str, known: Iterable[str] = ()) -> tuple[str, ...]:
     return names
 
 
+def chosen(flag: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
+    """The same, where the valid names are fixed. Raises ValueError for another, too."""
+    valid = list(known)
+    names = listed(flag, text, valid)
+    for name in names:
+        choose(flag, name, valid)
+    return names
+
+
 def unknown_flag(word: str, known: Iterable[str]) -> str:
     """ "; did you mean --optim.lr?", or "" where no flag is near. known: flags without their dashes."""
     near = meant(word.lstrip("-").partition("=")[0].replace("_", "-"), known)

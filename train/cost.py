@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from gsnr import commands
-from gsnr.commandline import Parser, choose, listed
+from gsnr.commandline import Parser, choose, chosen
 from gsnr.train import presets, text_presets
 from gsnr.train.config import TrainConfig, alignment_config, resolve
 from gsnr.train.costing import activations, counts, paper, sampling, steps
@@ -110,9 +110,7 @@ def main(argv: list[str]) -> int:
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--precision fp16: needs a GPU; choose no or bf16")
     sampling.check(args.sampler)
-    rows = listed("--rows", args.rows, presets.rows_at(args.size))
-    for row in rows:
-        choose("--rows", row, presets.rows_at(args.size))
+    rows = chosen("--rows", args.rows, presets.rows_at(args.size))
     configs = {row: resolve(presets.at(row, args.size), {"precision": args.precision, "compile": args.compile}) for row in rows}
     for row, config in configs.items():
         options = alignment_config(config.alignment)

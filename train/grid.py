@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from gsnr import commands, files, plugins
-from gsnr.commandline import Parser, a_path, check_list, choose, listed, seed
+from gsnr.commandline import Parser, a_path, check_list, chosen, seed
 from gsnr.train.children import Children
 from gsnr.train.evaluate import asked_of_samples
 from gsnr.train.text_presets import OF_DEMO as OF_TEXT
@@ -184,9 +184,7 @@ def main(argv: list[str]) -> int:
     args, options = _parser().parse_known_args(argv)
     rows = [name for name, row in presets.ROWS.items() if row.runs_on_demo]
     if args.rows is not None:
-        rows = list(listed("--rows", args.rows, (*presets.ROWS, *OF_TEXT)))
-    for row in rows:
-        choose("--rows", row, (*presets.ROWS, *OF_TEXT))
+        rows = list(chosen("--rows", args.rows, (*presets.ROWS, *OF_TEXT)))
     known = OF_TEXT if rows[0] in OF_TEXT else tuple(presets.ROWS)
     if other := [row for row in rows if row not in known]:
         raise ValueError(f"--rows {rows[0]},{other[0]}: one of them reads captions and one classes; a grid compares rows of one kind")

@@ -42,7 +42,7 @@ from gsnr.batches import batch_size
 from gsnr.benchmarks import peers
 from gsnr.benchmarks.methods import METHODS, OURS, STEP, Method, errors, memory_of, prepare, reference, seconds
 from gsnr.benchmarks.subjects import ON_A_GPU, SUBJECTS, Subject, build
-from gsnr.commandline import Parser, choose, listed, tell
+from gsnr.commandline import Parser, choose, chosen, tell
 from gsnr.estimates import Array
 
 TOLERANCE = 1e-3  # what a peer may be off by; ours are held to far less by the tests
@@ -144,14 +144,6 @@ def _computes(name: str) -> str:
     return peers.COMPUTES[name]
 
 
-def _chosen(flag: str, asked: str | None, known: tuple[str, ...], default: tuple[str, ...]) -> list[str]:
-    """The names of a comma list. Raises ValueError listing the valid ones."""
-    chosen = list(default if asked is None else listed(flag, asked, known))
-    for name in chosen:
-        choose(flag, name, known)
-    return chosen
-
-
 def _parser() -> Parser:
     assert __doc__ is not None
     parser = Parser("gsnr bench", __doc__)
@@ -169,8 +161,9 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    subjects = _chosen("--subjects", args.subjects, tuple(SUBJECTS), tuple(name for name in SUBJECTS if gpu or name not in ON_A_GPU))
-    methods = _chosen("--methods", args.methods, METHODS, METHODS)
+    usual = [name for name in SUBJECTS if gpu or name not in ON_A_GPU]
+    subjects = usual if args.subjects is None else list(chosen("--subjects", args.subjects, SUBJECTS))
+    methods = list(METHODS if args.methods is None else chosen("--methods", args.methods, METHODS))
     if not (args.no_memory or gpu or Path("/proc/self/clear_refs").exists()):
         raise ValueError("peak memory on a CPU is read from Linux's /proc, which is not there; add --no-memory")
     torch.backends.cudnn.allow_tf32 = False
